@@ -1,0 +1,156 @@
+"""Rules for arrays: which library, dtype and device an operation runs in.
+
+The namespace `xp` is found once, at the public door, and handed down as a keyword. There is no
+global backend. Storage dtypes are bfloat16, float16, float32 and float64; everything that is
+reported is computed in float64.
+"""
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import array_api_compat
+import ml_dtypes
+import numpy as np
+
+from lotr_tn.errors import BackendError
+
+Array: TypeAlias = Any
+"""An array of NumPy, torch, or another library of the array API standard."""
+
+Namespace: TypeAlias = Any
+"""A namespace of the array API standard, as `array_api_compat` returns it."""
+
+STORAGE_DTYPES = ("bfloat16", "float16", "float32", "float64")
+UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+
+BLOCK_ELEMENTS = 2**19
+"""Entries widened to float64 at a time: 4 MB."""
+
+
+def dtype_name(x: Array) -> str:
+    """The bare name of an array's dtype, the same for every library: `float32`, `bfloat16`."""
+    return str(x.dtype).rsplit(".", maxsplit=1)[-1]
+
+
+def is_wide(x: Array) -> bool:
+    """True where the entries are float64: factorisations then use orthogonal transformations."""
+    return dtype_name(x) == "float64"
+
+
+def namespace_of(**arrays: Array) -> Namespace:
+    """The one array library of all arguments, given by name.
+
+    Raises:
+        BackendError: the arguments differ in library, dtype or device, or hold no real floats.
+    """
+    try:
+        xp = array_api_compat.array_namespace(*arrays.values())
+    except TypeError:
+        found = ", ".join(
+            f"{k}: {type(v).__module__}.{type(v).__name__}" for k, v in arrays.items()
+        )
+        raise BackendError(
+            f"all arrays of one operation must come from one library (NumPy or torch); found {found}"
+        ) from None
+    for what, of in (("dtype", dtype_name), ("device", device_name)):
+        found = {name: of(x) for name, x in arrays.items()}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{name}: {value}" for name, value in found.items())
+            raise BackendError(
+                f"all arrays of one operation must have one {what}; found {listed}: convert them first"
+            )
+    for name, x in arrays.items():
+        if dtype_name(x) not in STORAGE_DTYPES:
+            raise BackendError(
+                f"{name} has dtype {dtype_name(x)}; needed one of {', '.join(STORAGE_DTYPES)}"
+            )
+    return xp
+
+
+def device_name(x: Array) -> str:
+    """The device that holds an array, as text: `cpu`, `cuda:0`."""
+    return str(array_api_compat.device(x))
+
+
+def cast(x: Array, dtype: str, *, xp: Namespace) -> Array:
+    """`x` in the storage dtype named; the array itself where it already has it."""
+    if dtype_name(x) == dtype:
+        return x
+    if array_api_compat.is_numpy_namespace(xp) and dtype == "bfloat16":
+        return x.astype(ml_dtypes.bfloat16)
+    if not hasattr(xp, dtype):
+        raise BackendError(f"{xp.__name__} has no dtype {dtype}; choose float32 or float64")
+    return xp.astype(x, getattr(xp, dtype))
+
+
+def float64(x: Array, *, xp: Namespace) -> Array:
+    """`x` in float64, the precision of everything that is measured."""
+    return cast(x, "float64", xp=xp)
+
+
+def at_least_float32(x: Array, *, xp: Namespace) -> Array:
+    """`x` in float32 where it is narrower: half precision stores, it does not compute."""
+    return x if dtype_name(x) in ("float32", "float64") else cast(x, "float32", xp=xp)
+
+
+def row_blocks(x: Array) -> Iterator[slice]:
+    """Slices over the first axis, so that a float64 copy of one block stays near 4 MB."""
+    rows = max(128, BLOCK_ELEMENTS // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], rows):
+        yield slice(start, min(start + rows, x.shape[0]))
+
+
+def zeros(shape: tuple[int, ...], like: Array, *, xp: Namespace) -> Array:
+    """Float64 zeros on the device of `like`."""
+    return xp.zeros(shape, dtype=xp.float64, device=array_api_compat.device(like))
+
+
+def identity(n: int, like: Array, *, xp: Namespace) -> Array:
+    """The float64 identity of size n on the device of `like`."""
+    return xp.eye(n, dtype=xp.float64, device=array_api_compat.device(like))
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """A host NumPy copy or view of an array of any supported library, bfloat16 included."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
+    if array_api_compat.is_torch_array(x):
+        host = x.detach().cpu().contiguous()
+        if dtype_name(host) == "bfloat16":
+            import torch
+
+            return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return host.numpy()
+    return np.from_dlpack(x)
+
+
+def from_numpy(x: np.ndarray, *, backend: str, device: str | None = None) -> Array:
+    """A NumPy array moved to a backend, `numpy` or `torch`, and there to a device.
+
+    Raises:
+        BackendError: the backend is unknown or not installed, or has no such device.
+    """
+    if backend == "numpy":
+        if device not in (None, "cpu"):
+            raise BackendError(
+                f"NumPy computes on the cpu, not on {device!r}; choose backend torch"
+            )
+        return x
+    if backend != "torch":
+        raise BackendError(f"unknown backend {backend!r}; needed numpy or torch")
+    try:
+        import torch
+    except ImportError:
+        raise BackendError(
+            "backend torch needs PyTorch, which is not installed: pip install 'lotr-tn[torch]'"
+        ) from None
+    x = np.require(x, requirements=["C", "W"])  # torch shares memory, so it must own it
+    if x.dtype == ml_dtypes.bfloat16:
+        tensor = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(x)
+    try:
+        return tensor.to(device or "cpu")
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"torch cannot use device {device!r} here: {reason}") from None

@@ -1,0 +1,187 @@
+"""LoRA adapters to LoTR, group by group."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF, to_numpy
+from lotr_tn.analysis.truncation import truncated_parameters
+from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAGroup, LoTRAdapter, LoTRGroup
+from lotr_tn.checkpoints.grouping import group_modules
+from lotr_tn.decompose import hooi, hosvd, st_hosvd
+from lotr_tn.errors import CheckpointError, PrecisionWarning
+from lotr_tn.formats import Certificate, Tucker2
+from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
+
+__all__ = ["METHODS", "Conversion", "GroupConversion", "convert_adapter"]
+
+Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
+METHODS: Mapping[str, Callable[..., Tucker2]] = MappingProxyType(
+    {"hooi": hooi, "st-hosvd": st_hosvd, "hosvd": hosvd}
+)
+
+DTYPE_MARGIN = 1 / 16
+"""A storage dtype is chosen for an error ε when its unit roundoff is at most this share of ε."""
+
+
+@dataclass(frozen=True)
+class GroupConversion:
+    """What converting one group cost and lost.
+
+    Attributes:
+        name: the group.
+        shape: (L, m, n).
+        parameters_before: entries of its LoRA factors.
+        parameters_after: entries of its shared factors and cores.
+        parameters_truncated: entries that the cheapest per-layer rank truncation would need to
+            reach the same relative error.
+        certificate: the measured errors and their bounds.
+        ranks: (r1, r2).
+        modules: the modules' paths in stack order.
+        met: whether the rank rule was met.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    parameters_before: int
+    parameters_after: int
+    parameters_truncated: int
+    certificate: Certificate
+    ranks: tuple[int, int]
+    modules: tuple[str, ...]
+    met: bool
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted adapter, and what each group cost and lost."""
+
+    adapter: LoTRAdapter
+    groups: tuple[GroupConversion, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """‖T − T̂‖ / ‖T‖ of all converted updates together."""
+        lost = np.array([group.certificate.distance for group in self.groups])
+        size = np.array([group.certificate.norm for group in self.groups])
+        return float(np.linalg.norm(lost) / np.linalg.norm(size)) if size.any() else 0.0
+
+    @property
+    def met(self) -> bool:
+        """Whether every group met the rank rule."""
+        return all(group.met for group in self.groups)
+
+    def total(self, field: str) -> int:
+        """The sum over the groups of a count, such as `parameters_after`."""
+        return sum(getattr(group, field) for group in self.groups)
+
+
+def convert_adapter(
+    adapter: LoRAAdapter,
+    ranks: RankRule | int | tuple[int, int],
+    *,
+    method: Method = "hooi",
+    group_by: str = "kind",
+    dtype: str = "auto",
+    backend: str = "numpy",
+    device: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Conversion:
+    """Convert a LoRA adapter to LoTR: each group of modules gets one pair of shared factors.
+
+    Args:
+        adapter: a LoRA adapter, as `load_adapter` gives it.
+        ranks: the ranks, or the rule, of every group.
+        method: `hooi`, `st-hosvd` or `hosvd`.
+        group_by: `kind`, `shape` or a regular expression; see `group_modules`.
+        dtype: storage dtype, or `auto`: the adapter's own where its rounding is at most a sixteenth
+            of the error asked for, else float32, else float64.
+        backend: `numpy` or `torch`, which computes; the result is on NumPy.
+        device: a device of the backend.
+        progress: called with each group's name before it is converted.
+
+    Returns:
+        The adapter and the figures of each group.
+
+    Raises:
+        CheckpointError: the adapter is LoTR already.
+        BackendError, RankError: as the decompositions raise them.
+
+    Cost: that of the decomposition of each group; memory of one group's factors at a time, beside
+    the result.
+    """
+    if not isinstance(adapter, LoRAAdapter):
+        raise CheckpointError(
+            f"{adapter.source} is a LoTR file already; export it to LoRA first to convert it anew"
+        )
+    rule = as_rule(ranks)
+    chosen = _storage_dtype(adapter.dtype, rule) if dtype == "auto" else dtype
+    groups: dict[str, LoTRGroup] = {}
+    reports = []
+    for name, group in group_modules(adapter, group_by).items():
+        if progress is not None:
+            progress(name)
+        assert isinstance(group, LoRAGroup)
+        stack = _compress(group, rule, METHODS[method], chosen, backend, device)
+        groups[name] = LoTRGroup(name, group.targets, stack)
+        reports.append(_report(group, stack, rule, backend, device))
+    origin = {"format": "peft-lora", "dtype": adapter.dtype, "group_by": group_by}
+    converted = LoTRAdapter(groups, adapter.extras, adapter.config_text, origin)
+    return Conversion(converted, tuple(reports))
+
+
+def _storage_dtype(own: str, rule: RankRule) -> str:
+    if isinstance(rule, FixedRank):
+        return own
+    for dtype in (own, "float32"):
+        if UNIT_ROUNDOFF[dtype] <= DTYPE_MARGIN * rule.epsilon:
+            return dtype
+    return "float64" if rule.epsilon else max(own, "float32")
+
+
+def _compress(
+    group: LoRAGroup,
+    rule: RankRule,
+    decompose: Callable[..., Tucker2],
+    dtype: str,
+    backend: str,
+    device: str | None,
+) -> Tucker2:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrecisionWarning)  # reported by `met`
+        stack = decompose(group.to_stack(backend, device), rule, dtype=dtype)
+    certificate = stack.certificate
+    assert certificate is not None
+    on_host = dataclasses.replace(
+        certificate,
+        distances=to_numpy(certificate.distances),
+        norms=to_numpy(certificate.norms),
+        lower=np.float64(float(certificate.lower)),
+        upper=np.float64(float(certificate.upper)),
+    )
+    return Tucker2(to_numpy(stack.u), to_numpy(stack.core), to_numpy(stack.v), on_host)
+
+
+def _report(
+    group: LoRAGroup, stack: Tucker2, rule: RankRule, backend: str, device: str | None
+) -> GroupConversion:
+    certificate = stack.certificate
+    assert certificate is not None
+    error = certificate.relative_error
+    met = isinstance(rule, FixedRank) or rule.epsilon == 0 or error <= rule.epsilon
+    return GroupConversion(
+        name=group.name,
+        shape=group.shape,
+        parameters_before=sum(module.stored for module in group.modules),
+        parameters_after=sum(array.size for array in (stack.u, stack.core, stack.v)),
+        parameters_truncated=truncated_parameters(group.to_stack(backend, device), error),
+        certificate=certificate,
+        ranks=stack.ranks,
+        modules=tuple(target.name for target in group.targets),
+        met=met,
+    )

@@ -1,0 +1,151 @@
+"""LoTR adapters back to LoRA, in the form that every loader reads alike."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF, cast
+from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAModule, LoTRAdapter, LoTRGroup, Target
+from lotr_tn.checkpoints.peft import config_text
+from lotr_tn.checkpoints.peft_config import portable_config
+from lotr_tn.errors import CheckpointError
+from lotr_tn.linalg import smallest_rank
+from lotr_tn.linalg.factor import svd
+from lotr_tn.ops.distance import Frame, frame_of
+
+__all__ = ["Export", "to_lora"]
+
+INVISIBLE = 0.005
+"""Export may add at most this share of a module's own error: it changes no digit that is shown."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A LoRA adapter made from a LoTR one.
+
+    Attributes:
+        adapter: the LoRA adapter, scale inside.
+        ranks: the rank of each module by its path.
+        dtype: the storage dtype of its factors.
+    """
+
+    adapter: LoRAAdapter
+    ranks: Mapping[str, int]
+    dtype: str
+
+
+def to_lora(
+    adapter: LoTRAdapter,
+    *,
+    ranks: Literal["uniform", "minimal"] = "uniform",
+    dtype: str = "auto",
+) -> Export:
+    """Write every U G_l Vᵀ as its own pair of LoRA factors.
+
+    Each core is diagonalised, so a module gets the rank that its update has, at most min(r1, r2)
+    and no more than the LoRA it came from. What is cut off is rounding: at most 0.5% of the
+    module's certified error.
+
+    Args:
+        adapter: a LoTR adapter.
+        ranks: `uniform` pads all modules with zeros to one rank, which every loader takes;
+            `minimal` keeps each module's own, which needs a loader that knows rank_pattern.
+        dtype: storage dtype of the factors, or `auto`: the one that the original LoRA had where its
+            rounding stays invisible beside the certified error, else float32 or float64.
+
+    Returns:
+        The LoRA adapter; its alpha equals its rank, and targets are listed in full.
+
+    Raises:
+        CheckpointError: the dtype is unknown.
+
+    Cost: O((m + n)·r²) flops a group and O((m + n)·r_l·r) a layer; memory of the result.
+    """
+    chosen = _export_dtype(adapter) if dtype == "auto" else dtype
+    if chosen not in UNIT_ROUNDOFF:
+        raise CheckpointError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {chosen!r}")
+    modules = [m for group in adapter.groups.values() for m in _modules(group)]
+    if ranks == "uniform":
+        rank = _common_rank(modules)
+        modules = [_padded(module, rank) for module in modules]
+    modules = [_tiled(module) for module in modules]
+    by_name = {module.target.name: module.target.rank for module in modules}
+    config = portable_config(json.loads(adapter.config_text), by_name, max(by_name.values()))
+    stored = tuple(_as_dtype(module, chosen) for module in modules)
+    lora = LoRAAdapter(stored, adapter.extras, config, config_text(config))
+    return Export(lora, by_name, chosen)
+
+
+def _export_dtype(adapter: LoTRAdapter) -> str:
+    errors = [
+        group.stack.certificate.relative_error
+        for group in adapter.groups.values()
+        if group.stack.certificate is not None
+    ]
+    smallest = min((error for error in errors if error > 0), default=0.0)
+    own = str(adapter.origin.get("dtype", "float32"))
+    for dtype in (own, "float32"):
+        if dtype in UNIT_ROUNDOFF and UNIT_ROUNDOFF[dtype] <= 2 * INVISIBLE * smallest:
+            return dtype
+    return "float64" if adapter.dtype == "float64" else "float32"
+
+
+def _modules(group: LoTRGroup) -> list[LoRAModule]:
+    stack = group.stack
+    frame = frame_of(stack.u, stack.v, xp=xp)
+    errors = [0.0] * len(group.targets)
+    if stack.certificate is not None:
+        errors = [float(d) for d in stack.certificate.distances]
+    roundoff = UNIT_ROUNDOFF[stack.core.dtype.name]
+    return [
+        _module(target, frame, frame.core(core, xp=xp), error, roundoff)
+        for target, core, error in zip(group.targets, stack.core, errors, strict=True)
+    ]
+
+
+def _module(
+    target: Target, frame: Frame, core: np.ndarray, error: float, roundoff: float
+) -> LoRAModule:
+    """One update in its own rank, both factors of equal norm."""
+    u, s, vt = svd(core, xp=xp)
+    tails = np.append(np.cumsum((s**2)[::-1])[::-1], 0.0)
+    budget = max(INVISIBLE * error, min(roundoff, 2.0**-24) * math.sqrt(tails[0])) ** 2
+    rank = max(1, smallest_rank(tails, budget)) if s.size else 1
+    if s.size == 0:  # a zero update of rank 0: LoRA files cannot say that
+        u, s, vt = np.zeros((core.shape[0], 1)), np.zeros(1), np.zeros((1, core.shape[1]))
+    root = np.sqrt(s[:rank])
+    up = frame.left @ (u[:, :rank] * root)
+    down = (root[:, None] * vt[:rank]) @ frame.right.T
+    return LoRAModule(Target(target.name, target.layout, rank), up, down)
+
+
+def _common_rank(modules: list[LoRAModule]) -> int:
+    """The smallest rank that holds every module and divides by every conv's groups."""
+    needed = max(module.target.rank * module.target.layout.groups for module in modules)
+    step = math.lcm(*(module.target.layout.groups for module in modules))
+    return math.ceil(needed / step) * step
+
+
+def _padded(module: LoRAModule, rank: int) -> LoRAModule:
+    target = module.target
+    missing = rank // target.layout.groups - target.rank
+    up = np.pad(module.up, ((0, 0), (0, missing)))
+    down = np.pad(module.down, ((0, missing), (0, 0)))
+    return LoRAModule(Target(target.name, target.layout, target.rank + missing), up, down)
+
+
+def _tiled(module: LoRAModule) -> LoRAModule:
+    """For a grouped conv each group of outputs reads its own copy of the input factor."""
+    target, groups = module.target, module.target.layout.groups
+    down = np.tile(module.down, (groups, 1))
+    return LoRAModule(Target(target.name, target.layout, target.rank * groups), module.up, down)
+
+
+def _as_dtype(module: LoRAModule, dtype: str) -> LoRAModule:
+    up, down = cast(module.up, dtype, xp=xp), cast(module.down, dtype, xp=xp)
+    return LoRAModule(module.target, up, down)

@@ -1,0 +1,57 @@
+"""One door for every file that we read, and one for every file that we write."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from lotr_tn.checkpoints.adapter import Adapter, LoTRAdapter
+from lotr_tn.checkpoints.native import is_native, load_native, save_native
+from lotr_tn.checkpoints.peft import load_peft, save_peft
+from lotr_tn.errors import CheckpointError
+
+__all__ = ["load_adapter", "save_adapter"]
+
+
+def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter: a PEFT LoRA folder or file, or a native LoTR file.
+
+    The scale (alpha/r, or alpha/√r for rsLoRA, with PEFT's patterns) belongs to each module and is
+    multiplied in wherever factors are used. Tensors that are no low-rank updates, and the
+    configuration, are kept as they are.
+
+    Args:
+        path: a folder with adapter_config.json and adapter_model.safetensors (or .bin, which needs
+            torch and runs no code), one such weights file, or a `.lotr.safetensors` file.
+
+    Returns:
+        A LoRAAdapter or a LoTRAdapter, whose arrays stay mapped from the file until used.
+
+    Raises:
+        CheckpointError: the files are missing, damaged, or do not fit together.
+        UnsupportedError: the adapter uses a feature that a conversion would not keep.
+
+    Cost: the file is read once, to see that every factor is finite.
+    """
+    path = Path(path)
+    return load_native(path) if is_native(path) else load_peft(path)
+
+
+def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write a LoTR adapter as one native file, or a LoRA adapter as a PEFT folder.
+
+    Args:
+        adapter: what to write; a LoRA adapter must have its scale inside, as `to_lora` leaves it.
+        path: the file (LoTR) or folder (LoRA) to make.
+        force: whether an existing target may be replaced.
+
+    Raises:
+        CheckpointError: the target exists, or writing failed; then nothing was changed.
+    """
+    path = Path(path)
+    if isinstance(adapter, LoTRAdapter):
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path} must end in .safetensors, such as name.lotr.safetensors")
+        save_native(adapter, path, force=force)
+        return
+    save_peft(adapter, path, dtype=np.dtype(adapter.dtype), force=force)

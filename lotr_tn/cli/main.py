@@ -1,0 +1,67 @@
+"""The `lotr` program: its commands, and what becomes of errors."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import lotr_tn
+from lotr_tn.cli.compare import compare
+from lotr_tn.cli.convert import convert
+from lotr_tn.cli.demo import demo
+from lotr_tn.cli.export import export
+from lotr_tn.cli.inspect import inspect
+from lotr_tn.errors import LotrError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="lotr",
+    help="Low tensor rank (LoTR) adapters: convert, compare and export, with measured errors.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command(epilog="Example: lotr demo")(demo)
+app.command(epilog="Example: lotr inspect my-lora")(inspect)
+app.command(epilog="Example: lotr convert my-lora --rel-error 0.05 -o my-lora.lotr.safetensors")(
+    convert
+)
+app.command(epilog="Example: lotr export my-lora.lotr.safetensors -o my-lora-again")(export)
+app.command(epilog="Example: lotr compare my-lora my-lora.lotr.safetensors")(compare)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lotr_tn {lotr_tn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def main() -> None:
+    """Run the program. Exit status: 0 done, 1 input refused, 2 wrong usage, 3 done but missed."""
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"lotr: {_sentence(error)}", err=True)
+        sys.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, LotrError):
+        return str(error)
+    # a defect of ours or of the system: still one sentence
+    return f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where"

@@ -1,0 +1,44 @@
+"""Exceptions and warnings: one sentence on what was found, what was needed and what to try."""
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "FormatError",
+    "LotrError",
+    "PerformanceWarning",
+    "PrecisionWarning",
+    "RankError",
+    "UnsupportedError",
+]
+
+
+class LotrError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class BackendError(LotrError, TypeError):
+    """Arrays of one operation differ in library, dtype or device, or the library is missing."""
+
+
+class FormatError(LotrError, ValueError):
+    """Arrays do not fit together: wrong number of axes, or sizes that disagree."""
+
+
+class RankError(LotrError, ValueError):
+    """A rank or a rank rule is outside its range."""
+
+
+class CheckpointError(LotrError, ValueError):
+    """A file is damaged, incomplete, inconsistent, or cannot be written."""
+
+
+class UnsupportedError(CheckpointError):
+    """A file is well formed, but uses a feature whose meaning a conversion would not keep."""
+
+
+class PerformanceWarning(UserWarning):
+    """An operation is about to form something far larger than the factors it comes from."""
+
+
+class PrecisionWarning(UserWarning):
+    """A storage dtype is too coarse for the error that was asked for."""

@@ -1,0 +1,88 @@
+"""What a compression lost: measured errors, and bounds that need no trust."""
+
+from dataclasses import dataclass
+from typing import final
+
+from lotr_tn._arrays import Array, to_numpy
+
+__all__ = ["Certificate"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """The measured error of a compressed stack against the stack it came from.
+
+    All errors are Frobenius norms of differences, computed in float64 from the factors as they are
+    stored, so rounding to the storage dtype is inside. The arrays stay on the stack's device; a
+    property fetches them when it is read.
+
+    Attributes:
+        distances: (L,) ‖ΔW_l − ΔŴ_l‖ of each layer.
+        norms: (L,) ‖ΔW_l‖ of each layer.
+        lower: no Tucker-2 of these ranks comes closer than this (the larger of both mode tails).
+        upper: the truncated HOSVD of these ranks, in this storage dtype, comes at least this close
+            (the root of the sum of both squared mode tails, plus the rounding of the dtype).
+        method: the decomposition: `hosvd`, `st-hosvd` or `hooi`.
+        sweeps: alternating sweeps used; 0 where the method has none.
+
+    Source: De Lathauwer, De Moor and Vandewalle (2000), property 10; Vannieuwenhoven, Vandebril
+    and Meerbergen (2012), theorem 6.5.
+    """
+
+    distances: Array
+    norms: Array
+    lower: Array
+    upper: Array
+    method: str
+    sweeps: int
+
+    @property
+    def norm(self) -> float:
+        """‖T‖ of the whole stack."""
+        return _root_sum_squares(self.layer_norms)
+
+    @property
+    def distance(self) -> float:
+        """‖T − T̂‖ of the whole stack."""
+        return _root_sum_squares(tuple(float(d) for d in to_numpy(self.distances)))
+
+    @property
+    def layer_norms(self) -> tuple[float, ...]:
+        """‖ΔW_l‖ of each layer."""
+        return tuple(float(x) for x in to_numpy(self.norms))
+
+    @property
+    def relative_error(self) -> float:
+        """‖T − T̂‖ / ‖T‖; 0 for a zero update kept as zero."""
+        return ratio(self.distance, self.norm)
+
+    @property
+    def layer_errors(self) -> tuple[float, ...]:
+        """‖ΔW_l − ΔŴ_l‖ / ‖ΔW_l‖ of each layer; infinite where only ΔŴ_l is not zero."""
+        pairs = zip(to_numpy(self.distances), self.layer_norms, strict=True)
+        return tuple(ratio(float(d), norm) for d, norm in pairs)
+
+    @property
+    def lower_bound(self) -> float:
+        """No Tucker-2 of these ranks has a smaller relative error."""
+        return ratio(float(self.lower), self.norm)
+
+    @property
+    def upper_bound(self) -> float:
+        """The truncated HOSVD of these ranks has at most this relative error."""
+        return ratio(float(self.upper), self.norm)
+
+
+def ratio(error: float, size: float) -> float:
+    """Error / size, with 0 / 0 = 0: a zero update kept as zero has no error."""
+    if size > 0:
+        return error / size
+    return float("inf") if error > 0 else 0.0
+
+
+def _root_sum_squares(values: tuple[float, ...]) -> float:
+    largest = max(values, default=0.0)
+    if largest == 0:
+        return 0.0
+    return largest * sum((value / largest) ** 2 for value in values) ** 0.5

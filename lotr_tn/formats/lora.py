@@ -1,0 +1,60 @@
+"""A stack of LoRA updates with ragged ranks."""
+
+import itertools
+from dataclasses import dataclass
+from typing import final
+
+from lotr_tn._arrays import Array, namespace_of
+from lotr_tn.errors import FormatError
+from lotr_tn.formats.checks import require_axes, require_equal
+
+__all__ = ["LoRAStack"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoRAStack:
+    """ΔW_l = up_l down_l for L layers of one shape, each with its own rank.
+
+    Attributes:
+        up: (m, R), the output factors side by side, R = r_1 + … + r_L.
+        down: (R, n), the input factors one below the other.
+        ranks: (r_1, …, r_L); a rank may be 0.
+
+    Raises:
+        FormatError: sizes disagree, or there is no layer.
+        BackendError: up and down differ in library, dtype or device.
+
+    Source: Hu et al. (2021), LoRA: up is B (times its scale), down is A.
+
+    Examples:
+        >>> import numpy as np
+        >>> stack = LoRAStack(np.ones((5, 3)), np.ones((3, 4)), ranks=(1, 2))
+        >>> stack.shape
+        (2, 5, 4)
+    """
+
+    up: Array
+    down: Array
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ranks", tuple(int(r) for r in self.ranks))
+        namespace_of(up=self.up, down=self.down)
+        require_axes("up", self.up, "(m, R)")
+        require_axes("down", self.down, "(R, n)")
+        require_equal("R", ("up", self.up.shape[1]), ("down", self.down.shape[0]))
+        require_equal("R", ("up", self.up.shape[1]), ("the sum of ranks", sum(self.ranks)))
+        if not self.ranks or min(self.ranks) < 0:
+            raise FormatError(f"ranks must be whole numbers, at least one; found {self.ranks}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(L, m, n)."""
+        return len(self.ranks), int(self.up.shape[0]), int(self.down.shape[1])
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each layer's rank terms lie on the axis R."""
+        ends = itertools.accumulate(self.ranks, initial=0)
+        return tuple(slice(start, end) for start, end in itertools.pairwise(ends))

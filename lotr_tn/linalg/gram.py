@@ -1,0 +1,30 @@
+"""Products of tall matrices accumulated in float64, block by block."""
+
+from lotr_tn._arrays import Array, Namespace, float64, is_wide, row_blocks
+
+__all__ = ["cross_gram"]
+
+
+def cross_gram(x: Array, y: Array, *, xp: Namespace) -> Array:
+    """xᵀ y in float64.
+
+    Args:
+        x: (m, p), any storage dtype.
+        y: (m, q), any storage dtype.
+        xp: the array namespace of both.
+
+    Returns:
+        (p, q) float64. Narrow input is widened one block of rows at a time, so no float64 copy of
+        x or y is ever held.
+
+    Cost: 2·m·p·q flops; O(p·q) memory beside the input.
+    """
+    if is_wide(x) and is_wide(y):
+        return xp.matrix_transpose(x) @ y
+    total = None
+    for rows in row_blocks(x if x.shape[1] >= y.shape[1] else y):
+        left = float64(x[rows, :], xp=xp)
+        right = left if x is y else float64(y[rows, :], xp=xp)
+        part = xp.matrix_transpose(left) @ right
+        total = part if total is None else total + part
+    return total if total is not None else float64(xp.matrix_transpose(x) @ y, xp=xp)

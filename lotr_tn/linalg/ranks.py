@@ -1,0 +1,146 @@
+"""How ranks are asked for, and the one place where they are chosen."""
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import numpy as np
+
+from lotr_tn.errors import RankError
+
+__all__ = [
+    "Energy",
+    "FixedRank",
+    "RankRule",
+    "RelativeError",
+    "as_rule",
+    "cheapest_pair",
+    "smallest_rank",
+]
+
+
+@final
+@dataclass(frozen=True)
+class FixedRank:
+    """Exactly these ranks, or the largest that the shapes allow.
+
+    Attributes:
+        r1: rank of the output side, columns of U.
+        r2: rank of the input side, columns of V; the same as r1 where left out.
+    """
+
+    r1: int
+    r2: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, rank in (("r1", self.r1), ("r2", self.pair[1])):
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+                raise RankError(f"{name} must be a whole number of at least 0; found {rank!r}")
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """(r1, r2) with r2 filled in."""
+        return self.r1, self.r1 if self.r2 is None else self.r2
+
+
+@final
+@dataclass(frozen=True)
+class RelativeError:
+    """The fewest parameters whose relative Frobenius error is at most `epsilon`, 0 ≤ ε < 1."""
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon < 1:
+            raise RankError(
+                "a relative error must be at least 0 and below 1, such as 0.05; "
+                f"found {self.epsilon!r}"
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Energy:
+    """The fewest parameters that keep at least this share of the squared norm, 0 < share ≤ 1.
+
+    `Energy(0.99)` asks the same as `RelativeError(0.1)`, since 1 − 0.99 = 0.1².
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise RankError(
+                f"an energy must be above 0 and at most 1, such as 0.99; found {self.share!r}"
+            )
+
+    @property
+    def epsilon(self) -> float:
+        """The relative error that keeps exactly this share."""
+        return math.sqrt(1 - self.share)
+
+
+RankRule: TypeAlias = FixedRank | RelativeError | Energy
+
+
+def as_rule(ranks: RankRule | int | tuple[int, int]) -> RankRule:
+    """A rank rule from a rule, one rank, or a pair of ranks."""
+    if isinstance(ranks, FixedRank | RelativeError | Energy):
+        return ranks
+    if isinstance(ranks, tuple) and len(ranks) == 2:
+        return FixedRank(*ranks)
+    if isinstance(ranks, int):
+        return FixedRank(ranks)
+    raise RankError(
+        "ranks must be a number, a pair (r1, r2), FixedRank, RelativeError or Energy; "
+        f"found {ranks!r}"
+    )
+
+
+def smallest_rank(tails: np.ndarray, budget: float) -> int:
+    """The smallest rank whose discarded energy is within the budget.
+
+    Args:
+        tails: (k + 1,) discarded squared energy after keeping 0, 1, …, k terms; never increasing.
+        budget: the squared energy that may be lost.
+
+    Raises:
+        RankError: not even all terms meet the budget.
+
+    Examples:
+        >>> smallest_rank(np.array([14.0, 5.0, 1.0, 0.0]), budget=1.0)
+        2
+    """
+    within = np.flatnonzero(tails <= budget)
+    if within.size == 0:
+        raise RankError(f"no rank loses as little as {budget:.3g}; the least is {tails[-1]:.3g}")
+    return int(within[0])
+
+
+def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Of all (r1, r2) whose lost energy is within the budget, the one with fewest parameters.
+
+    Args:
+        lost: (k1 + 1, k2 + 1) squared energy lost by each pair of ranks.
+        budget: the squared energy that may be lost.
+        shape: (L, m, n); a pair costs m·r1 + n·r2 + L·r1·r2.
+
+    Returns:
+        (r1, r2); among equally cheap pairs the one that loses least, then the smaller r1.
+
+    Raises:
+        RankError: no pair meets the budget.
+
+    Cost: O(k1·k2).
+    """
+    layers, m, n = shape
+    r1 = np.arange(lost.shape[0])[:, None]
+    r2 = np.arange(lost.shape[1])[None, :]
+    count = m * r1 + n * r2 + layers * r1 * r2
+    within = lost <= budget
+    if not within.any():
+        raise RankError(f"no ranks lose as little as {budget:.3g}; the least is {lost.min():.3g}")
+    candidates = np.flatnonzero(within & (count == count[within].min()))
+    best = candidates[np.argmin(lost.ravel()[candidates])]
+    row, column = np.unravel_index(best, lost.shape)
+    return int(row), int(column)

@@ -1,0 +1,1 @@
+"""Records to text and JSON; nothing is computed here."""

@@ -1,0 +1,47 @@
+"""Numbers as a reader wants them."""
+
+from collections.abc import Iterable
+
+__all__ = ["byte_size", "count", "error", "plain", "rank_range", "times"]
+
+
+def count(number: int) -> str:
+    """A count, short: 4.19M.
+
+    Examples:
+        >>> count(4194304), count(1560)
+        ('4.19M', '1560')
+    """
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**4)):
+        if number >= size:
+            return f"{number / (size if unit != 'k' else 1000):.3g}{unit}"
+    return str(number)
+
+
+def byte_size(number: int) -> str:
+    """A file's size in powers of 1000: 3.6 MB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} bytes"
+
+
+def error(value: float | None) -> str:
+    """A relative error with four digits: 0.04987, 4.584e-08; a dash where there is none."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def times(after: int, before: int) -> str:
+    """A ratio: 0.35x."""
+    return f"{after / before:.2f}x" if before else "-"
+
+
+def plain(after: float) -> str:
+    """A number of seconds."""
+    return f"{after:.1f} s"
+
+
+def rank_range(ranks: Iterable[int]) -> str:
+    """Ranks that may differ: 8, or 4-16."""
+    found = sorted(set(ranks))
+    return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"

@@ -1,0 +1,122 @@
+"""Records as plain dictionaries, for `--json`. Keys are stable: added, never renamed."""
+
+from pathlib import Path
+from typing import Any
+
+from lotr_tn.checkpoints.adapter import Adapter, LoRAAdapter, LoTRAdapter
+from lotr_tn.checkpoints.comparison import Comparison
+from lotr_tn.checkpoints.conversion import Conversion, GroupConversion
+from lotr_tn.checkpoints.export import Export
+from lotr_tn.checkpoints.grouping import group_modules
+
+__all__ = ["comparison_record", "conversion_record", "export_record", "inspection_record"]
+
+
+def conversion_record(
+    conversion: Conversion, destination: Path, sizes: tuple[int, int], seconds: float
+) -> dict[str, Any]:
+    """What `lotr convert --json` prints; `sizes` are bytes before and after."""
+    return {
+        "relative_error": conversion.relative_error,
+        "params_before": conversion.total("parameters_before"),
+        "params_after": conversion.total("parameters_after"),
+        "params_truncated": conversion.total("parameters_truncated"),
+        "bytes_before": sizes[0],
+        "bytes_after": sizes[1],
+        "dtype": conversion.adapter.dtype,
+        "met": conversion.met,
+        "seconds": seconds,
+        "groups": [_group_record(group) for group in conversion.groups],
+        "untouched": list(conversion.adapter.extras),
+        "destination": str(destination),
+    }
+
+
+def _group_record(group: GroupConversion) -> dict[str, Any]:
+    certificate = group.certificate
+    return {
+        "name": group.name,
+        "modules": list(group.modules),
+        "shape": list(group.shape),
+        "ranks": list(group.ranks),
+        "relative_error": certificate.relative_error,
+        "module_errors": list(certificate.layer_errors),
+        "lower_bound": certificate.lower_bound,
+        "upper_bound": certificate.upper_bound,
+        "params_before": group.parameters_before,
+        "params_after": group.parameters_after,
+        "params_truncated": group.parameters_truncated,
+        "method": certificate.method,
+        "sweeps": certificate.sweeps,
+    }
+
+
+def export_record(
+    export: Export, destination: Path, sizes: tuple[int, int], seconds: float
+) -> dict[str, Any]:
+    """What `lotr export --json` prints."""
+    return {
+        "modules": dict(export.ranks),
+        "rank": max(export.ranks.values()),
+        "dtype": export.dtype,
+        "params": export.adapter.parameters,
+        "bytes_before": sizes[0],
+        "bytes_after": sizes[1],
+        "seconds": seconds,
+        "destination": str(destination),
+    }
+
+
+def comparison_record(comparison: Comparison) -> dict[str, Any]:
+    """What `lotr compare --json` prints."""
+    return {
+        "relative_error": comparison.relative_error,
+        "cosine": comparison.cosine,
+        "modules": [
+            {"name": m.name, "relative_error": m.relative_error, "cosine": m.cosine}
+            for m in comparison.modules
+        ],
+    }
+
+
+def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, Any]:
+    """What `lotr inspect --json` prints."""
+    record: dict[str, Any] = {
+        "source": str(adapter.source),
+        "format": "peft-lora" if isinstance(adapter, LoRAAdapter) else "lotr",
+        "dtype": adapter.dtype,
+        "params": adapter.parameters,
+        "bytes": size,
+        "groups": [],
+        "untouched": {k: list(t.shape) for k, t in adapter.extras.items()},
+    }
+    if isinstance(adapter, LoTRAdapter):
+        record["groups"] = [_lotr_group(adapter, name) for name in adapter.groups]
+        return record
+    for name, group in group_modules(adapter, group_by).items():
+        modules = [m for m in adapter.modules if m.target in group.targets]
+        record["groups"].append(
+            {
+                "name": name,
+                "modules": [target.name for target in group.targets],
+                "shape": list(group.shape),
+                "ranks": [target.rank for target in group.targets],
+                "scales": [module.scale for module in modules],
+                "params": sum(module.stored for module in modules),
+            }
+        )
+    return record
+
+
+def _lotr_group(adapter: LoTRAdapter, name: str) -> dict[str, Any]:
+    group = adapter.groups[name]
+    stack, certificate = group.stack, group.stack.certificate
+    return {
+        "name": name,
+        "modules": [target.name for target in group.targets],
+        "shape": list(group.shape),
+        "ranks": list(stack.ranks),
+        "params": stack.u.size + stack.core.size + stack.v.size,
+        "relative_error": None if certificate is None else certificate.relative_error,
+        "method": None if certificate is None else certificate.method,
+    }

@@ -1,0 +1,170 @@
+"""Records as tables and sentences for a terminal of 80 columns."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lotr_tn.report.numbers import byte_size, count, error, rank_range, times
+
+__all__ = ["comparison_text", "conversion_text", "export_text", "inspection_text", "verdict"]
+
+WORST = 8
+SHOWN_EXTRAS = 3
+
+
+def _table(*columns: str) -> Table:
+    """A plain table: the first column is text, the others are figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        if index == 0:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _size(shape: list[int]) -> str:
+    return f"{shape[0]} x {shape[1]}x{shape[2]}"
+
+
+def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
+    """The outcome of `lotr convert`."""
+    table = _table("Group", "Layers x matrix", "Ranks", "Error", "LoRA", "LoTR", "Ratio")
+    for group in record["groups"]:
+        before, after = group["params_before"], group["params_after"]
+        table.add_row(
+            group["name"],
+            _size(group["shape"]),
+            "{}, {}".format(*group["ranks"]),
+            error(group["relative_error"]),
+            count(before),
+            count(after),
+            times(after, before),
+        )
+    before, after = record["params_before"], record["params_after"]
+    lines = [
+        f"Relative error  {error(record['relative_error'])}, measured; asked: {asked}",
+        f"Parameters      {before:,} -> {after:,} ({times(after, before)})",
+        f"File            {byte_size(record['bytes_before'])} -> {byte_size(record['bytes_after'])}"
+        f", {record['dtype']}",
+        f"Written         {record['destination']} in {record['seconds']:.1f} s",
+    ]
+    if record["untouched"]:
+        lines.insert(3, f"Carried along   {_tensors(list(record['untouched']))}, unchanged")
+    parts: list[RenderableType] = [table, Text("\n".join(lines))]
+    if warning := verdict(record):
+        parts.append(Text("\n" + warning, style="yellow"))
+    return Group(*parts)
+
+
+def verdict(record: dict[str, Any]) -> str | None:
+    """One line when LoTR is not the cheapest form, with the numbers; None when it is."""
+    before, after, cut = (record[f"params_{k}"] for k in ("before", "after", "truncated"))
+    if after <= min(before, cut):
+        return None
+    more = "more" if after > before else "fewer"
+    line = (
+        f"LoTR takes {times(after, before)} the parameters of this LoRA "
+        f"({after:,} against {before:,}, {more})"
+    )
+    if after > cut:
+        line += (
+            f"; cutting each layer's own rank would take {times(cut, before)} ({cut:,}) at the "
+            "same error: these layers hardly share a subspace"
+        )
+    return line + "."
+
+
+def _tensors(keys: list[str]) -> str:
+    plural = "s" if len(keys) > 1 else ""
+    return f"{len(keys)} other tensor{plural}"
+
+
+def export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
+    """The outcome of `lotr export`."""
+    ranks = list(record["modules"].values())
+    own = f"rank {rank_range(ranks)}" + (", the same for all" if uniform else ", each its own")
+    growth = record["bytes_after"] / max(1, record["bytes_before"])
+    return Text(
+        f"Modules         {len(ranks)}, {own}, {record['dtype']}\n"
+        f"Parameters      {record['params']:,}\n"
+        f"File            {byte_size(record['bytes_before'])} -> "
+        f"{byte_size(record['bytes_after'])} ({growth:.2f}x: LoRA files cannot share factors)\n"
+        f"Written         {record['destination']} in {record['seconds']:.1f} s"
+    )
+
+
+def comparison_text(record: dict[str, Any], show_all: bool) -> RenderableType:
+    """The outcome of `lotr compare`."""
+    modules = sorted(record["modules"], key=lambda m: -m["relative_error"])
+    shown = record["modules"] if show_all else modules[:WORST]
+    table = _table("Module", "Error", "Cosine")
+    for module in shown:
+        table.add_row(module["name"], error(module["relative_error"]), f"{module['cosine']:.6f}")
+    left = len(modules) - len(shown)
+    title = f"Relative error  {error(record['relative_error'])}   (norm of A - B over norm of A)\n"
+    title += f"Cosine          {record['cosine']:.8f}"
+    parts: list[RenderableType] = [Text(title), table]
+    if left:
+        parts.append(Text(f"The {len(shown)} largest errors; --all shows {left} more modules."))
+    return Group(*parts)
+
+
+def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> RenderableType:
+    """The outcome of `lotr inspect`."""
+    lora = record["format"] == "peft-lora"
+    modules = sum(len(group["modules"]) for group in record["groups"])
+    lines = [
+        f"{record['source']}",
+        f"Format          {'PEFT LoRA' if lora else 'LoTR (Tucker-2)'}, {record['dtype']}, "
+        f"{byte_size(record['bytes'])}",
+        f"Base model      {config.get('base_model_name_or_path') or 'not named'}",
+        f"Updates         {modules} modules, {record['params']:,} parameters",
+    ]
+    if lora:
+        lines.append(f"Scale           {_scale(config)}, multiplied in wherever factors are used")
+    extras = list(record["untouched"])
+    if extras:
+        named = ", ".join(key.removeprefix("base_model.model.") for key in extras[:SHOWN_EXTRAS])
+        rest = f" and {len(extras) - SHOWN_EXTRAS} more" if len(extras) > SHOWN_EXTRAS else ""
+        lines.append(f"Carried along   {named}{rest}")
+    return Group(Text("\n".join(lines)), _lora_table(record) if lora else _lotr_table(record))
+
+
+def _scale(config: dict[str, Any]) -> str:
+    root = "√" if config.get("use_rslora") else ""
+    text = f"alpha / {root}r = {config.get('lora_alpha')} / {root}{config.get('r')}"
+    return text + (
+        ", with patterns" if config.get("alpha_pattern") or config.get("rank_pattern") else ""
+    )
+
+
+def _lora_table(record: dict[str, Any]) -> Table:
+    table = _table("Group", "Layers x matrix", "Ranks", "Scale", "Parameters")
+    for group in record["groups"]:
+        scales = sorted({f"{scale:.4g}" for scale in group["scales"]})
+        table.add_row(
+            group["name"],
+            _size(group["shape"]),
+            rank_range(group["ranks"]),
+            scales[0] if len(scales) == 1 else "mixed",
+            f"{group['params']:,}",
+        )
+    return table
+
+
+def _lotr_table(record: dict[str, Any]) -> Table:
+    table = _table("Group", "Layers x matrix", "Ranks", "Error", "Parameters", "By")
+    for group in record["groups"]:
+        table.add_row(
+            group["name"],
+            _size(group["shape"]),
+            "{}, {}".format(*group["ranks"]),
+            error(group["relative_error"]),
+            f"{group['params']:,}",
+            group["method"] or "-",
+        )
+    return table
