@@ -5,6 +5,7 @@ Everything public is named here. Importing this package loads neither torch nor 
 
 from importlib.metadata import PackageNotFoundError, version
 
+from lotr_tn import errors
 from lotr_tn.checkpoints import (
     LoRAAdapter,
     LoTRAdapter,
@@ -47,6 +48,7 @@ __all__ = [
     "convert_adapter",
     "cosine",
     "distance",
+    "errors",
     "group_modules",
     "hooi",
     "hosvd",

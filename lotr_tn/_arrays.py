@@ -23,8 +23,8 @@ Namespace: TypeAlias = Any
 STORAGE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 
-BLOCK_ELEMENTS = 2**19
-"""Entries widened to float64 at a time: 4 MB."""
+BLOCK_ELEMENTS = 2**18
+"""Entries widened to float64 at a time: 2 MB."""
 
 
 def dtype_name(x: Array) -> str:
@@ -94,7 +94,7 @@ def at_least_float32(x: Array, *, xp: Namespace) -> Array:
 
 
 def row_blocks(x: Array) -> Iterator[slice]:
-    """Slices over the first axis, so that a float64 copy of one block stays near 4 MB."""
+    """Slices over the first axis, so that a float64 copy of one block stays near 2 MB."""
     rows = max(128, BLOCK_ELEMENTS // max(1, x.shape[1]))
     for start in range(0, x.shape[0], rows):
         yield slice(start, min(start + rows, x.shape[0]))

@@ -1,6 +1,7 @@
 """Backends, real data and hypothesis profiles for all tests."""
 
 import os
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -67,3 +68,10 @@ def data() -> Path:
     if folder is None:
         pytest.skip("real adapters not found: set LOTR_REAL_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def demo_adapter(tmp_path: Path) -> Path:
+    """A copy of the adapter that comes with the package."""
+    source = Path(__file__).parents[1] / "lotr_tn" / "demo" / "adapter"
+    return Path(shutil.copytree(source, tmp_path / "demo-adapter"))

@@ -25,7 +25,7 @@ METHODS: Mapping[str, Callable[..., Tucker2]] = MappingProxyType(
     {"hooi": hooi, "st-hosvd": st_hosvd, "hosvd": hosvd}
 )
 
-DTYPE_MARGIN = 1 / 16
+DTYPE_MARGIN = 1 / 32
 """A storage dtype is chosen for an error ε when its unit roundoff is at most this share of ε."""
 
 
@@ -99,8 +99,8 @@ def convert_adapter(
         ranks: the ranks, or the rule, of every group.
         method: `hooi`, `st-hosvd` or `hosvd`.
         group_by: `kind`, `shape` or a regular expression; see `group_modules`.
-        dtype: storage dtype, or `auto`: the adapter's own where its rounding is at most a sixteenth
-            of the error asked for, else float32, else float64.
+        dtype: storage dtype, or `auto`: the adapter's own where its rounding is at most 1/32 of
+            the error asked for, else float32, else float64.
         backend: `numpy` or `torch`, which computes; the result is on NumPy.
         device: a device of the backend.
         progress: called with each group's name before it is converted.

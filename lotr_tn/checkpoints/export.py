@@ -20,8 +20,9 @@ from lotr_tn.ops.distance import Frame, frame_of
 
 __all__ = ["Export", "to_lora"]
 
-INVISIBLE = 0.005
-"""Export may add at most this share of a module's own error: it changes no digit that is shown."""
+DTYPE_MARGIN = 1 / 100
+"""A dtype for the factors is chosen when its unit roundoff is at most this share of the error: what
+it adds changes no digit that is shown."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ def to_lora(
     """Write every U G_l Vᵀ as its own pair of LoRA factors.
 
     Each core is diagonalised, so a module gets the rank that its update has, at most min(r1, r2)
-    and no more than the LoRA it came from. What is cut off is rounding: at most 0.5% of the
-    module's certified error.
+    and no more than the LoRA it came from. What is cut off is rounding of the stored cores.
 
     Args:
         adapter: a LoTR adapter.
@@ -90,7 +90,7 @@ def _export_dtype(adapter: LoTRAdapter) -> str:
     smallest = min((error for error in errors if error > 0), default=0.0)
     own = str(adapter.origin.get("dtype", "float32"))
     for dtype in (own, "float32"):
-        if dtype in UNIT_ROUNDOFF and UNIT_ROUNDOFF[dtype] <= 2 * INVISIBLE * smallest:
+        if dtype in UNIT_ROUNDOFF and UNIT_ROUNDOFF[dtype] <= DTYPE_MARGIN * smallest:
             return dtype
     return "float64" if adapter.dtype == "float64" else "float32"
 
@@ -98,25 +98,23 @@ def _export_dtype(adapter: LoTRAdapter) -> str:
 def _modules(group: LoTRGroup) -> list[LoRAModule]:
     stack = group.stack
     frame = frame_of(stack.u, stack.v, xp=xp)
-    errors = [0.0] * len(group.targets)
-    if stack.certificate is not None:
-        errors = [float(d) for d in stack.certificate.distances]
     roundoff = UNIT_ROUNDOFF[stack.core.dtype.name]
     return [
-        _module(target, frame, frame.core(core, xp=xp), error, roundoff)
-        for target, core, error in zip(group.targets, stack.core, errors, strict=True)
+        _module(target, frame, frame.core(core, xp=xp), roundoff)
+        for target, core in zip(group.targets, stack.core, strict=True)
     ]
 
 
-def _module(
-    target: Target, frame: Frame, core: np.ndarray, error: float, roundoff: float
-) -> LoRAModule:
+def _module(target: Target, frame: Frame, core: np.ndarray, roundoff: float) -> LoRAModule:
     """One update in its own rank, both factors of equal norm."""
     u, s, vt = svd(core, xp=xp)
     tails = np.append(np.cumsum((s**2)[::-1])[::-1], 0.0)
-    budget = max(INVISIBLE * error, min(roundoff, 2.0**-24) * math.sqrt(tails[0])) ** 2
-    rank = max(1, smallest_rank(tails, budget)) if s.size else 1
-    if s.size == 0:  # a zero update of rank 0: LoRA files cannot say that
+    budget = min(roundoff, UNIT_ROUNDOFF["float32"]) ** 2 * tails[0]
+    rank = smallest_rank(tails, budget) if s.size else 0
+    if rank > target.rank and tails[target.rank] <= (2 * roundoff) ** 2 * tails[0]:
+        rank = target.rank  # the rest is rounding: the core had the rank of the LoRA it came from
+    rank = max(rank, 1)  # a LoRA file cannot say rank 0
+    if s.size == 0:
         u, s, vt = np.zeros((core.shape[0], 1)), np.zeros(1), np.zeros((1, core.shape[1]))
     root = np.sqrt(s[:rank])
     up = frame.left @ (u[:, :rank] * root)

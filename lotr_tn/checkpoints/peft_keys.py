@@ -22,7 +22,7 @@ _OTHER_METHODS = re.compile(
 _FOREIGN = (  # a pattern of keys, and the format that writes them
     (re.compile(r"^lora_(unet|te\d?|transformer)_"), "a kohya-ss or LyCORIS file"),
     (
-        re.compile(r"\.lora\.(down|up)\.weight$|^(unet|transformer|text_encoder)"),
+        re.compile(r"\.lora\.(down|up)\.weight$|^(unet|transformer|text_encoder\d?)\."),
         "a diffusers file",
     ),
     (re.compile(r"^(unet|text_encoder):\d+:(up|down)$"), "a cloneofsimo/lora file"),

@@ -38,6 +38,7 @@ def write_file(path: Path, write: Writer, *, force: bool) -> None:
     partial = _beside(path)
     with _cleaned_up(path, partial):
         write(partial)
+        _open_to_readers(partial)
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
@@ -60,6 +61,7 @@ def write_folder(path: Path, writers: Mapping[str, Writer], *, force: bool) -> N
         for name, write in writers.items():
             (partial / name).unlink(missing_ok=True)
             write(partial / name)
+            _open_to_readers(partial / name)
             _flush(partial / name)
         _flush(partial)
         if path.exists():
@@ -89,6 +91,13 @@ def _cleaned_up(path: Path, partial: Path) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def _open_to_readers(path: Path) -> None:
+    """Give a new file the permissions that the user's mask asks for; some writers make it private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _flush(path: Path) -> None:

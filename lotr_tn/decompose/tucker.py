@@ -23,7 +23,6 @@ Ranks: TypeAlias = RankRule | int | tuple[int, int]
 Pair: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Callable[[CoreSpace, Pair], Subspaces]
 
-ROUNDING_ATTEMPTS = 3
 LOWERING_ATTEMPTS = 4
 
 
@@ -202,26 +201,23 @@ def _meet_error(
     the budget is cut by the measured excess, and the search repeated.
     """
     total = float(search.space.norm) ** 2
+    allowed = epsilon**2 * total
     resolution = UNIT_ROUNDOFF["float64"] if search.space.wide else GRAM_RESOLUTION / 2
-    floor = max(epsilon, 8 * resolution) ** 2 * total  # below it lies only rounding of the input
-    budget = max(floor - UNIT_ROUNDOFF[dtype] ** 2 * total, 0.0)
-    if epsilon == 0:
-        budget = floor
-    for _ in range(ROUNDING_ATTEMPTS):
-        subspaces = search.within(budget)
+    floor = (8 * resolution) ** 2 * total  # below it lies only rounding of the input
+    budget = max(allowed - UNIT_ROUNDOFF[dtype] ** 2 * total, 0.0)
+    while True:
+        subspaces = search.within(max(budget, floor))
         result = assemble(stack, search.space, subspaces, dtype=dtype, method=method, xp=xp)
-        assert result.certificate is not None
-        lost = result.certificate.distance**2
-        if lost <= epsilon**2 * total or epsilon == 0:
+        lost = 0.0 if result.certificate is None else result.certificate.distance**2
+        excess = lost - allowed
+        if excess <= 0 or epsilon == 0:
             return result
-        smaller = min(budget - 1.01 * (lost - epsilon**2 * total), 0.999 * budget)
-        if smaller <= 0:
+        if budget <= floor:
             break
-        budget = smaller
-    found = result.certificate.relative_error
+        budget = min(budget - 1.01 * excess, budget / 2)
     warnings.warn(
-        f"storing in {dtype} leaves a relative error of {found:.2g}, above the {epsilon:.2g} asked "
-        "for; a wider dtype would meet it",
+        f"storing in {dtype} leaves a relative error of {(lost / total) ** 0.5:.2g}, above the "
+        f"{epsilon:.2g} asked for; a wider dtype would meet it",
         PrecisionWarning,
         stacklevel=4,
     )

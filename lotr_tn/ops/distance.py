@@ -65,15 +65,15 @@ def layer_distances(a: Stack, b: Stack) -> Array:
     xp = namespace_of(**{f"a.{k}": v for k, v in arrays_of(a).items()}, **arrays_of(b))
     if isinstance(a, Dense) or isinstance(b, Dense):
         return xp.stack([_dense_distance(a, b, i, xp=xp) for i in range(a.shape[0])])
-    if isinstance(a, Tucker2):
-        a, b = b, a  # a Tucker-2 stands second: it has the bases
-    if isinstance(b, Tucker2):
-        frame = frame_of(b.u, b.v, xp=xp)
-        if isinstance(a, Tucker2):
-            return _tucker_distances(a, b, frame, xp=xp)
-        cores = [frame.core(b.core[index, ...], xp=xp) for index in range(b.shape[0])]
-        return distances_from(project(a, frame, xp=xp), cores, xp=xp)
-    return xp.stack([_lora_distance(a, b, i, xp=xp) for i in range(a.shape[0])])
+    if isinstance(a, LoRAStack) and isinstance(b, LoRAStack):
+        return xp.stack([_lora_distance(a, b, index, xp=xp) for index in range(a.shape[0])])
+    first, second = (a, b) if isinstance(b, Tucker2) else (b, a)
+    assert isinstance(second, Tucker2)
+    frame = frame_of(second.u, second.v, xp=xp)
+    if isinstance(first, Tucker2):
+        return _tucker_distances(first, second, frame, xp=xp)
+    cores = [frame.core(second.core[index, ...], xp=xp) for index in range(a.shape[0])]
+    return distances_from(project(first, frame, xp=xp), cores, xp=xp)
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,20 @@ def distances_from(projection: Projection, cores: Sequence[Array], *, xp: Namesp
     # the other side before its size is taken
     weights_a = [qr(projection.a[:, part], xp=xp)[1] for part in stack.slices]
     weights_b = [qr(projection.b[:, part], xp=xp)[1] for part in stack.slices]
-    outside = _outside_factors(down, frame.right, projection.b, stack.slices, xp=xp)
-    both = [xp.concat(pair, axis=0) for pair in zip(weights_b, outside, strict=True)]
-    left = _outside_norms(up, frame.left, projection.a, stack.slices, both, xp=xp)
-    right = _outside_norms(down, frame.right, projection.b, stack.slices, weights_a, xp=xp)
+    right = _outside(down, frame.right, projection.b, stack.slices, weights_a, xp=xp)
+    both = [
+        xp.concat([weight, factor], axis=0)
+        for weight, (_, factor) in zip(weights_b, right, strict=True)
+    ]
+    left = _outside(up, frame.left, projection.a, stack.slices, both, xp=xp)
     inside = [
         frobenius(projection.core(index, xp=xp) - core, xp=xp) for index, core in enumerate(cores)
     ]
     terms = zip(inside, left, right, strict=True)
-    return xp.stack([root_sum_squares(xp.stack(three)) for three in terms])
+    return xp.stack([root_sum_squares(xp.stack([i, p, n])) for i, (p, _), (n, _) in terms])
 
 
-def _outside_norms(
+def _outside(
     x: Array,
     basis: Array,
     inside: Array,
@@ -147,34 +149,31 @@ def _outside_norms(
     weights: Sequence[Array],
     *,
     xp: Namespace,
-) -> list[Array]:
-    """‖P_l T_lᵀ‖ of each part of P = X - basis @ inside, for small weights T_l (k, r_l)."""
-    columns = [xp.matrix_transpose(t) for t in weights]
-    squares = [zeros((), x, xp=xp)] * len(parts)
-    for rows in row_blocks(x):
-        rest = float64(x[rows, :], xp=xp) - basis[rows, :] @ inside
-        squares = [
-            total + xp.sum((rest[:, part] @ weight) ** 2)
-            for total, part, weight in zip(squares, parts, columns, strict=True)
-        ]
-    return [xp.sqrt(total) for total in squares]
+) -> list[tuple[Array, Array]]:
+    """For each part P_l of P = X - basis @ inside: ‖P_l T_lᵀ‖ for the weight T_l, and P_l's size.
 
-
-def _outside_factors(
-    x: Array, basis: Array, inside: Array, parts: Sequence[slice], *, xp: Namespace
-) -> list[Array]:
-    """Small factors T_l with T_lᵀ T_l = P_lᵀ P_l, for the parts of P = X - basis @ inside."""
+    The size is a small factor with the Gram matrix of P_l.
+    """
     if is_wide(x):
-        rests = (x[:, part] - basis @ inside[:, part] for part in parts)
-        return [triangular_factor(rest, xp=xp) for rest in rests]
+        found = []
+        for part, weight in zip(parts, weights, strict=True):
+            rest = x[:, part] - basis @ inside[:, part]
+            weighed = frobenius(rest @ xp.matrix_transpose(weight), xp=xp)
+            found.append((weighed, triangular_factor(rest, xp=xp)))
+        return found
     grams = [zeros((part.stop - part.start,) * 2, x, xp=xp) for part in parts]
+    squares = [zeros((), x, xp=xp) for _ in parts]
     for rows in row_blocks(x):
         rest = float64(x[rows, :], xp=xp) - basis[rows, :] @ inside
-        grams = [
-            gram + xp.matrix_transpose(rest[:, part]) @ rest[:, part]
-            for gram, part in zip(grams, parts, strict=True)
-        ]
-    return [root_of_gram(gram, xp=xp) for gram in grams]
+        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            own = rest[:, part]
+            grams[index] = grams[index] + xp.matrix_transpose(own) @ own
+            weighed = own @ xp.matrix_transpose(weight)
+            squares[index] = squares[index] + xp.sum(weighed * weighed)
+    return [
+        (xp.sqrt(square), root_of_gram(gram, xp=xp))
+        for square, gram in zip(squares, grams, strict=True)
+    ]
 
 
 def _lora_distance(a: LoRAStack, b: LoRAStack, index: int, *, xp: Namespace) -> Array:

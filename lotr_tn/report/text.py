@@ -65,10 +65,9 @@ def verdict(record: dict[str, Any]) -> str | None:
     before, after, cut = (record[f"params_{k}"] for k in ("before", "after", "truncated"))
     if after <= min(before, cut):
         return None
-    more = "more" if after > before else "fewer"
     line = (
         f"LoTR takes {times(after, before)} the parameters of this LoRA "
-        f"({after:,} against {before:,}, {more})"
+        f"({after:,} against {before:,})"
     )
     if after > cut:
         line += (
@@ -87,12 +86,12 @@ def export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
     """The outcome of `lotr export`."""
     ranks = list(record["modules"].values())
     own = f"rank {rank_range(ranks)}" + (", the same for all" if uniform else ", each its own")
-    growth = record["bytes_after"] / max(1, record["bytes_before"])
+    growth = times(record["bytes_after"], record["bytes_before"])
     return Text(
         f"Modules         {len(ranks)}, {own}, {record['dtype']}\n"
         f"Parameters      {record['params']:,}\n"
         f"File            {byte_size(record['bytes_before'])} -> "
-        f"{byte_size(record['bytes_after'])} ({growth:.2f}x: LoRA files cannot share factors)\n"
+        f"{byte_size(record['bytes_after'])} ({growth}): a LoRA file holds factors for every layer\n"
         f"Written         {record['destination']} in {record['seconds']:.1f} s"
     )
 

@@ -103,7 +103,7 @@ def bounds_bracket_the_error(
 
 
 def _mode_tails(truth: np.ndarray, ranks: tuple[int, int]) -> list[float]:
-    layers, m, n = truth.shape
+    _, m, n = truth.shape
     unfoldings = truth.transpose(1, 0, 2).reshape(m, -1), truth.transpose(2, 0, 1).reshape(n, -1)
     return [
         float(np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[rank:]))
@@ -160,7 +160,8 @@ def gauge_invariance(
         stack.ranks,
     )
     first, second = decompose(stack, ranks).certificate, decompose(other, ranks).certificate
-    assert first is not None and second is not None, "a decomposition must certify its error"
+    assert first is not None, "a decomposition must certify its error"
+    assert second is not None, "a decomposition must certify its error"
     for name in ("relative_error", "lower_bound", "norm"):
         one, two = getattr(first, name), getattr(second, name)
         _close(two, one, 1e-6 * one + 100 * _tolerance(stack) * max(1.0, first.norm), name)
@@ -186,7 +187,8 @@ def layers_may_be_reordered(
     backwards = take_layers(stack, list(range(stack.shape[0]))[::-1])
     assert isinstance(backwards, LoRAStack)
     one, two = decompose(stack, ranks).certificate, decompose(backwards, ranks).certificate
-    assert one is not None and two is not None, "a decomposition must certify its error"
+    assert one is not None, "a decomposition must certify its error"
+    assert two is not None, "a decomposition must certify its error"
     scale = (1e-6 + _tolerance(stack)) * one.norm + 1e-300
     pairs = zip(to_numpy(one.distances), to_numpy(two.distances)[::-1], strict=True)
     for layer, (forth, back) in enumerate(pairs):
@@ -241,7 +243,7 @@ def distance_is_the_norm_of_the_difference(
 
 
 def difference_is_exact(subtract: Callable[[Stack, Stack], Stack], a: Stack, b: Stack) -> None:
-    """a − b has the differences of the entries."""
+    """The difference a − b has the differences of the entries."""
     x, y = dense_updates(a), dense_updates(b)
     off = float(np.linalg.norm(dense_updates(subtract(a, b)) - (x - y)))
     size = float(np.linalg.norm(x) + np.linalg.norm(y))

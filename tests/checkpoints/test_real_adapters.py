@@ -1,0 +1,95 @@
+"""Real trained adapters: the error that is reported is the one that is there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import lotr_tn as lt
+from tests.conftest import real_data
+
+ROOT = real_data()
+REFUSED = {
+    "bloom-legacy-merged": "MergedLinear",
+    "qwen05b-mlx": "holds no adapter_model",
+    "ia3-opt350m": "IA3",
+    "unilora-roberta": "UNILORA",
+}
+FOLDERS = sorted(p.parent for p in ROOT.rglob("adapter_config.json")) if ROOT else []
+GOOD = [f for f in FOLDERS if f.name not in REFUSED]
+pytestmark = pytest.mark.skipif(ROOT is None, reason="real adapters not found: set LOTR_REAL_DATA")
+ROUNDING = 1e-7  # of float32, in the stored factors and once more in the exported ones
+
+
+def name_of(folder: Path) -> str:
+    return f"{folder.parent.name}-{folder.name}"
+
+
+def deltas(folder: Path) -> dict[str, np.ndarray]:
+    """ΔW of every module by a plain float64 loop over the file, apart from the package."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert not config.get("rank_pattern")
+    assert not config.get("use_rslora")
+    if (folder / "adapter_model.safetensors").exists():
+        tensors = load_file(folder / "adapter_model.safetensors")
+    else:
+        import torch
+
+        tensors = torch.load(folder / "adapter_model.bin", weights_only=True, map_location="cpu")
+    found = {}
+    for key, a in tensors.items():
+        if key.endswith("lora_A.weight"):
+            b = tensors[key.replace("lora_A", "lora_B")]
+            scale = config["lora_alpha"] / config["r"]
+            found[key.removesuffix(".lora_A.weight")] = (
+                scale * b.double().numpy() @ a.double().numpy()
+            )
+    return found
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 0.1, 0.01, 1e-5])
+@pytest.mark.parametrize("folder", GOOD, ids=name_of)
+def test_the_reported_error_is_what_a_plain_loop_finds(folder, epsilon, tmp_path):
+    conversion = lt.convert_adapter(lt.load_adapter(folder), lt.RelativeError(epsilon))
+    assert conversion.met
+    assert conversion.relative_error <= epsilon
+    lt.save_adapter(conversion.adapter, tmp_path / "a.lotr.safetensors")
+    export = lt.to_lora(lt.load_adapter(tmp_path / "a.lotr.safetensors"))
+    lt.save_adapter(export.adapter, tmp_path / "again")
+    before, after = deltas(folder), deltas(tmp_path / "again")
+    assert set(before) == set(after)
+    lost = sum(np.linalg.norm(before[k] - after[k]) ** 2 for k in before) ** 0.5
+    found = lost / sum(np.linalg.norm(w) ** 2 for w in before.values()) ** 0.5
+    assert abs(found - conversion.relative_error) <= 1e-4 * conversion.relative_error + ROUNDING
+    for group in conversion.groups:
+        certificate = group.certificate
+        assert certificate.lower_bound <= certificate.relative_error <= certificate.upper_bound
+
+
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f.name in REFUSED], ids=name_of)
+def test_what_is_no_plain_lora_is_refused_by_name(folder):
+    with pytest.raises(lt.errors.LotrError, match=REFUSED[folder.name]):
+        lt.load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("sam-vitb-lora/lw_lora_rank4_head.safetensors", "SAM_LoRA"),
+        ("sd-pokemon-diffusers/pytorch_lora_weights.safetensors", "diffusers"),
+        ("sd-cloneofsimo/lora_disney.safetensors", "cloneofsimo"),
+        ("qwen05b-mlx/0000100_adapters.safetensors", "MLX"),
+        ("roberta-mnli-loralib/roberta_base_lora_mnli.bin", "adapter_config.json"),
+        ("sd-cloneofsimo/lora_pop.pt", "adapter_config.json"),
+    ],
+)
+def test_other_formats_are_refused_by_name(file, name):
+    with pytest.raises(lt.errors.LotrError, match=name):
+        lt.load_adapter(ROOT / file)
+
+
+def test_all_of_them_are_tried(data):
+    assert len(FOLDERS) == len(GOOD) + len(REFUSED)
+    assert len(GOOD) >= 9

@@ -1,0 +1,69 @@
+"""What a user sees of the package as a whole."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lotr_tn
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(lotr_tn.__path__, "lotr_tn.")
+    if name != "lotr_tn.demo.train"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_names_exist_and_are_documented(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in getattr(module, "__all__", ()):
+        thing = getattr(module, public)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), f"{name}.{public} has no docstring"
+
+
+def test_public_names_are_sorted_and_complete():
+    assert lotr_tn.__all__ == sorted(lotr_tn.__all__)
+    public = {k for k, v in vars(lotr_tn).items() if inspect.isfunction(v) or inspect.isclass(v)}
+    assert public - {"PackageNotFoundError", "version"} <= set(lotr_tn.__all__)
+
+
+def test_import_is_light():
+    script = (
+        "import sys, lotr_tn\n"
+        "heavy = {'torch', 'tensorly', 'matplotlib', 'peft', 'hypothesis', 'typer', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version_is_that_of_the_metadata():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert lotr_tn.__version__ == metadata["version"]
+
+
+def test_no_file_is_a_drawer():
+    """Files carry an idea, and stay short."""
+    for path in (ROOT / "lotr_tn").rglob("*.py"):
+        assert path.stem not in {"utils", "helpers", "misc", "common"}
+        lines = len(path.read_text().splitlines())
+        assert lines <= 450, f"{path.name} has {lines} lines: split it"
+
+
+def test_strategies_draw_what_they_promise():
+    from hypothesis import find
+
+    from lotr_tn.testing import strategies
+
+    assert find(strategies.lora_stacks(), lambda s: 0 in s.ranks)
+    assert find(strategies.lora_stacks(), lambda s: len(set(s.ranks)) > 1)
+    assert find(strategies.tucker_stacks(), lambda t: t.ranks[0] > t.shape[1])
