@@ -35,7 +35,8 @@ try:
     main()
 except SystemExit as done:
     assert not done.code, done.code
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+unit = 1 if sys.platform == "darwin" else 1024
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 print(json.dumps({"seconds": time.perf_counter() - begun, "peak": peak}))
 """
 
@@ -48,7 +49,7 @@ def make_adapter(folder: Path, shapes: dict[str, tuple[int, int]], layers: int, 
         for name, (m, n) in shapes.items():
             key = f"base_model.model.model.layers.{layer}.{name}"
             for side, shape in (("A", (rank, n)), ("B", (m, rank))):
-                entries = rng.standard_normal(shape, dtype=np.float32) / np.sqrt(shape[1])
+                entries = rng.standard_normal(shape, dtype=np.float32) / shape[1] ** 0.5
                 tensors[f"{key}.lora_{side}.weight"] = RawTensor.of(
                     entries.astype(ml_dtypes.bfloat16)
                 )
@@ -86,8 +87,8 @@ def run(size: str) -> None:
     rows.append(["peak memory of that process", f"{whole['peak'] / 1e9:.2f} GB", ""])
     report(
         "adapter",
-        f"lotr convert --rank {target}: {len(shapes)} kinds x {layers} layers, rank {rank}, bfloat16, "
-        f"{read / 1e6:.0f} MB -> {written / 1e6:.0f} MB",
+        f"lotr convert --rank {target}: {len(shapes)} kinds x {layers} layers, rank {rank}, "
+        f"bfloat16, {read / 1e6:.0f} MB -> {written / 1e6:.0f} MB",
         ["Step", "Seconds", "Share"],
         rows,
         {"steps": steps, "read": read, "written": written, **whole},

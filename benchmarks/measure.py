@@ -27,8 +27,8 @@ class Timing:
     slowest: float
 
     def text(self) -> str:
-        """Median, with the spread in brackets."""
-        return f"{self.median:.3f} ({self.fastest:.3f}-{self.slowest:.3f})"
+        """Median, and half the spread."""
+        return f"{self.median:.3f} ±{(self.slowest - self.fastest) / 2:.3f}"
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[Timing, Any]:
@@ -56,7 +56,9 @@ def report(
     name: str, title: str, columns: list[str], rows: list[list[str]], record: dict[str, Any]
 ) -> None:
     """Print a table, and keep the figures as JSON."""
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -84,12 +86,14 @@ def partly_shared(
     layers, m, n = shape
     rng = np.random.default_rng(seed)
 
+    def entries(rows: int, columns: int, scale: int) -> np.ndarray:
+        return rng.standard_normal((rows, columns), dtype=np.float32) / np.float32(scale**0.5)
+
     def factor(size: int) -> np.ndarray:
-        own = rng.standard_normal((size, layers * rank), dtype=np.float32) / np.sqrt(size)
+        own = entries(size, layers * rank, size)
         if not shared:
             return own
-        basis = np.linalg.qr(rng.standard_normal((size, shared), dtype=np.float32))[0]
-        inside = rng.standard_normal((shared, layers * rank), dtype=np.float32) / np.sqrt(shared)
-        return basis @ inside + np.float32(noise) * own
+        basis = np.linalg.qr(entries(size, shared, 1))[0]
+        return basis @ entries(shared, layers * rank, shared) + np.float32(noise) * own
 
     return factor(m), np.ascontiguousarray(factor(n).T)

@@ -34,7 +34,7 @@ def run(size: str) -> None:
     layers, m, n = shape
     report(
         "peers",
-        f"Tucker-2 of {layers} x {m}x{n}, LoRA rank {rank}, ranks {target}, {sweeps} sweeps, float32",
+        f"Tucker-2 of {layers} x {m}x{n}, LoRA rank {rank}, ranks {target}, {sweeps} sweeps",
         ["Tool", "Seconds", "Relative error"],
         [
             ["lotr_tn hooi", ours.text(), f"{errors[0]:.8f}"],

@@ -50,14 +50,16 @@ def namespace_of(**arrays: Array) -> Namespace:
             f"{k}: {type(v).__module__}.{type(v).__name__}" for k, v in arrays.items()
         )
         raise BackendError(
-            f"all arrays of one operation must come from one library (NumPy or torch); found {found}"
+            "all arrays of one operation must come from one library (NumPy or torch); "
+            f"found {found}"
         ) from None
     for what, of in (("dtype", dtype_name), ("device", device_name)):
         found = {name: of(x) for name, x in arrays.items()}
         if len(set(found.values())) > 1:
             listed = ", ".join(f"{name}: {value}" for name, value in found.items())
             raise BackendError(
-                f"all arrays of one operation must have one {what}; found {listed}: convert them first"
+                f"all arrays of one operation must have one {what}; found {listed}: convert them "
+                "first"
             )
     for name, x in arrays.items():
         if dtype_name(x) not in STORAGE_DTYPES:
@@ -93,9 +95,9 @@ def at_least_float32(x: Array, *, xp: Namespace) -> Array:
     return x if dtype_name(x) in ("float32", "float64") else cast(x, "float32", xp=xp)
 
 
-def row_blocks(x: Array) -> Iterator[slice]:
-    """Slices over the first axis, so that a float64 copy of one block stays near 2 MB."""
-    rows = max(128, BLOCK_ELEMENTS // max(1, x.shape[1]))
+def row_blocks(x: Array, elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
+    """Slices over the first axis, so that a block has about that many entries."""
+    rows = max(128, elements // max(1, x.shape[1]))
     for start in range(0, x.shape[0], rows):
         yield slice(start, min(start + rows, x.shape[0]))
 

@@ -42,7 +42,9 @@ def test_import_is_light():
         "heavy = {'torch', 'tensorly', 'matplotlib', 'peft', 'hypothesis', 'typer', 'rich'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

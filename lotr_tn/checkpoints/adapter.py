@@ -155,7 +155,8 @@ class LoTRGroup:
     def __post_init__(self) -> None:
         if len(self.targets) != self.stack.shape[0]:
             raise CheckpointError(
-                f"group {self.name} names {len(self.targets)} modules for {self.stack.shape[0]} cores"
+                f"group {self.name} names {len(self.targets)} modules for "
+                f"{self.stack.shape[0]} cores"
             )
 
     @property

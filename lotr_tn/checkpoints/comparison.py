@@ -104,7 +104,7 @@ def _require_same_modules(a: Adapter, b: Adapter) -> None:
 
 
 def _chunks(a: Adapter, b: Adapter) -> list[list[str]]:
-    """Modules that can be stacked in both adapters: they share a group wherever there are groups."""
+    """Modules that can be stacked in both adapters: they share a group where there are groups."""
     groups = [
         {t.name: (index, name) for name, g in x.groups.items() for t in g.targets}
         for index, x in enumerate((a, b))

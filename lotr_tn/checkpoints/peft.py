@@ -112,8 +112,8 @@ def _layout(
 ) -> Layout:
     """What the shapes of A and B say, or an error where they say nothing sensible."""
     problem = CheckpointError(
-        f"{path}: module {name} has lora_A of shape {a} and lora_B of shape {b}; needed (r, in) and "
-        "(out, r), or (r, in, k…) and (out, r / groups, 1…)"
+        f"{path}: module {name} has lora_A of shape {a} and lora_B of shape {b}; needed (r, in) "
+        "and (out, r), or (r, in, k…) and (out, r / groups, 1…)"
     )
     if len(a) != len(b) or len(a) < 2 or 0 in a or 0 in b:
         raise problem

@@ -80,8 +80,8 @@ def _check_scale_fields(config: Mapping[str, Any], path: Path) -> None:
         value = config.get(name)
         if value is None:
             raise CheckpointError(
-                f"{path} has no {name}, so the scale of the updates is unknown (PEFT would silently "
-                "take 8); add the value it was trained with"
+                f"{path} has no {name}, so the scale of the updates is unknown (PEFT would "
+                "silently take 8); add the value it was trained with"
             )
         if (
             isinstance(value, bool)
@@ -107,8 +107,8 @@ def _refuse_features(config: Mapping[str, Any], path: Path) -> None:
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
         raise UnsupportedError(
-            f"{path} sets init_lora_weights={init!r}, which changes the base weights, so the update "
-            f"alone means something else; {_RESAVE}"
+            f"{path} sets init_lora_weights={init!r}, which changes the base weights, so the "
+            f"update alone means something else; {_RESAVE}"
         )
 
 

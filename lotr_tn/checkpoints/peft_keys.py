@@ -71,8 +71,8 @@ def parse_key(key: str, path: Path) -> FactorKey | None:
         raise UnsupportedError(f"{path}: {key} is a bias on lora_B; train without lora_bias")
     if re.search(r"(^|\.)lora_", name):
         raise CheckpointError(
-            f"{path}: unknown key {key!r}; needed lora_A.weight, lora_B.weight, lora_embedding_A or "
-            "lora_embedding_B"
+            f"{path}: unknown key {key!r}; needed lora_A.weight, lora_B.weight, lora_embedding_A "
+            "or lora_embedding_B"
         )
     if found := _OTHER_METHODS.search(name):
         raise UnsupportedError(

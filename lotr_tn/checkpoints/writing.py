@@ -94,7 +94,7 @@ def _cleaned_up(path: Path, partial: Path) -> Iterator[None]:
 
 
 def _open_to_readers(path: Path) -> None:
-    """Give a new file the permissions that the user's mask asks for; some writers make it private."""
+    """Give a new file the permissions that the user's mask asks for; writers may not."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

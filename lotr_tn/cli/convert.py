@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -31,7 +31,13 @@ from lotr_tn.report.text import conversion_text
 
 __all__ = ["convert"]
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
+DtypeOption: TypeAlias = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32", "float64"],
+    typer.Option(
+        metavar="TYPE",
+        help="Storage: auto (what the error needs), bfloat16, float16, float32 or float64.",
+    ),
+]
 
 
 def convert(
@@ -57,9 +63,7 @@ def convert(
     group_by: Annotated[
         str, typer.Option(metavar="RULE", help="kind, shape, or a regular expression.")
     ] = "kind",
-    dtype: Annotated[
-        Dtype, typer.Option(help="Storage; auto takes what the error needs.")
-    ] = "auto",
+    dtype: DtypeOption = "auto",
     backend: Annotated[
         Literal["numpy", "torch"], typer.Option(help="The library that computes.")
     ] = "numpy",

@@ -11,7 +11,7 @@ from lotr_tn.checkpoints import LoTRAdapter, load_adapter, to_lora
 from lotr_tn.checkpoints.peft import save_peft
 from lotr_tn.checkpoints.writing import refuse_existing
 from lotr_tn.cli.console import DebugFlag, ForceFlag, JsonFlag, QuietFlag, file_size, show
-from lotr_tn.cli.convert import Dtype
+from lotr_tn.cli.convert import DtypeOption
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.records import export_record
 from lotr_tn.report.text import export_text
@@ -28,7 +28,7 @@ def export(
         Literal["uniform", "minimal"],
         typer.Option(help="uniform loads everywhere; minimal is smaller and needs rank_pattern."),
     ] = "uniform",
-    dtype: Annotated[Dtype, typer.Option(help="Storage; auto adds no visible error.")] = "auto",
+    dtype: DtypeOption = "auto",
     extras: Annotated[
         bool, typer.Option("--extras/--no-extras", help="Write heads, biases and the like too.")
     ] = True,

@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Low tensor rank (LoTR) adapters: convert, compare and export, with measured errors.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

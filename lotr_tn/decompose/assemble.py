@@ -37,7 +37,7 @@ def assemble(
         cast(to_u @ projection.core(index, xp=xp) @ to_v, dtype, xp=xp)
         for index in range(stack.shape[0])
     ]
-    in_frame = [frame.core(core, xp=xp) for core in cores]
+    in_frame = (frame.core(core, xp=xp) for core in cores)
     distances = distances_from(projection, in_frame, xp=xp)
     lower, upper = _bounds(space, subspaces, dtype, xp=xp)
     certificate = Certificate(distances, space.layer_norms, lower, upper, method, subspaces.sweeps)

@@ -9,10 +9,19 @@ each small when the difference is small. So the distance is accurate to the unit
 ‖a‖, where ‖a‖² − 2⟨a, b⟩ + ‖b‖² would lose everything below its square root.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, row_blocks, zeros
+from lotr_tn._arrays import (
+    BLOCK_ELEMENTS,
+    Array,
+    Namespace,
+    float64,
+    is_wide,
+    namespace_of,
+    row_blocks,
+    zeros,
+)
 from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import qr
@@ -117,7 +126,7 @@ def project(stack: LoRAStack, frame: Frame, *, xp: Namespace) -> Projection:
     return Projection(stack, frame, a, b)
 
 
-def distances_from(projection: Projection, cores: Sequence[Array], *, xp: Namespace) -> Array:
+def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namespace) -> Array:
     """(L,) distances of a projected LoRA stack from the Tucker-2 with these cores in the frame.
 
     Cost: 2·(m·r1 + n·r2)·R flops; O(R·r) memory and one block of rows.
@@ -163,7 +172,7 @@ def _outside(
         return found
     grams = [zeros((part.stop - part.start,) * 2, x, xp=xp) for part in parts]
     squares = [zeros((), x, xp=xp) for _ in parts]
-    for rows in row_blocks(x):
+    for rows in row_blocks(x, BLOCK_ELEMENTS // 2):  # three copies of a block live at a time
         rest = float64(x[rows, :], xp=xp) - basis[rows, :] @ inside
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             own = rest[:, part]

@@ -91,7 +91,7 @@ def export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
         f"Modules         {len(ranks)}, {own}, {record['dtype']}\n"
         f"Parameters      {record['params']:,}\n"
         f"File            {byte_size(record['bytes_before'])} -> "
-        f"{byte_size(record['bytes_after'])} ({growth}): a LoRA file holds factors for every layer\n"
+        f"{byte_size(record['bytes_after'])} ({growth}): factors for every layer\n"
         f"Written         {record['destination']} in {record['seconds']:.1f} s"
     )
 

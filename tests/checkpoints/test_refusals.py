@@ -172,7 +172,7 @@ def test_foreign_formats_are_recognised_with_and_without_a_config(tmp_path, key,
 def test_no_config(tmp_path):
     folder = write(tmp_path / "a")
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(CheckpointError, match="no adapter_config.json beside it.*same folder"):
+    with pytest.raises(CheckpointError, match=r"no adapter_config.json beside it.*same folder"):
         lt.load_adapter(folder)
 
 
@@ -193,7 +193,7 @@ def test_config_that_is_no_json_object(tmp_path):
 def test_missing_and_empty_places(tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         lt.load_adapter(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="holds no adapter_model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no adapter_model.safetensors"):
         lt.load_adapter(tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_a_file_appears_whole(tmp_path):
 
 def test_existing_targets_need_force(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(CheckpointError, match="exists.*--force"):
+    with pytest.raises(CheckpointError, match=r"exists.*--force"):
         write_file(tmp_path / "a", text("new"), force=False)
     assert (tmp_path / "a").read_text() == "old"
     write_file(tmp_path / "a", text("new"), force=True)
@@ -57,7 +57,7 @@ def failing(path):
 
 def test_a_failed_file_leaves_the_old_one(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(CheckpointError, match="No space left on device.*nothing was changed"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*nothing was changed"):
         write_file(tmp_path / "a", failing, force=True)
     assert (tmp_path / "a").read_text() == "old"
     assert listing(tmp_path) == ["a"]
@@ -115,6 +115,7 @@ def run(script, *arguments):
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
 
 

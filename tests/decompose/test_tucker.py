@@ -104,7 +104,7 @@ def dense_of(stack):
 def tensorly_start(stack, pair):
     """The ST-HOSVD of the dense tensor: U from its unfolding, V from the stack projected on U."""
     dense = dense_of(stack)
-    layers, m, n = dense.shape
+    _, m, n = dense.shape
     u = np.linalg.svd(dense.transpose(1, 0, 2).reshape(m, -1), full_matrices=False)[0][:, : pair[0]]
     projected = np.einsum("mr,lmn->nlr", u, dense).reshape(n, -1)
     v = np.linalg.svd(projected, full_matrices=False)[0][:, : pair[1]]
