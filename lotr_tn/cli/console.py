@@ -1,6 +1,7 @@
 """What every command shares: where output goes, progress, and exit statuses."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,9 +37,20 @@ def show(
 ) -> None:
     """Print a result once, as JSON or for a reader."""
     if as_json:
-        sys.stdout.write(json.dumps(record, indent=2) + "\n")
+        sys.stdout.write(json.dumps(_jsonable(record), indent=2, allow_nan=False) + "\n")
     elif not quiet:
         Console(highlight=False, soft_wrap=False).print(text())
+
+
+def _jsonable(value: Any) -> Any:
+    """A record with null for numbers that JSON does not have: the error of a zero module."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 @contextmanager

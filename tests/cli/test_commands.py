@@ -344,3 +344,16 @@ def test_progress_goes_to_stderr_after_a_second(monkeypatch, capsys):
     with progress(3, quiet=True) as step:
         step("q_proj")
     assert capsys.readouterr().err == ""
+
+
+def test_infinite_errors_are_null_in_json(lotr, tmp_path):
+    """B of zero: anything else is infinitely far, relatively."""
+    from tests.checkpoints import peft_models as pm
+
+    config = {"r": 2, "target_modules": ["q_proj"]}
+    pm.adapt(pm.llama, tmp_path / "zero", grown=0.0, **config)
+    pm.adapt(pm.llama, tmp_path / "one", **config)
+    record = of_json(lotr("compare", "zero", "one", "--json"))
+    assert record["relative_error"] is None
+    assert record["cosine"] == 0
+    assert "inf" in lotr("compare", "zero", "one")[1]
