@@ -1,0 +1,60 @@
+"""Operations on a fake GPU: nothing mixes devices, and with fixed ranks nothing waits for a value.
+
+Not collected with the other tests: `test_large.py` runs this file in a process of its own.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+import lotr_tn as lt
+from tests.decompose.test_large import METHODS, RANKS
+
+_setup_privateuseone_for_python_backend("fakegpu")  # "cuda" cannot be sliced on a CPU build
+
+
+@pytest.fixture
+def fake_gpu():
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+def fake(shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="fakegpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_decompositions_stay_on_the_device(fake_gpu, method, dtype):
+    """With fixed ranks nothing mixes devices, and nothing waits for a value."""
+    stack = lt.LoRAStack(fake((70, 6), dtype), fake((6, 50), dtype), RANKS)
+    result = METHODS[method](stack, (2, 3))
+    for x in (result.u, result.core, result.v, result.certificate.distances):
+        assert x.device.type == "fakegpu"
+    assert result.u.dtype == dtype
+    wide = METHODS[method](lt.LoRAStack(fake((4, 6)), fake((6, 5)), RANKS), (2, 3))
+    assert wide.u.device.type == "fakegpu"
+
+
+def test_operations_stay_on_the_device(fake_gpu):
+    a = lt.LoRAStack(fake((70, 6)), fake((6, 50)), RANKS)
+    b = lt.Tucker2(fake((70, 2)), fake((3, 2, 4)), fake((50, 4)))
+    d = lt.Dense(fake((3, 70, 50)))
+    for x in (a, b, d):
+        for y in (a, b, d):
+            for operation in (lt.inner, lt.distance, lt.cosine):
+                assert operation(x, y).device.type == "fakegpu"
+            for part in vars(lt.subtract(x, y)).values():
+                assert not isinstance(part, torch.Tensor) or part.device.type == "fakegpu"
+        assert lt.norm(x).device.type == "fakegpu"
+        assert lt.apply(x, fake((2, 50))).device.type == "fakegpu"
+        assert lt.to_dense(x).device.type == "fakegpu"
+        assert lt.parameter_count(lt.take_layers(x, [0])) > 0
+
+
+def test_fake_gpu_catches_mixing(fake_gpu):
+    with pytest.raises(lt.errors.BackendError, match="one device"):
+        lt.LoRAStack(fake((70, 6)), torch.empty(6, 50), RANKS)
+    with pytest.raises(RuntimeError):
+        fake((3, 3)) + torch.empty(3, 3)

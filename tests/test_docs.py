@@ -1,0 +1,161 @@
+"""The documentation is whole: nothing public is missing, and what checks its examples can fail.
+
+The examples themselves are run by the conftest.py in the root of the repository.
+"""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import typer
+
+import lotr_tn as lt
+from lotr_tn.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(DOCS.glob("*.md"))
+COMMANDS = typer.main.get_command(app).commands
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+console = load(ROOT / "conftest.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("demo", "python -m pip install . "), ("test", "python -m pip install ")]
+)
+def test_readme_marks_the_two_commands(name, start):
+    marked = rf"^<!-- command: {name} -->\n```sh\n(.+)\n```$"
+    (command,) = re.findall(marked, README, flags=re.MULTILINE)
+    assert command.startswith(start)
+
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [link for link in links if "://" not in link]
+    assert len(local) > 5
+    assert [link for link in local if not (ROOT / link).is_file()] == []
+
+
+def test_every_public_name_is_on_the_api_page():
+    shown = re.findall(r"^::: lotr_tn\.(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(shown) == sorted(lt.__all__)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_its_help(name):
+    assert f"$ lotr {name} --help\n" in (DOCS / "cli.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_every_lotr_command_is_checked(page):
+    """Nobody shows a command in a block that is not run."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert page.name == "changelog.md" or blocks
+    unchecked = [body for language, body in blocks if language != "console" and "$ lotr" in body]
+    assert unchecked == []
+
+
+def shown(command: str, output: str) -> SimpleNamespace:
+    return SimpleNamespace(parsed=f"$ {command}\n{output}")
+
+
+def print_(text: str) -> str:
+    escaped = text.replace("\n", "\\n")
+    return f"printf %b {shlex.quote(escaped)}"
+
+
+@pytest.mark.parametrize(
+    ("output", "wanted"),
+    [
+        ("one\ntwo\n", "one\ntwo\n"),
+        ("one  \n\n", "one\n"),
+        ("\n one\nand\ntwo\n", " one\n...\ntwo\n"),
+        ("in 0.3 s", "in 12.0 s\n"),
+        ("", "$ echo $?\n0\n"),
+    ],
+)
+def test_right_output_passes(output, wanted):
+    assert not console.check_console(shown(print_(output), wanted))
+
+
+@pytest.mark.parametrize(
+    ("output", "wanted"),
+    [
+        ("one\ntwo\n", "one\n"),
+        ("one\n", "one\ntwo\n"),
+        ("one\n", "two\n"),
+        ("0.31", "0.32\n"),
+        ("one\nand\nthree\n", "one\n...\ntwo\n"),
+        ("", "$ echo $?\n3\n"),
+    ],
+)
+def test_wrong_output_fails(output, wanted):
+    assert console.check_console(shown(print_(output), wanted))
+
+
+def test_a_failure_has_to_be_shown():
+    assert "exits with 3, which is not shown" in console.check_console(shown("exit 3", ""))
+    assert "exits with 3" in console.check_console(shown("exit 3", "$ true\n"))
+    assert not console.check_console(shown("exit 3", "$ echo $?\n3\n"))
+    assert console.check_console(shown("exit 3", "$ echo $?\n2\n"))
+
+
+def test_a_block_without_a_command_fails():
+    assert "begins with a command" in console.check_console(SimpleNamespace(parsed="lotr demo\n"))
+
+
+def test_the_terminal_is_plain(monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not console.check_console(shown("lotr --version", f"lotr_tn {lt.__version__}\n"))
+    assert not console.check_console(shown("lotr demo --help", "Usage: lotr demo [OPTIONS]\n..."))
+
+
+def test_help_of_another_typer_is_compared_by_its_options(monkeypatch):
+    monkeypatch.setattr(console, "version", lambda name: "0.19.2")
+    box = "│ --json  Print JSON. │\n│ --quiet  -q  Say nothing. │\n"
+    assert not console.check_console(shown(f"{print_(box)} # --help", " --quiet  -q\n --json\n"))
+    assert console.check_console(shown(f"{print_(box)} # --help", " --quiet  -q\n"))
+
+
+@pytest.fixture
+def draw():
+    pytest.importorskip("matplotlib", reason="the extra docs is not installed")
+    return load(DOCS / "figures" / "tucker2.py").main
+
+
+def test_the_picture_is_the_same_each_time(draw, tmp_path):
+    draw(tmp_path / "one.svg")
+    draw(tmp_path / "two.svg")
+    text = (tmp_path / "one.svg").read_text("utf-8")
+    assert text == (tmp_path / "two.svg").read_text("utf-8")
+    assert "<dc:date>" not in text
+    assert str(ROOT) not in text
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    built = {page.stem for page in tmp_path.glob("*.html")}
+    assert {page.stem for page in PAGES} <= built
