@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from sybil import Example, Sybil
-from sybil.evaluators.doctest import NUMBER, OutputChecker
+from sybil.evaluators.doctest import NUMBER
 from sybil.integration import pytest as integration
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
@@ -31,6 +31,9 @@ DEMO_ADAPTER = Path(__file__).parent / "lotr_tn" / "demo" / "adapter"
 HELP_LAYOUT = "0.29"
 """The typer whose layout the shown help texts have; under others only the options must agree."""
 
+COLOURED = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS")
+"""Variables that make rich or typer print escape codes into a pipe."""
+
 
 def check_console(example: Example) -> str | None:
     """Compare a console block with what its commands print: nothing is right, text is a complaint.
@@ -38,6 +41,8 @@ def check_console(example: Example) -> str | None:
     `...` stands for any text, and seconds may differ. A command that fails must be followed by
     `$ echo $?`, which shows its exit status.
     """
+    if not example.parsed.startswith("$ "):
+        return "a console block begins with a command, after `$ `"
     status = 0
     for part in re.split(r"^\$ ", example.parsed, flags=re.MULTILINE)[1:]:
         command, _, wanted = part.partition("\n")
@@ -47,8 +52,8 @@ def check_console(example: Example) -> str | None:
             ["sh", "-c", f"(exit {status}); {command}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"COLUMNS": "80", "PATH": _path_of_scripts()},
-            text=True,
+            env=_environment(),
+            encoding="utf-8",
             check=False,
         )
         status = done.returncode
@@ -57,15 +62,23 @@ def check_console(example: Example) -> str | None:
     return f"the last command exits with {status}, which is not shown" if status else None
 
 
-def _path_of_scripts() -> str:
-    return f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
+def _environment() -> dict[str, str]:
+    """A plain terminal of 80 columns, in which `lotr` is the one that is being tested."""
+    kept = {k: v for k, v in os.environ.items() if k not in COLOURED}
+    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "PATH": path}
 
 
 def _agree(command: str, wanted: str, found: str) -> bool:
     if command.endswith("--help") and not version("typer").startswith(f"{HELP_LAYOUT}."):
         return _options(wanted) == _options(found)
-    wanted, found = (re.sub(r"\d+\.\d s\b", "0.0 s", x).strip() for x in (wanted, found))
-    return OutputChecker().check_output(wanted, found, doctest.ELLIPSIS)
+    return doctest.OutputChecker().check_output(_plain(wanted), _plain(found), doctest.ELLIPSIS)
+
+
+def _plain(text: str) -> str:
+    """A text without seconds, blanks at the ends of lines, and blank lines at its own ends."""
+    text = re.sub(r"\d+\.\d s\b", "0.0 s", text)
+    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip()
 
 
 def _options(text: str) -> set[str]:

@@ -49,7 +49,7 @@ def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
         "groups": {name: _describe(group) for name, group in adapter.groups.items()},
         "source": dict(adapter.origin) | {"config": adapter.config_text},
     }
-    metadata = {METADATA_KEY: json.dumps(header), "format": "pt"}
+    metadata = {METADATA_KEY: json.dumps(header)}  # one key: the writer keeps no order
     write_file(path, lambda file: write_safetensors(file, tensors, metadata), force=force)
 
 
