@@ -5,6 +5,7 @@ __all__ = [
     "CheckpointError",
     "FormatError",
     "LotrError",
+    "OptionError",
     "PerformanceWarning",
     "PrecisionWarning",
     "RankError",
@@ -24,7 +25,11 @@ class FormatError(LotrError, ValueError):
     """Arrays do not fit together: wrong number of axes, or sizes that disagree."""
 
 
-class RankError(LotrError, ValueError):
+class OptionError(LotrError, ValueError):
+    """An option has a value that makes no sense, whatever the input."""
+
+
+class RankError(OptionError):
     """A rank or a rank rule is outside its range."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAGroup, LoRAModule, LoTRAdapter, LoTRGroup
-from lotr_tn.errors import CheckpointError
+from lotr_tn.errors import OptionError
 
 __all__ = ["group_modules", "kind_of"]
 
@@ -38,7 +38,7 @@ def group_modules(
         `q_proj` or `attn.c_proj`; or a shape, such as `768x768`.
 
     Raises:
-        CheckpointError: the regular expression is not valid.
+        OptionError: the regular expression is not valid.
 
     Cost: none; a group's stack is built when it is asked for.
 
@@ -64,7 +64,7 @@ def _labeller(by: str) -> Callable[[LoRAModule], str]:
     try:
         pattern = re.compile(by)
     except re.error as error:
-        raise CheckpointError(
+        raise OptionError(
             f"--group-by takes kind, shape or a regular expression; {by!r} is none ({error})"
         ) from None
 

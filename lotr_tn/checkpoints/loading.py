@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
-
 from lotr_tn.checkpoints.adapter import Adapter, LoTRAdapter
 from lotr_tn.checkpoints.native import is_native, load_native, save_native
 from lotr_tn.checkpoints.peft import load_peft, save_peft
@@ -41,7 +39,7 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, force: bool 
     """Write a LoTR adapter as one native file, or a LoRA adapter as a PEFT folder.
 
     Args:
-        adapter: what to write; a LoRA adapter must have its scale inside, as `to_lora` leaves it.
+        adapter: what to write; a LoRA adapter keeps its factors and configuration as they are.
         path: the file (LoTR) or folder (LoRA) to make.
         force: whether an existing target may be replaced.
 
@@ -54,4 +52,4 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, force: bool 
             raise CheckpointError(f"{path} must end in .safetensors, such as name.lotr.safetensors")
         save_native(adapter, path, force=force)
         return
-    save_peft(adapter, path, dtype=np.dtype(adapter.dtype), force=force)
+    save_peft(adapter, path, force=force)

@@ -19,6 +19,7 @@ __all__ = ["load_peft", "save_peft"]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WITHOUT_EXTRAS = {"bias": "none", "modules_to_save": None, "trainable_token_indices": None}
 PICKLES = (".bin", ".pt", ".pth")
 
 
@@ -50,17 +51,26 @@ def _locate(path: Path) -> tuple[Path, Path]:
         for name in WEIGHTS:
             if (path / name).exists():
                 return path / name, path / CONFIG
-        inner = sorted(p.parent.name for name in WEIGHTS for p in path.glob(f"*/{name}"))
-        hint = f"; its subfolders {', '.join(inner)} hold adapters: name one" if inner else ""
-        raise CheckpointError(f"{path} holds no {WEIGHTS[0]} or {WEIGHTS[1]}{hint}")
+        raise CheckpointError(f"{path} holds no {WEIGHTS[0]} or {WEIGHTS[1]}{_what_else(path)}")
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     return path, path.parent / CONFIG
 
 
+def _what_else(folder: Path) -> str:
+    """What a folder without PEFT's weights holds instead, where that helps."""
+    inner = sorted(p.parent.name for name in WEIGHTS for p in folder.glob(f"*/{name}"))
+    if inner:
+        return f"; its subfolders {', '.join(inner)} hold adapters: name one"
+    for other in sorted(folder.glob("*.safetensors")):
+        pair_keys(read_safetensors(other)[0], other)  # names the format, if it is foreign
+        return f"; to read {other.name}, name the file itself"
+    return ""
+
+
 def _read_config(path: Path, weights: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # line ends stay as they are
     except FileNotFoundError:
         if weights.suffix == ".safetensors":
             pair_keys(read_safetensors(weights)[0], weights)  # names the format, if it is foreign
@@ -127,17 +137,15 @@ def _layout(
     return Layout("conv", a[2:], groups)
 
 
-def save_peft(
-    adapter: LoRAAdapter, path: Path, *, dtype: np.dtype[Any], force: bool, extras: bool = True
-) -> None:
-    """Write a PEFT folder: every factor of its own, scale inside, extras byte for byte.
+def save_peft(adapter: LoRAAdapter, path: Path, *, force: bool, extras: bool = True) -> None:
+    """Write a PEFT folder: every factor as it is, extras and configuration byte for byte.
 
     Args:
-        adapter: modules whose scale is 1, and the configuration that goes with them.
+        adapter: modules, and the configuration that gives them their scale.
         path: the folder to make.
-        dtype: storage dtype of the factors.
         force: whether an existing folder may be replaced.
-        extras: whether tensors other than the factors are written.
+        extras: whether tensors other than the factors are written; without them the configuration
+            names none either.
 
     Raises:
         CheckpointError: the target exists, or writing failed; then nothing was changed.
@@ -146,25 +154,22 @@ def save_peft(
     for module in adapter.modules:
         for side, array in zip("AB", _stored(module), strict=True):
             key = factor_key(module.target.name, side, module.target.layout)
-            tensors[key] = RawTensor.of(array.astype(dtype))
+            tensors[key] = RawTensor.of(array)
+    text = adapter.config_text
+    if not extras:
+        text = config_text(dict(adapter.config) | WITHOUT_EXTRAS)
     write_folder(
         path,
         {
             WEIGHTS[0]: lambda file: write_safetensors(file, tensors, {"format": "pt"}),
-            CONFIG: lambda file: _write_text(file, adapter.config_text),
+            CONFIG: lambda file: file.write_bytes(text.encode()),
         },
         force=force,
     )
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def _stored(module: LoRAModule) -> tuple[np.ndarray, np.ndarray]:
     """A and B in the shapes that PEFT stores for the module's layout."""
-    if module.scale != 1:
-        raise CheckpointError(f"module {module.target.name} still has scale {module.scale}")
     layout, up, down = module.target.layout, module.up, module.down
     if layout.kind != "conv":
         return down, up

@@ -20,7 +20,7 @@ _RESAVE = (
 )
 _REFUSED = {  # field: (what it is, what to do)
     "use_dora": (
-        "DoRA: its magnitudes renormalise W + ΔW, which a compressed ΔW would change",
+        "DoRA's magnitudes renormalise W + ΔW, and would not fit a compressed ΔW",
         "merge it into the base model, or train without use_dora",
     ),
     "lora_bias": ("biases on lora_B", "train without lora_bias"),
@@ -67,8 +67,8 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no peft_type; needed the adapter_config.json of a LoRA")
     if kind != "LORA":
         raise UnsupportedError(
-            f"{path} describes a {kind} adapter; needed peft_type LORA: turn it into a LoRA first "
-            "(peft.save_as_lora does it for some methods)"
+            f"{path} describes an adapter of type {kind}; needed peft_type LORA: turn it into a "
+            "LoRA first (peft.save_as_lora does it for some methods)"
         )
     _check_scale_fields(config, path)
     _refuse_features(config, path)
@@ -103,7 +103,9 @@ def _check_scale_fields(config: Mapping[str, Any], path: Path) -> None:
 def _refuse_features(config: Mapping[str, Any], path: Path) -> None:
     for name, (what, remedy) in _REFUSED.items():
         if config.get(name):
-            raise UnsupportedError(f"{path} sets {name}: {what}, which is not supported; {remedy}")
+            raise UnsupportedError(
+                f"{path} sets {name}: {what}; this is not supported, so {remedy}"
+            )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
         raise UnsupportedError(

@@ -12,7 +12,7 @@ from lotr_tn.errors import CheckpointError
 
 __all__ = ["refuse_existing", "write_file", "write_folder"]
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

@@ -82,7 +82,7 @@ def convert(
     """
     rule, asked = _rule(rank, rel_error, energy)
     begun = time.perf_counter()
-    destination = output or Path(f"{source.resolve().name.split('.')[0]}.lotr.safetensors")
+    destination = output or Path(f"{_plain_name(source)}.lotr.safetensors")
     refuse_existing(destination, force=force)
     adapter = load_adapter(source)
     if not isinstance(adapter, LoRAAdapter):
@@ -113,6 +113,11 @@ def convert(
         raise typer.Exit(NOT_MET)
 
 
+def _plain_name(source: Path) -> str:
+    """A folder's name, or a weights file's without its ending."""
+    return source.stem if source.is_file() else source.resolve().name
+
+
 def _rule(rank: str | None, rel_error: float | None, energy: float | None) -> tuple[RankRule, str]:
     """The one rule that was asked for, and its wording."""
     given = [x for x in (rank, rel_error, energy) if x is not None]
@@ -121,7 +126,8 @@ def _rule(rank: str | None, rel_error: float | None, energy: float | None) -> tu
             "give exactly one of --rel-error, --energy and --rank, such as --rel-error 0.05"
         )
     if rel_error is not None:
-        return RelativeError(rel_error), f"at most {rel_error:g}"
+        asked = f"at most {rel_error:g}" if rel_error else "exact, but for rounding"
+        return RelativeError(rel_error), asked
     if energy is not None:
         return Energy(energy), f"at least {energy:g} of the energy"
     assert rank is not None

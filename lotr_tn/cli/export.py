@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import typer
 
 from lotr_tn.checkpoints import LoTRAdapter, load_adapter, to_lora
@@ -50,13 +49,7 @@ def export(
     if not isinstance(adapter, LoTRAdapter):
         raise CheckpointError(f"{source} is a PEFT LoRA already; needed a LoTR file")
     exported = to_lora(adapter, ranks=ranks, dtype=dtype)
-    save_peft(
-        exported.adapter,
-        destination,
-        dtype=np.dtype(exported.adapter.dtype),
-        force=force,
-        extras=extras,
-    )
+    save_peft(exported.adapter, destination, force=force, extras=extras)
     sizes = file_size(source), file_size(destination)
     record = export_record(exported, destination, sizes, time.perf_counter() - begun)
     show(record, lambda: export_text(record, ranks == "uniform"), as_json=as_json, quiet=quiet)

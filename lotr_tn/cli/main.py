@@ -11,7 +11,7 @@ from lotr_tn.cli.convert import convert
 from lotr_tn.cli.demo import demo
 from lotr_tn.cli.export import export
 from lotr_tn.cli.inspect import inspect
-from lotr_tn.errors import LotrError
+from lotr_tn.errors import LotrError, OptionError
 
 __all__ = ["app", "main"]
 
@@ -58,7 +58,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"lotr: {_sentence(error)}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, OptionError) else 1)
 
 
 def _sentence(error: Exception) -> str:

@@ -72,8 +72,10 @@ def verdict(record: dict[str, Any]) -> str | None:
     if after > cut:
         line += (
             f"; cutting each layer's own rank would take {times(cut, before)} ({cut:,}) at the "
-            "same error: these layers hardly share a subspace"
+            "same error"
         )
+    if after > before:
+        line += ": these layers hardly share a subspace"
     return line + "."
 
 
@@ -91,7 +93,7 @@ def export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
         f"Modules         {len(ranks)}, {own}, {record['dtype']}\n"
         f"Parameters      {record['params']:,}\n"
         f"File            {byte_size(record['bytes_before'])} -> "
-        f"{byte_size(record['bytes_after'])} ({growth}): factors for every layer\n"
+        f"{byte_size(record['bytes_after'])} ({growth})\n"
         f"Written         {record['destination']} in {record['seconds']:.1f} s"
     )
 

@@ -4,7 +4,7 @@ import pytest
 import lotr_tn as lt
 from lotr_tn.checkpoints import Layout, LoRAModule, Target
 from lotr_tn.checkpoints.grouping import kind_of
-from lotr_tn.errors import CheckpointError
+from lotr_tn.errors import OptionError
 
 
 def adapter(**shapes):
@@ -65,7 +65,7 @@ def test_one_kind_of_two_shapes_is_two_groups():
 
 
 def test_bad_expressions_are_refused():
-    with pytest.raises(CheckpointError, match="kind, shape or a regular expression"):
+    with pytest.raises(OptionError, match="kind, shape or a regular expression"):
         lt.group_modules(GPT, "(")
 
 

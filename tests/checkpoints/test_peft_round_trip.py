@@ -303,3 +303,19 @@ def test_storage_dtypes_of_conversion(tmp_path):
         assert np.isclose(found, conversion.relative_error, rtol=1e-6)
     coarse = lt.convert_adapter(adapter, lt.RelativeError(1e-5), dtype="bfloat16")
     assert not coarse.met
+
+
+@pytest.mark.parametrize("case", ["rslora patterns", "convs", "bert biases", "gpt2 embedding"])
+def test_a_lora_is_saved_as_it_was_loaded(case, tmp_path):
+    build_case(case, tmp_path)
+    config = tmp_path / "lora" / "adapter_config.json"
+    config.write_bytes(config.read_bytes().replace(b"\n", b"\r\n"))
+    lt.save_adapter(lt.load_adapter(tmp_path / "lora"), tmp_path / "copy")
+    assert (tmp_path / "copy" / config.name).read_bytes() == config.read_bytes()
+    from safetensors.numpy import load_file
+
+    files = [tmp_path / name / "adapter_model.safetensors" for name in ("lora", "copy")]
+    one, two = (load_file(file) for file in files)
+    assert set(one) == set(two)
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert all(one[key].shape == two[key].shape for key in one)

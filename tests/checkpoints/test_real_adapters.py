@@ -13,7 +13,7 @@ from tests.conftest import real_data
 ROOT = real_data()
 REFUSED = {
     "bloom-legacy-merged": "MergedLinear",
-    "qwen05b-mlx": "holds no adapter_model",
+    "qwen05b-mlx": "MLX",
     "ia3-opt350m": "IA3",
     "unilora-roberta": "UNILORA",
 }

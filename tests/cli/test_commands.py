@@ -114,6 +114,7 @@ def test_a_larger_lotr_is_said(lotr, demo_adapter):
     words = " ".join(out.split())
     assert "2.83x the parameters of this LoRA" in words
     assert "cutting each layer's own rank would take 0.99x" in words
+    assert "hardly share a subspace" in words
     _, out, _ = lotr("convert", demo_adapter, "--rank", "2", "-o", "b.lotr.safetensors")
     assert "the parameters of this LoRA" not in out or "cutting" in out
 
@@ -183,15 +184,12 @@ def test_wrong_usage_exits_2(lotr, demo_adapter, arguments, message):
     ("arguments", "message"),
     [
         (["inspect", "nowhere"], "nowhere: no such file or folder"),
-        (["convert", "A", "--rel-error", "2"], "a relative error must be"),
-        (["convert", "A", "--energy", "0"], "an energy must be"),
         (
             ["convert", "A", "--rank", "4", "-o", "no/a.lotr.safetensors"],
             "the folder no does not exist",
         ),
         (["convert", "A", "--rank", "4", "-o", "a.bin"], "must end in .safetensors"),
         (["convert", "A", "--rank", "4", "--device", "cuda"], "choose backend torch"),
-        (["convert", "A", "--rank", "4", "--group-by", "("], "kind, shape or a regular expression"),
         (["export", "A"], "is a PEFT LoRA already"),
         (["compare", "A", "nowhere"], "nowhere"),
     ],
@@ -202,6 +200,29 @@ def test_refused_input_exits_1_with_one_sentence(lotr, demo_adapter, arguments, 
     assert message in err
     assert err.startswith("lotr: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rel-error", "2"], "a relative error must be"),
+        (["--energy", "0"], "an energy must be"),
+        (["--rank", "4", "--group-by", "("], "kind, shape or a regular expression"),
+    ],
+)
+def test_values_that_make_no_sense_exit_2(lotr, demo_adapter, arguments, message):
+    status, out, err = lotr("convert", demo_adapter, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("lotr: ")
+    assert message in err
+
+
+def test_names_with_dots(lotr, demo_adapter, tmp_path):
+    demo_adapter.rename(tmp_path / "Llama-3.2-lora")
+    assert lotr("convert", "Llama-3.2-lora", "--rank", "2", "-q")[0] == 0
+    assert lotr("convert", "Llama-3.2-lora/adapter_model.safetensors", "--rank", "2", "-q")[0] == 0
+    names = {p.name for p in tmp_path.glob("*.lotr.safetensors")}
+    assert names == {"Llama-3.2-lora.lotr.safetensors", "adapter_model.lotr.safetensors"}
 
 
 def test_existing_targets(lotr, demo_adapter):
@@ -282,7 +303,9 @@ def test_extras_are_named_and_may_be_left_out(lotr, tmp_path):
     _, out, _ = lotr("inspect", "lora.lotr.safetensors")
     assert "classifier" in out
     assert lotr("export", "lora.lotr.safetensors", "--no-extras", "-o", "bare", "-q")[0] == 0
-    assert not lt.load_adapter("bare").extras
+    bare = lt.load_adapter("bare")
+    assert not bare.extras
+    assert bare.config["modules_to_save"] is None
     assert lt.load_adapter("lora").extras
 
 
