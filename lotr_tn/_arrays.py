@@ -12,7 +12,7 @@ import array_api_compat
 import ml_dtypes
 import numpy as np
 
-from lotr_tn.errors import BackendError
+from lotr_tn.errors import BackendError, FormatError
 
 Array: TypeAlias = Any
 """An array of NumPy, torch, or another library of the array API standard."""
@@ -22,6 +22,9 @@ Namespace: TypeAlias = Any
 
 STORAGE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+
+FLOAT16_LARGEST = 65504
+FLOAT16_SMALLEST_NORMAL = 2.0**-14
 
 BLOCK_ELEMENTS = 2**18
 """Entries widened to float64 at a time: 2 MB."""
@@ -83,6 +86,22 @@ def cast(x: Array, dtype: str, *, xp: Namespace) -> Array:
     if not hasattr(xp, dtype):
         raise BackendError(f"{xp.__name__} has no dtype {dtype}; choose float32 or float64")
     return xp.astype(x, getattr(xp, dtype))
+
+
+def narrow(x: Array, dtype: str, *, xp: Namespace) -> Array:
+    """`cast` for results that are stored: refuses entries that float16 has no room for.
+
+    Raises:
+        FormatError: an entry exceeds 65504 and dtype is float16.
+    """
+    if dtype == "float16" and 0 not in x.shape:
+        largest = float(xp.max(xp.abs(x)))
+        if largest > FLOAT16_LARGEST:
+            raise FormatError(
+                f"entries up to {largest:.3g} do not fit float16, whose largest is "
+                f"{FLOAT16_LARGEST}; choose float32 or bfloat16"
+            )
+    return cast(x, dtype, xp=xp)
 
 
 def float64(x: Array, *, xp: Namespace) -> Array:
@@ -156,3 +175,15 @@ def from_numpy(x: np.ndarray, *, backend: str, device: str | None = None) -> Arr
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BackendError(f"torch cannot use device {device!r} here: {reason}") from None
+
+
+def suits_float16(x: np.ndarray) -> bool:
+    """Whether float16 keeps its precision on these entries: none too large, few too small.
+
+    Below 2⁻¹⁴ its entries lose digits. That shows where the root of the mean square lies there.
+    """
+    wide = x.astype(np.float64)
+    if not wide.any():
+        return True
+    typical = float(np.sqrt(np.mean(wide**2)))
+    return typical >= FLOAT16_SMALLEST_NORMAL and float(np.abs(wide).max()) <= FLOAT16_LARGEST

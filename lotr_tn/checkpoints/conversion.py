@@ -9,12 +9,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, to_numpy
+from lotr_tn._arrays import UNIT_ROUNDOFF, suits_float16, to_numpy
 from lotr_tn.analysis.truncation import truncated_parameters
 from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAGroup, LoTRAdapter, LoTRGroup
 from lotr_tn.checkpoints.grouping import group_modules
 from lotr_tn.decompose import hooi, hosvd, st_hosvd
-from lotr_tn.errors import CheckpointError, PrecisionWarning
+from lotr_tn.errors import CheckpointError, FormatError, PrecisionWarning
 from lotr_tn.formats import Certificate, Tucker2
 from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
 
@@ -127,7 +127,9 @@ def convert_adapter(
         if progress is not None:
             progress(name)
         assert isinstance(group, LoRAGroup)
-        stack = _compress(group, rule, METHODS[method], chosen, backend, device)
+        stack = _compress_as(
+            group, rule, METHODS[method], chosen, backend, device, may_widen=dtype == "auto"
+        )
         groups[name] = LoTRGroup(name, group.targets, stack)
         reports.append(_report(group, stack, rule, backend, device))
     origin = {"format": "peft-lora", "dtype": adapter.dtype, "group_by": group_by}
@@ -142,6 +144,27 @@ def _storage_dtype(own: str, rule: RankRule) -> str:
         if UNIT_ROUNDOFF[dtype] <= DTYPE_MARGIN * rule.epsilon:
             return dtype
     return "float64" if rule.epsilon else max(own, "float32")
+
+
+def _compress_as(
+    group: LoRAGroup,
+    rule: RankRule,
+    decompose: Callable[..., Tucker2],
+    dtype: str,
+    backend: str,
+    device: str | None,
+    *,
+    may_widen: bool,
+) -> Tucker2:
+    """Compress, and where `may_widen`, again in float32 if float16 has no room for the cores."""
+    try:
+        stack = _compress(group, rule, decompose, dtype, backend, device)
+        if dtype != "float16" or not may_widen or all(map(suits_float16, stack.core)):
+            return stack
+    except FormatError:
+        if not may_widen:
+            raise
+    return _compress(group, rule, decompose, "float32", backend, device)
 
 
 def _compress(

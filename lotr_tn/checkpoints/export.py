@@ -9,7 +9,7 @@ from typing import Literal
 import array_api_compat.numpy as xp
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, cast
+from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, suits_float16
 from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAModule, LoTRAdapter, LoTRGroup, Target
 from lotr_tn.checkpoints.peft import config_text
 from lotr_tn.checkpoints.peft_config import portable_config
@@ -63,6 +63,7 @@ def to_lora(
 
     Raises:
         CheckpointError: the dtype is unknown.
+        FormatError: float16 was asked for, and an entry is too large for it.
 
     Cost: O((m + n)·r²) flops a group and O((m + n)·r_l·r) a layer; memory of the result.
     """
@@ -74,6 +75,8 @@ def to_lora(
         rank = _common_rank(modules)
         modules = [_padded(module, rank) for module in modules]
     modules = [_tiled(module) for module in modules]
+    if dtype == "auto" and chosen == "float16" and not all(map(_suits_float16, modules)):
+        chosen = "float32"
     by_name = {module.target.name: module.target.rank for module in modules}
     config = portable_config(json.loads(adapter.config_text), by_name, max(by_name.values()))
     stored = tuple(_as_dtype(module, chosen) for module in modules)
@@ -144,6 +147,10 @@ def _tiled(module: LoRAModule) -> LoRAModule:
     return LoRAModule(Target(target.name, target.layout, target.rank * groups), module.up, down)
 
 
+def _suits_float16(module: LoRAModule) -> bool:
+    return suits_float16(module.up) and suits_float16(module.down)
+
+
 def _as_dtype(module: LoRAModule, dtype: str) -> LoRAModule:
-    up, down = cast(module.up, dtype, xp=xp), cast(module.down, dtype, xp=xp)
+    up, down = narrow(module.up, dtype, xp=xp), narrow(module.down, dtype, xp=xp)
     return LoRAModule(module.target, up, down)

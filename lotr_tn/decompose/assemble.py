@@ -2,7 +2,7 @@
 
 import math
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast
+from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, narrow
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.formats import Certificate, LoRAStack, Tucker2
@@ -11,6 +11,9 @@ from lotr_tn.ops.distance import distances_from, frame_of, project
 from lotr_tn.ops.norms import root_sum_squares
 
 __all__ = ["assemble"]
+
+ARITHMETIC = 32
+"""Unit roundoffs that the float64 arithmetic itself may lose, relative to the norm."""
 
 
 def assemble(
@@ -34,7 +37,7 @@ def assemble(
     to_v = xp.matrix_transpose(xp.linalg.pinv(frame.right_factor))
     projection = project(stack, frame, xp=xp)
     cores = [
-        cast(to_u @ projection.core(index, xp=xp) @ to_v, dtype, xp=xp)
+        narrow(to_u @ projection.core(index, xp=xp) @ to_v, dtype, xp=xp)
         for index in range(stack.shape[0])
     ]
     in_frame = (frame.core(core, xp=xp) for core in cores)
@@ -69,5 +72,6 @@ def _bounds(
         noise.append(space.norm * (4 * share * math.sqrt(size) if rank < size else 0.0))
     below = xp.stack([xp.clip(t - e, 0.0, None) for t, e in zip(tails, noise, strict=True)])
     rounding = UNIT_ROUNDOFF[dtype] * (1 + math.sqrt(ranks[0]) + math.sqrt(ranks[1]))
+    rounding += ARITHMETIC * UNIT_ROUNDOFF["float64"]
     above = root_sum_squares(xp.stack([t + e for t, e in zip(tails, noise, strict=True)]))
     return xp.max(below), above + rounding * space.norm

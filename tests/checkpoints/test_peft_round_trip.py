@@ -319,3 +319,28 @@ def test_a_lora_is_saved_as_it_was_loaded(case, tmp_path):
     assert set(one) == set(two)
     assert all(np.array_equal(one[key], two[key]) for key in one)
     assert all(one[key].shape == two[key].shape for key in one)
+
+
+@pytest.mark.parametrize("grown", [1e-3, 1.0, 200.0])
+def test_float16_has_a_range(grown, tmp_path):
+    """Updates too small or too large for float16 are kept in float32, unless it is asked for."""
+    build, config = CASES["llama"]
+    pm.adapt(build, tmp_path / "lora", grown=grown, **config)
+    adapter = lt.load_adapter(tmp_path / "lora")
+    halves = [
+        lt.checkpoints.LoRAModule(
+            m.target, m.up.astype(np.float16), m.down.astype(np.float16), m.scale
+        )
+        for m in adapter.modules
+    ]
+    adapter = lt.LoRAAdapter(tuple(halves), {}, adapter.config, adapter.config_text)
+    for rule in (lt.RelativeError(0.2), lt.FixedRank(3)):
+        conversion = lt.convert_adapter(adapter, rule)
+        assert conversion.met
+        assert conversion.adapter.dtype == ("float16" if grown == 1.0 else "float32")
+        export = lt.to_lora(conversion.adapter)
+        found = lt.compare_adapters(adapter, export.adapter).relative_error
+        assert np.isclose(found, conversion.relative_error, rtol=1e-3)
+    if grown > 1:
+        with pytest.raises(lt.errors.FormatError, match="do not fit float16"):
+            lt.convert_adapter(adapter, (3, 3), dtype="float16")
