@@ -79,7 +79,10 @@ class LoRAModule:
         return self.up.size + self.down.size
 
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Up (m, r) with the scale inside, and down (r, n), in float32 or float64."""
+        """Up (m, r) with the scale inside, and down (r, n), in float32 or float64.
+
+        A scale that is no power of two rounds once, in that dtype.
+        """
         wide = "float64" in (self.up.dtype.name, self.down.dtype.name)
         dtype = np.float64 if wide else np.float32
         up, down = self.up.astype(dtype), self.down.astype(dtype)

@@ -14,6 +14,7 @@ from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAModule, LoTRAdapter, Lo
 from lotr_tn.checkpoints.peft import config_text
 from lotr_tn.checkpoints.peft_config import portable_config
 from lotr_tn.errors import CheckpointError
+from lotr_tn.formats import Tucker2
 from lotr_tn.linalg import smallest_rank
 from lotr_tn.linalg.factor import svd
 from lotr_tn.ops.distance import Frame, frame_of
@@ -103,13 +104,15 @@ def _modules(group: LoTRGroup) -> list[LoRAModule]:
     frame = frame_of(stack.u, stack.v, xp=xp)
     roundoff = UNIT_ROUNDOFF[stack.core.dtype.name]
     return [
-        _module(target, frame, frame.core(core, xp=xp), roundoff)
-        for target, core in zip(group.targets, stack.core, strict=True)
+        _module(target, stack, index, frame, roundoff) for index, target in enumerate(group.targets)
     ]
 
 
-def _module(target: Target, frame: Frame, core: np.ndarray, roundoff: float) -> LoRAModule:
+def _module(
+    target: Target, stack: Tucker2, index: int, frame: Frame, roundoff: float
+) -> LoRAModule:
     """One update in its own rank, both factors of equal norm."""
+    core = frame.core(stack.core[index], xp=xp)
     u, s, vt = svd(core, xp=xp)
     tails = np.append(np.cumsum((s**2)[::-1])[::-1], 0.0)
     budget = min(roundoff, UNIT_ROUNDOFF["float32"]) ** 2 * tails[0]
@@ -119,10 +122,24 @@ def _module(target: Target, frame: Frame, core: np.ndarray, roundoff: float) -> 
     rank = max(rank, 1)  # a LoRA file cannot say rank 0
     if s.size == 0:
         u, s, vt = np.zeros((core.shape[0], 1)), np.zeros(1), np.zeros((1, core.shape[1]))
+    if (plain := _plain_factors(target, stack, index, rank)) is not None:
+        return plain
     root = np.sqrt(s[:rank])
     up = frame.left @ (u[:, :rank] * root)
     down = (root[:, None] * vt[:rank]) @ frame.right.T
     return LoRAModule(Target(target.name, target.layout, rank), up, down)
+
+
+def _plain_factors(target: Target, stack: Tucker2, index: int, rank: int) -> LoRAModule | None:
+    """A module whose core picks `rank` columns of U and V, by those columns, without rounding."""
+    core = stack.core[index].astype(np.float64)
+    rows, columns = np.flatnonzero(core.any(axis=1)), np.flatnonzero(core.any(axis=0))
+    block = core[np.ix_(rows, columns)]
+    if not 0 < rows.size == columns.size <= rank or not np.array_equal(block, np.eye(rows.size)):
+        return None
+    up = stack.u[:, rows].astype(np.float64)
+    down = stack.v[:, columns].astype(np.float64).T
+    return LoRAModule(Target(target.name, target.layout, rows.size), up, down)
 
 
 def _common_rank(modules: list[LoRAModule]) -> int:

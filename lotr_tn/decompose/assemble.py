@@ -2,15 +2,16 @@
 
 import math
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, narrow
+from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, dtype_name, narrow
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.formats import Certificate, LoRAStack, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
+from lotr_tn.ops.arithmetic import as_tucker
 from lotr_tn.ops.distance import distances_from, frame_of, project
 from lotr_tn.ops.norms import root_sum_squares
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "keep_whole"]
 
 ARITHMETIC = 32
 """Unit roundoffs that the float64 arithmetic itself may lose, relative to the norm."""
@@ -45,6 +46,28 @@ def assemble(
     lower, upper = _bounds(space, subspaces, dtype, xp=xp)
     certificate = Certificate(distances, space.layer_norms, lower, upper, method, subspaces.sweeps)
     return Tucker2(u, xp.stack(cores), v, certificate)
+
+
+def keep_whole(
+    stack: LoRAStack, space: CoreSpace, *, dtype: str, method: str, xp: Namespace
+) -> Tucker2:
+    """The stack itself as a Tucker-2 of full ranks: its own factors, and cores of 0 and 1.
+
+    Where nothing can be cut off, this is as small as orthonormal factors, and loses not even
+    rounding. In another dtype than the stack's, the distances are measured.
+    """
+    whole = as_tucker(stack, xp=xp)
+    u, core, v = (narrow(x, dtype, xp=xp) for x in (whole.u, whole.core, whole.v))
+    if dtype == dtype_name(stack.up):
+        distances = xp.zeros_like(space.layer_norms)  # the very same numbers
+    else:
+        frame = frame_of(u, v, xp=xp)
+        in_frame = (frame.core(core[index, ...], xp=xp) for index in range(stack.shape[0]))
+        distances = distances_from(project(stack, frame, xp=xp), in_frame, xp=xp)
+    full = Subspaces(space.left.mixing, space.right.mixing, None, 0)
+    lower, upper = _bounds(space, full, dtype, xp=xp)
+    certificate = Certificate(distances, space.layer_norms, lower, upper, method, 0)
+    return Tucker2(u, core, v, certificate)
 
 
 def _fix_signs(u: Array, *, xp: Namespace) -> Array:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, dtype_name, namespace_of, to_numpy
-from lotr_tn.decompose.assemble import assemble
+from lotr_tn.decompose.assemble import assemble, keep_whole
 from lotr_tn.decompose.core_space import CoreSpace, as_lora, core_space
 from lotr_tn.decompose.sweeps import Subspaces, alternate, leading_axes, refit_right
 from lotr_tn.errors import PrecisionWarning, RankError
@@ -36,7 +36,8 @@ def hosvd(stack: LoRAStack | Dense, ranks: Ranks, *, dtype: str | None = None) -
         dtype: storage dtype of the result; the stack's own where left out.
 
     Returns:
-        A Tucker2 with orthonormal factors (to the rounding of dtype) and a certificate.
+        A Tucker2 with orthonormal factors (to the rounding of dtype) and a certificate. Where a
+        rule leaves nothing to cut off, the factors are the stack's own, without any rounding.
 
     Raises:
         RankError: a rank is negative or a rule is out of range.
@@ -207,7 +208,10 @@ def _meet_error(
     budget = max(allowed - UNIT_ROUNDOFF[dtype] ** 2 * total, 0.0)
     while True:
         subspaces = search.within(max(budget, floor))
-        result = assemble(stack, search.space, subspaces, dtype=dtype, method=method, xp=xp)
+        if subspaces.left.shape[1] == subspaces.right.shape[1] == stack.up.shape[1]:
+            result = keep_whole(stack, search.space, dtype=dtype, method=method, xp=xp)
+        else:
+            result = assemble(stack, search.space, subspaces, dtype=dtype, method=method, xp=xp)
         lost = 0.0 if result.certificate is None else result.certificate.distance**2
         excess = lost - allowed
         if excess <= 0 or epsilon == 0:

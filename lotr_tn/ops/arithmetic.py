@@ -52,20 +52,13 @@ def as_tucker(stack: LoRAStack | Tucker2, *, xp: Namespace) -> Tucker2:
     if isinstance(stack, Tucker2):
         return stack
     total = stack.up.shape[1]
-    eye = identity(total, stack.up, xp=xp)
+    eye = cast(identity(total, stack.up, xp=xp), dtype_name(stack.up), xp=xp)
+    empty = xp.zeros_like(eye)
     cores = [
-        xp.concat(
-            [
-                zeros((total, part.start), stack.up, xp=xp),
-                eye[:, part],
-                zeros((total, total - part.stop), stack.up, xp=xp),
-            ],
-            axis=1,
-        )
+        xp.concat([empty[:, : part.start], eye[:, part], empty[:, part.stop :]], axis=1)
         for part in stack.slices
     ]
-    core = cast(xp.stack(cores), dtype_name(stack.up), xp=xp)
-    return Tucker2(stack.up, core, xp.matrix_transpose(stack.down))
+    return Tucker2(stack.up, xp.stack(cores), xp.matrix_transpose(stack.down))
 
 
 def _subtract_tucker(a: Tucker2, b: Tucker2, *, xp: Namespace) -> Tucker2:
