@@ -15,7 +15,7 @@ from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAGroup, LoTRAdapter, LoT
 from lotr_tn.checkpoints.grouping import group_modules
 from lotr_tn.decompose import hooi, hosvd, st_hosvd
 from lotr_tn.errors import CheckpointError, FormatError, PrecisionWarning
-from lotr_tn.formats import Certificate, Tucker2
+from lotr_tn.formats import Certificate, LoRAStack, Tucker2
 from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
 
 __all__ = ["METHODS", "Conversion", "GroupConversion", "convert_adapter"]
@@ -127,11 +127,10 @@ def convert_adapter(
         if progress is not None:
             progress(name)
         assert isinstance(group, LoRAGroup)
-        stack = _compress_as(
-            group, rule, METHODS[method], chosen, backend, device, may_widen=dtype == "auto"
-        )
+        source = group.to_stack(backend, device)
+        stack = _compress_as(source, rule, METHODS[method], chosen, may_widen=dtype == "auto")
         groups[name] = LoTRGroup(name, group.targets, stack)
-        reports.append(_report(group, stack, rule, backend, device))
+        reports.append(_report(group, source, stack, rule))
     origin = {"format": "peft-lora", "dtype": adapter.dtype, "group_by": group_by}
     converted = LoTRAdapter(groups, adapter.extras, adapter.config_text, origin)
     return Conversion(converted, tuple(reports))
@@ -143,41 +142,34 @@ def _storage_dtype(own: str, rule: RankRule) -> str:
     for dtype in (own, "float32"):
         if UNIT_ROUNDOFF[dtype] <= DTYPE_MARGIN * rule.epsilon:
             return dtype
-    return "float64" if rule.epsilon else max(own, "float32")
+    return "float64" if rule.epsilon or own == "float64" else "float32"
 
 
 def _compress_as(
-    group: LoRAGroup,
+    source: LoRAStack,
     rule: RankRule,
     decompose: Callable[..., Tucker2],
     dtype: str,
-    backend: str,
-    device: str | None,
     *,
     may_widen: bool,
 ) -> Tucker2:
     """Compress, and where `may_widen`, again in float32 if float16 has no room for the cores."""
     try:
-        stack = _compress(group, rule, decompose, dtype, backend, device)
+        stack = _compress(source, rule, decompose, dtype)
         if dtype != "float16" or not may_widen or all(map(suits_float16, stack.core)):
             return stack
     except FormatError:
         if not may_widen:
             raise
-    return _compress(group, rule, decompose, "float32", backend, device)
+    return _compress(source, rule, decompose, "float32")
 
 
 def _compress(
-    group: LoRAGroup,
-    rule: RankRule,
-    decompose: Callable[..., Tucker2],
-    dtype: str,
-    backend: str,
-    device: str | None,
+    source: LoRAStack, rule: RankRule, decompose: Callable[..., Tucker2], dtype: str
 ) -> Tucker2:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)  # reported by `met`
-        stack = decompose(group.to_stack(backend, device), rule, dtype=dtype)
+        stack = decompose(source, rule, dtype=dtype)
     certificate = stack.certificate
     assert certificate is not None
     on_host = dataclasses.replace(
@@ -190,9 +182,7 @@ def _compress(
     return Tucker2(to_numpy(stack.u), to_numpy(stack.core), to_numpy(stack.v), on_host)
 
 
-def _report(
-    group: LoRAGroup, stack: Tucker2, rule: RankRule, backend: str, device: str | None
-) -> GroupConversion:
+def _report(group: LoRAGroup, source: LoRAStack, stack: Tucker2, rule: RankRule) -> GroupConversion:
     certificate = stack.certificate
     assert certificate is not None
     error = certificate.relative_error
@@ -202,7 +192,7 @@ def _report(
         shape=group.shape,
         parameters_before=sum(module.stored for module in group.modules),
         parameters_after=sum(array.size for array in (stack.u, stack.core, stack.v)),
-        parameters_truncated=truncated_parameters(group.to_stack(backend, device), error),
+        parameters_truncated=truncated_parameters(source, error),
         certificate=certificate,
         ranks=stack.ranks,
         modules=tuple(target.name for target in group.targets),

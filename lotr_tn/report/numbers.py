@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-__all__ = ["byte_size", "count", "error", "plain", "rank_range", "times"]
+__all__ = ["byte_size", "count", "error", "rank_range", "times"]
 
 
 def count(number: int) -> str:
@@ -34,11 +34,6 @@ def error(value: float | None) -> str:
 def times(after: int, before: int) -> str:
     """A ratio: 0.35x."""
     return f"{after / before:.2f}x" if before else "-"
-
-
-def plain(after: float) -> str:
-    """A number of seconds."""
-    return f"{after:.1f} s"
 
 
 def rank_range(ranks: Iterable[int]) -> str:
