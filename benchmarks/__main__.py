@@ -4,14 +4,25 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks import adapter, group, peers
+from benchmarks import adapter, algebra, apply, group, large_group, peers, truncation
 
-BENCHMARKS = {"group": group.run, "peers": peers.run, "adapter": adapter.run}
+BENCHMARKS = {
+    "group": group.run,
+    "large-group": large_group.run,
+    "peers": peers.run,
+    "algebra": algebra.run,
+    "apply": apply.run,
+    "truncation": truncation.run,
+    "adapter": adapter.run,
+}
 
 
 def main(
     name: Annotated[
-        Literal["group", "peers", "adapter", "all"], typer.Argument(help="What to measure.")
+        Literal[
+            "group", "large-group", "peers", "algebra", "apply", "truncation", "adapter", "all"
+        ],
+        typer.Argument(help="What to measure."),
     ],
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Tiny sizes, to see that it runs.")

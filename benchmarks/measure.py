@@ -42,6 +42,26 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[Timing, Any]:
     return Timing(statistics.median(seconds), min(seconds), max(seconds)), result
 
 
+def timed_together(
+    one: Callable[[], Any], other: Callable[[], Any], seconds: float = 1.0
+) -> tuple[Timing, Timing]:
+    """Two functions in turn, for about `seconds` each, so that both see the same machine."""
+    for work in (one, other):
+        work()
+    begun = time.perf_counter()
+    for work in (one, other):
+        work()
+    repeats = max(5, min(2000, int(2 * seconds / max(time.perf_counter() - begun, 1e-9))))
+    found: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for work, times in zip((one, other), found, strict=True):
+            begun = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begun)
+    first, second = (Timing(statistics.median(x), min(x), max(x)) for x in found)
+    return first, second
+
+
 def peak_bytes(work: Callable[[], Any]) -> int:
     """The most memory that NumPy and Python held beyond what was there, while `work` ran."""
     tracemalloc.start()

@@ -5,6 +5,7 @@ global backend. Storage dtypes are bfloat16, float16, float32 and float64; every
 reported is computed in float64.
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -32,7 +33,15 @@ BLOCK_ELEMENTS = 2**18
 
 def dtype_name(x: Array) -> str:
     """The bare name of an array's dtype, the same for every library: `float32`, `bfloat16`."""
-    return str(x.dtype).rsplit(".", maxsplit=1)[-1]
+    key = type(x), x.dtype
+    name = _DTYPE_NAMES.get(key)
+    if name is None:
+        name = _DTYPE_NAMES[key] = str(x.dtype).rsplit(".", maxsplit=1)[-1]
+    return name
+
+
+_DTYPE_NAMES: dict[tuple[type, Any], str] = {}
+"""Names by type and dtype: making one takes as long as a small matrix product."""
 
 
 def is_wide(x: Array) -> bool:
@@ -47,7 +56,22 @@ def namespace_of(**arrays: Array) -> Namespace:
         BackendError: the arguments differ in library, dtype or device, or hold no real floats.
     """
     try:
-        xp = array_api_compat.array_namespace(*arrays.values())
+        kinds = {(type(x), x.dtype, x.device) for x in arrays.values()}
+    except AttributeError:
+        return _checked_namespace(arrays)
+    found = _CHECKED.get(key := frozenset(kinds))
+    if found is None:
+        found = _CHECKED[key] = _checked_namespace(arrays)
+    return found
+
+
+_CHECKED: dict[frozenset[tuple[type, Any, Any]], Namespace] = {}
+"""Namespaces of the kinds of arrays that have been checked: a full check takes 30 µs."""
+
+
+def _checked_namespace(arrays: dict[str, Array]) -> Namespace:
+    try:
+        xp = _library(arrays)
     except TypeError:
         found = ", ".join(
             f"{k}: {type(v).__module__}.{type(v).__name__}" for k, v in arrays.items()
@@ -72,20 +96,30 @@ def namespace_of(**arrays: Array) -> Namespace:
     return xp
 
 
+def _library(arrays: dict[str, Array]) -> Namespace:
+    """The namespace of torch tensors without a cached function, which torch.compile warns of."""
+    torch = sys.modules.get("torch")
+    if torch is not None and all(isinstance(x, torch.Tensor) for x in arrays.values()):
+        import array_api_compat.torch as compatible
+
+        return compatible
+    return array_api_compat.array_namespace(*arrays.values())
+
+
 def device_name(x: Array) -> str:
     """The device that holds an array, as text: `cpu`, `cuda:0`."""
-    return str(array_api_compat.device(x))
+    return str(x.device)
 
 
 def cast(x: Array, dtype: str, *, xp: Namespace) -> Array:
     """`x` in the storage dtype named; the array itself where it already has it."""
     if dtype_name(x) == dtype:
         return x
+    if hasattr(xp, dtype):
+        return xp.astype(x, getattr(xp, dtype))
     if array_api_compat.is_numpy_namespace(xp) and dtype == "bfloat16":
         return x.astype(ml_dtypes.bfloat16)
-    if not hasattr(xp, dtype):
-        raise BackendError(f"{xp.__name__} has no dtype {dtype}; choose float32 or float64")
-    return xp.astype(x, getattr(xp, dtype))
+    raise BackendError(f"{xp.__name__} has no dtype {dtype}; choose float32 or float64")
 
 
 def narrow(x: Array, dtype: str, *, xp: Namespace) -> Array:
@@ -112,6 +146,15 @@ def float64(x: Array, *, xp: Namespace) -> Array:
 def at_least_float32(x: Array, *, xp: Namespace) -> Array:
     """`x` in float32 where it is narrower: half precision stores, it does not compute."""
     return x if dtype_name(x) in ("float32", "float64") else cast(x, "float32", xp=xp)
+
+
+def wants_gradient(*arrays: Array) -> bool:
+    """Whether torch records operations on any of these arrays, to differentiate them later."""
+    if not any(getattr(x, "requires_grad", False) for x in arrays):
+        return False
+    import torch
+
+    return torch.is_grad_enabled()
 
 
 def row_blocks(x: Array, elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:

@@ -3,6 +3,7 @@
 __all__ = [
     "BackendError",
     "CheckpointError",
+    "DerivativeError",
     "FormatError",
     "LotrError",
     "OptionError",
@@ -31,6 +32,10 @@ class OptionError(LotrError, ValueError):
 
 class RankError(OptionError):
     """A rank or a rank rule is outside its range."""
+
+
+class DerivativeError(LotrError, ArithmeticError):
+    """The derivative of a result does not exist at this input."""
 
 
 class CheckpointError(LotrError, ValueError):

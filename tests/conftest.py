@@ -18,8 +18,9 @@ settings.register_profile(
     "dev", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
-torch.set_num_threads(2)
+settings.register_profile("nightly", settings.get_profile("dev"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+torch.set_num_threads(1)  # small matrices: threads would only wait for each other
 
 BACKENDS = ("numpy", "read-only numpy", "array-api-strict", "torch")
 

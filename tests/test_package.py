@@ -59,13 +59,3 @@ def test_no_file_is_a_drawer():
         assert path.stem not in {"utils", "helpers", "misc", "common"}
         lines = len(path.read_text().splitlines())
         assert lines <= 450, f"{path.name} has {lines} lines: split it"
-
-
-def test_strategies_draw_what_they_promise():
-    from hypothesis import find
-
-    from lotr_tn.testing import strategies
-
-    assert find(strategies.lora_stacks(), lambda s: 0 in s.ranks)
-    assert find(strategies.lora_stacks(), lambda s: len(set(s.ranks)) > 1)
-    assert find(strategies.tucker_stacks(), lambda t: t.ranks[0] > t.shape[1])

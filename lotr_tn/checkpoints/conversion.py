@@ -14,12 +14,13 @@ from lotr_tn.analysis.truncation import truncated_parameters
 from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAGroup, LoTRAdapter, LoTRGroup
 from lotr_tn.checkpoints.grouping import group_modules
 from lotr_tn.decompose import hooi, hosvd, st_hosvd
-from lotr_tn.errors import CheckpointError, FormatError, PrecisionWarning
+from lotr_tn.errors import CheckpointError, FormatError, PrecisionWarning, RankError
 from lotr_tn.formats import Certificate, LoRAStack, Tucker2
-from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
+from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankRule, RelativeError, as_rule
 
 __all__ = ["METHODS", "Conversion", "GroupConversion", "convert_adapter"]
 
+GroupRule: TypeAlias = FixedRank | RelativeError | Energy
 Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
 METHODS: Mapping[str, Callable[..., Tucker2]] = MappingProxyType(
     {"hooi": hooi, "st-hosvd": st_hosvd, "hosvd": hosvd}
@@ -120,6 +121,11 @@ def convert_adapter(
             f"{adapter.source} is a LoTR file already; export it to LoRA first to convert it anew"
         )
     rule = as_rule(ranks)
+    if isinstance(rule, Budget):
+        raise RankError(
+            "a Budget is for one stack, and this adapter has several groups; give ranks, an error, "
+            "or an energy"
+        )
     chosen = _storage_dtype(adapter.dtype, rule) if dtype == "auto" else dtype
     groups: dict[str, LoTRGroup] = {}
     reports = []
@@ -136,7 +142,7 @@ def convert_adapter(
     return Conversion(converted, tuple(reports))
 
 
-def _storage_dtype(own: str, rule: RankRule) -> str:
+def _storage_dtype(own: str, rule: GroupRule) -> str:
     if isinstance(rule, FixedRank):
         return own
     for dtype in (own, "float32"):
@@ -147,7 +153,7 @@ def _storage_dtype(own: str, rule: RankRule) -> str:
 
 def _compress_as(
     source: LoRAStack,
-    rule: RankRule,
+    rule: GroupRule,
     decompose: Callable[..., Tucker2],
     dtype: str,
     *,
@@ -165,7 +171,7 @@ def _compress_as(
 
 
 def _compress(
-    source: LoRAStack, rule: RankRule, decompose: Callable[..., Tucker2], dtype: str
+    source: LoRAStack, rule: GroupRule, decompose: Callable[..., Tucker2], dtype: str
 ) -> Tucker2:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)  # reported by `met`
@@ -182,7 +188,9 @@ def _compress(
     return Tucker2(to_numpy(stack.u), to_numpy(stack.core), to_numpy(stack.v), on_host)
 
 
-def _report(group: LoRAGroup, source: LoRAStack, stack: Tucker2, rule: RankRule) -> GroupConversion:
+def _report(
+    group: LoRAGroup, source: LoRAStack, stack: Tucker2, rule: GroupRule
+) -> GroupConversion:
     certificate = stack.certificate
     assert certificate is not None
     error = certificate.relative_error

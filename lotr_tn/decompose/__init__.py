@@ -1,5 +1,31 @@
 """Decompositions: stacks in, compressed formats out."""
 
+from lotr_tn.decompose.gauges import first_step_gain, random_factors, regauge
+from lotr_tn.decompose.initialise import (
+    Initialisation,
+    WeightInitialisation,
+    initial_factors,
+    initial_factors_of_weights,
+)
+from lotr_tn.decompose.metric import hooi_in_metric, metric_distances
+from lotr_tn.decompose.rounding import canonicalize, round_stack
 from lotr_tn.decompose.tucker import hooi, hosvd, st_hosvd
+from lotr_tn.decompose.tucker1 import tucker1
 
-__all__ = ["hooi", "hosvd", "st_hosvd"]
+__all__ = [
+    "Initialisation",
+    "WeightInitialisation",
+    "canonicalize",
+    "first_step_gain",
+    "hooi",
+    "hooi_in_metric",
+    "hosvd",
+    "initial_factors",
+    "initial_factors_of_weights",
+    "metric_distances",
+    "random_factors",
+    "regauge",
+    "round_stack",
+    "st_hosvd",
+    "tucker1",
+]

@@ -1,82 +1,138 @@
 """From subspaces in core space to a stored, measured Tucker-2."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, dtype_name, narrow
+from lotr_tn._arrays import (
+    UNIT_ROUNDOFF,
+    Array,
+    Namespace,
+    cast,
+    dtype_name,
+    namespace_of,
+    narrow,
+)
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
-from lotr_tn.formats import Certificate, LoRAStack, Tucker2
+from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
-from lotr_tn.ops.arithmetic import as_tucker
-from lotr_tn.ops.distance import distances_from, frame_of, project
-from lotr_tn.ops.norms import root_sum_squares
+from lotr_tn.ops.conversion import as_tucker2
+from lotr_tn.ops.distance import cores_in, distances_from, frame_of, layer_distances, project
+from lotr_tn.ops.layers import common_namespace
+from lotr_tn.ops.moving import astype
+from lotr_tn.ops.norms import layer_norms, root_sum_squares
 
-__all__ = ["assemble", "keep_whole"]
+__all__ = ["Storage", "assemble", "fix_signs", "keep_whole", "signs", "with_best_cores"]
 
 ARITHMETIC = 32
 """Unit roundoffs that the float64 arithmetic itself may lose, relative to the norm."""
 
 
-def assemble(
-    stack: LoRAStack,
-    space: CoreSpace,
-    subspaces: Subspaces,
-    *,
-    dtype: str,
-    method: str,
-    xp: Namespace,
-) -> Tucker2:
-    """Lift both subspaces, round them to `dtype`, project every layer onto what is stored, measure.
+@dataclass(frozen=True)
+class Storage:
+    """How a result is stored and certified."""
+
+    dtype: str
+    method: str
+    weights: Array | None = None  # (L,) float64
+
+
+def assemble(stack: Stack, space: CoreSpace, subspaces: Subspaces, how: Storage) -> Tucker2:
+    """Lift both subspaces, round them to the dtype, project every layer on them, and measure.
 
     The cores are the best ones for the factors as rounded, and the distances are those of the
     arrays as stored. Cost: O((m + n)·R·r) flops; memory of the factors and one layer.
     """
-    u = cast(_fix_signs(space.left.lift(subspaces.left, xp=xp), xp=xp), dtype, xp=xp)
-    v = cast(_fix_signs(space.right.lift(subspaces.right, xp=xp), xp=xp), dtype, xp=xp)
+    xp = common_namespace(stack)
+    u, v = (
+        cast(fix_signs(side.lift(part, xp=xp), xp=xp), how.dtype, xp=xp)
+        for side, part in ((space.left, subspaces.left), (space.right, subspaces.right))
+    )
+    return with_best_cores(
+        stack,
+        u,
+        v,
+        lambda cores, distances: _certified(
+            stack, space, subspaces, how, distances, subspaces.sweeps, xp=xp
+        ),
+    )
+
+
+def with_best_cores(
+    stack: Stack, u: Array, v: Array, certify: Callable[[Array, Array], Certificate | None]
+) -> Tucker2:
+    """The Tucker-2 of these factors that is closest to the stack, layer by layer, and measured.
+
+    Args:
+        stack: any stack (L, m, n).
+        u: (m, r1), in the dtype to be stored; need not be orthonormal.
+        v: (n, r2).
+        certify: makes the certificate from the cores and the (L,) distances.
+    """
+    xp = namespace_of(u=u, v=v)
+    dtype = dtype_name(u)
     frame = frame_of(u, v, xp=xp)
     to_u = xp.linalg.pinv(frame.left_factor)  # of less than full rank where u has zero columns
     to_v = xp.matrix_transpose(xp.linalg.pinv(frame.right_factor))
+    layers = range(stack.shape[0])
+    if not isinstance(stack, LoRAStack):
+        inside = cores_in(stack, frame, xp=xp)
+        core = xp.stack([narrow(to_u @ c @ to_v, dtype, xp=xp) for c in inside])
+        wide = (astype(s, "float64") for s in (stack, Tucker2(u, core, v)))
+        return Tucker2(u, core, v, certify(core, layer_distances(*wide)))
     projection = project(stack, frame, xp=xp)
-    cores = [
-        narrow(to_u @ projection.core(index, xp=xp) @ to_v, dtype, xp=xp)
-        for index in range(stack.shape[0])
-    ]
+    cores = [narrow(to_u @ projection.core(i, xp=xp) @ to_v, dtype, xp=xp) for i in layers]
     in_frame = (frame.core(core, xp=xp) for core in cores)
-    distances = distances_from(projection, in_frame, xp=xp)
-    lower, upper = _bounds(space, subspaces, dtype, xp=xp)
-    certificate = Certificate(distances, space.layer_norms, lower, upper, method, subspaces.sweeps)
-    return Tucker2(u, xp.stack(cores), v, certificate)
+    core = xp.stack(cores)
+    return Tucker2(u, core, v, certify(core, distances_from(projection, in_frame, xp=xp)))
 
 
-def keep_whole(
-    stack: LoRAStack, space: CoreSpace, *, dtype: str, method: str, xp: Namespace
-) -> Tucker2:
+def keep_whole(stack: LoRAStack, space: CoreSpace, how: Storage) -> Tucker2:
     """The stack itself as a Tucker-2 of full ranks: its own factors, and cores of 0 and 1.
 
     Where nothing can be cut off, this is as small as orthonormal factors, and loses not even
     rounding. In another dtype than the stack's, the distances are measured.
     """
-    whole = as_tucker(stack, xp=xp)
-    u, core, v = (narrow(x, dtype, xp=xp) for x in (whole.u, whole.core, whole.v))
-    if dtype == dtype_name(stack.up):
+    xp = common_namespace(stack)
+    whole = as_tucker2(stack)
+    u, core, v = (narrow(x, how.dtype, xp=xp) for x in (whole.u, whole.core, whole.v))
+    if how.dtype == dtype_name(stack.up):
         distances = xp.zeros_like(space.layer_norms)  # the very same numbers
     else:
         frame = frame_of(u, v, xp=xp)
         in_frame = (frame.core(core[index, ...], xp=xp) for index in range(stack.shape[0]))
         distances = distances_from(project(stack, frame, xp=xp), in_frame, xp=xp)
     full = Subspaces(space.left.mixing, space.right.mixing, None, 0)
-    lower, upper = _bounds(space, full, dtype, xp=xp)
-    certificate = Certificate(distances, space.layer_norms, lower, upper, method, 0)
-    return Tucker2(u, core, v, certificate)
+    return Tucker2(u, core, v, _certified(stack, space, full, how, distances, 0, xp=xp))
 
 
-def _fix_signs(u: Array, *, xp: Namespace) -> Array:
+def _certified(
+    stack: Stack,
+    space: CoreSpace,
+    subspaces: Subspaces,
+    how: Storage,
+    distances: Array,
+    sweeps: int,
+    *,
+    xp: Namespace,
+) -> Certificate:
+    lower, upper = _bounds(space, subspaces, how.dtype, xp=xp)
+    norms = space.layer_norms if how.weights is None else layer_norms(stack)
+    return Certificate(distances, norms, lower, upper, how.method, sweeps, how.weights)
+
+
+def fix_signs(u: Array, *, xp: Namespace) -> Array:
     """Flip columns so that the entry of largest size is positive: equal spaces, equal factors."""
+    return u * signs(u, xp=xp)[None, :]
+
+
+def signs(u: Array, *, xp: Namespace) -> Array:
+    """For each column 1, or -1 where its entry of largest size is negative."""
     if 0 in u.shape:
-        return u
-    negative = -xp.min(u, axis=0) > xp.max(u, axis=0)
+        return xp.sum(u, axis=0) + 1
     one = xp.ones_like(u[0, :])
-    return u * xp.where(negative, -one, one)[None, :]
+    return xp.where(-xp.min(u, axis=0) > xp.max(u, axis=0), -one, one)
 
 
 def _bounds(
@@ -93,8 +149,14 @@ def _bounds(
         share = UNIT_ROUNDOFF["float64"] if space.wide else GRAM_RESOLUTION
         size = side.sigma.shape[0]
         noise.append(space.norm * (4 * share * math.sqrt(size) if rank < size else 0.0))
+    if space.missed is not None:  # the tail inside a sketch is below the true one
+        whole = [
+            root_sum_squares(xp.stack([t, m])) for t, m in zip(tails, space.missed, strict=True)
+        ]
+    else:
+        whole = tails
     below = xp.stack([xp.clip(t - e, 0.0, None) for t, e in zip(tails, noise, strict=True)])
     rounding = UNIT_ROUNDOFF[dtype] * (1 + math.sqrt(ranks[0]) + math.sqrt(ranks[1]))
     rounding += ARITHMETIC * UNIT_ROUNDOFF["float64"]
-    above = root_sum_squares(xp.stack([t + e for t, e in zip(tails, noise, strict=True)]))
+    above = root_sum_squares(xp.stack([t + e for t, e in zip(whole, noise, strict=True)]))
     return xp.max(below), above + rounding * space.norm

@@ -8,16 +8,26 @@ output (input) axis, so truncating coordinates is HOSVD truncation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lotr_tn._arrays import Array, Namespace, float64, identity, is_wide, namespace_of, row_blocks
-from lotr_tn.formats import Dense, LoRAStack
-from lotr_tn.linalg.bases import inverse_or_zero, polar_factor, root_of_gram
+from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, row_blocks
+from lotr_tn.decompose.reduction import Reduction, reduced
+from lotr_tn.formats import Stack
+from lotr_tn.linalg.bases import inverse_or_zero, polar_factor, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import eigh_descending, qr, svd
 from lotr_tn.linalg.gram import cross_gram
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
-__all__ = ["CoreSpace", "Side", "as_lora", "core_space", "weigh"]
+__all__ = [
+    "CoreSpace",
+    "Side",
+    "core_space",
+    "layer_weights",
+    "product",
+    "space_of",
+    "unweigh",
+    "weigh",
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Side:
             return mixed
         if is_wide(self.basis):
             return self.basis @ mixed
-        return polar_factor(_product(self.basis, mixed, xp=xp), xp=xp)
+        return polar_factor(product(self.basis, mixed, xp=xp), xp=xp)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class CoreSpace:
     slices: tuple[slice, ...]
     layer_norms: Array  # (L,)
     wide: bool  # whether the input was float64
+    missed: tuple[Array, Array] | None = None  # norms outside both bases, where they are sketched
 
     @property
     def norm(self) -> Array:
@@ -62,34 +73,22 @@ class CoreSpace:
         return root_sum_squares(self.layer_norms)
 
 
-def as_lora(stack: LoRAStack | Dense) -> LoRAStack:
-    """A stack as factors; a dense one gets an identity on its shorter side.
-
-    Cost: for dense input a copy, and L·min(m, n)² entries for the identities.
-    """
-    if isinstance(stack, LoRAStack):
-        return stack
-    xp = namespace_of(w=stack.w)
-    layers, m, n = stack.shape
-    eye = xp.astype(identity(min(m, n), stack.w, xp=xp), stack.w.dtype)
-    tiles = [eye] * layers
-    if m < n:
-        return LoRAStack(
-            xp.concat(tiles, axis=1), xp.reshape(stack.w, (layers * m, n)), (m,) * layers
-        )
-    up = xp.reshape(xp.permute_dims(stack.w, (1, 0, 2)), (m, layers * n))
-    return LoRAStack(up, xp.concat(tiles, axis=0), (n,) * layers)
-
-
-def core_space(stack: LoRAStack) -> CoreSpace:
-    """The core space of a LoRA stack.
+def core_space(stack: Stack) -> CoreSpace:
+    """The core space of a stack, without loss.
 
     Float64 input takes Householder QR and SVD. Narrower input takes Gram matrices in float64,
     which resolve singular values to 1.5e-8 of the largest, below the rounding of the input itself.
+    What the layers share is reduced by QR first.
 
     Cost: with R = Σ r_l, 2·(m + n)·R² flops for two Gram matrices (twice that for QR) and O(R³)
     for two eigenproblems; O(R²) float64 memory (plus two orthonormal bases for float64 input).
     """
+    return space_of(reduced(stack))
+
+
+def space_of(reduction: Reduction) -> CoreSpace:
+    """The core space of a stack that is already reduced, in the large."""
+    stack = reduction.small
     xp = namespace_of(up=stack.up, down=stack.down)
     x, y = stack.up, xp.matrix_transpose(stack.down)
     x_side, y_side = _reduce(x, stack.slices, xp=xp), _reduce(y, stack.slices, xp=xp)
@@ -99,7 +98,20 @@ def core_space(stack: LoRAStack) -> CoreSpace:
         frobenius(t @ xp.matrix_transpose(s), xp=xp)
         for t, s in zip(x_side.weights, y_side.weights, strict=True)
     ]
+    left, right = _beyond(left, reduction.left), _beyond(right, reduction.right)
     return CoreSpace(left, right, stack.slices, xp.stack(norms), is_wide(x))
+
+
+def _beyond(side: Side, basis: Array | None) -> Side:
+    """A side whose basis is itself given in an orthonormal basis."""
+    if basis is None:
+        return side
+    return replace(side, basis=basis if side.basis is None else basis @ side.basis)
+
+
+def layer_weights(x: Array, slices: Sequence[slice], *, xp: Namespace) -> tuple[Array, ...]:
+    """For each part x_l of x a small T_l with T_lᵀ T_l = x_lᵀ x_l."""
+    return tuple(triangular_factor(x[:, part], xp=xp) for part in slices)
 
 
 def weigh(x: Array, slices: Sequence[slice], weights: Sequence[Array], *, xp: Namespace) -> Array:
@@ -152,7 +164,7 @@ def _side(
         both = weigh(xp.matrix_transpose(half), slices, weights, xp=xp)
         values, z = eigh_descending(both, xp=xp)
         sigma = xp.sqrt(values)
-        mixing = _unweigh(z * inverse_or_zero(sigma, xp=xp)[None, :], weights, xp=xp)
+        mixing = unweigh(z * inverse_or_zero(sigma, xp=xp)[None, :], weights, xp=xp)
         return Side(x, mixing, xp.matrix_transpose(mixing) @ reduced.gram, sigma, own)
     factor = float64(x, xp=xp)  # no taller than wide: its coordinates are its own rows
     weighed = weigh(factor, slices, weights, xp=xp)
@@ -160,7 +172,7 @@ def _side(
     return Side(None, vectors, xp.matrix_transpose(vectors) @ factor, xp.sqrt(values), own)
 
 
-def _unweigh(z: Array, weights: Sequence[Array], *, xp: Namespace) -> Array:
+def unweigh(z: Array, weights: Sequence[Array], *, xp: Namespace) -> Array:
     """Stack T_lᵀ z_l, where z (Σ k_l, K) is cut by the rows of the T_l (k_l, r_l)."""
     parts, start = [], 0
     for t in weights:
@@ -169,6 +181,6 @@ def _unweigh(z: Array, weights: Sequence[Array], *, xp: Namespace) -> Array:
     return xp.concat(parts, axis=0)
 
 
-def _product(x: Array, y: Array, *, xp: Namespace) -> Array:
+def product(x: Array, y: Array, *, xp: Namespace) -> Array:
     """X @ y in float64, with x widened block by block."""
     return xp.concat([float64(x[rows, :], xp=xp) @ y for rows in row_blocks(x)], axis=0)

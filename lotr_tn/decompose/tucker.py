@@ -1,83 +1,129 @@
 """HOSVD, sequentially truncated HOSVD and HOOI of a stack of updates, in core space."""
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-
-from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, dtype_name, namespace_of, to_numpy
-from lotr_tn.decompose.assemble import assemble, keep_whole
-from lotr_tn.decompose.core_space import CoreSpace, as_lora, core_space
+from lotr_tn._arrays import UNIT_ROUNDOFF, namespace_of
+from lotr_tn.decompose.assemble import Storage, assemble, keep_whole
+from lotr_tn.decompose.core_space import CoreSpace, core_space
+from lotr_tn.decompose.search import Fit, PairSearch, meet_error, resolution
+from lotr_tn.decompose.sketch import blocked_space, randomised_space
 from lotr_tn.decompose.sweeps import Subspaces, alternate, leading_axes, refit_right
-from lotr_tn.errors import PrecisionWarning, RankError
-from lotr_tn.formats import Dense, LoRAStack, Tucker2
-from lotr_tn.linalg.bases import GRAM_RESOLUTION
-from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule, cheapest_pair
-from lotr_tn.linalg.surface import lost_energy_surface
+from lotr_tn.decompose.weights import Weights, weighted
+from lotr_tn.errors import OptionError, RankError
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
+from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, as_rule
+from lotr_tn.ops.conversion import as_lora
+from lotr_tn.ops.layers import refuse_gradient, storage_dtype
 
 __all__ = ["hooi", "hosvd", "st_hosvd"]
 
 Ranks: TypeAlias = RankRule | int | tuple[int, int]
 Pair: TypeAlias = tuple[int, int]
-Fit: TypeAlias = Callable[[CoreSpace, Pair], Subspaces]
+Method: TypeAlias = Literal["auto", "exact", "randomised", "blocked"]
 
-LOWERING_ATTEMPTS = 4
+EXACT_UP_TO = 1024
+"""Core spaces up to this size are always taken whole: a second or two."""
+
+SMALLEST_SKETCH = 16
+POWER_ITERATIONS = 2
 
 
-def hosvd(stack: LoRAStack | Dense, ranks: Ranks, *, dtype: str | None = None) -> Tucker2:
+def hosvd(
+    stack: Stack,
+    ranks: Ranks,
+    *,
+    dtype: str | None = None,
+    weights: Weights = None,
+    method: Method = "auto",
+    seed: int = 0,
+) -> Tucker2:
     """Truncated higher-order SVD: each factor on its own, from the stack's two unfoldings.
 
     Args:
-        stack: a LoRA or dense stack (L, m, n).
-        ranks: (r1, r2), one number for both, or a rule: `FixedRank`, `RelativeError`, `Energy`.
-            A rule takes the cheapest pair of ranks, by m·r1 + n·r2 + L·r1·r2, that meets it.
+        stack: any stack (L, m, n).
+        ranks: (r1, r2), one number for both, or a rule: `FixedRank`, `RelativeError`, `Energy`,
+            `Budget`. An error takes the cheapest pair of ranks, by m·r1 + n·r2 + L·r1·r2, that
+            meets it; a budget the pair that loses least.
         dtype: storage dtype of the result; the stack's own where left out.
+        weights: L numbers w_l ≥ 0 to lower Σ w_l ‖ΔW_l − ΔŴ_l‖²; "unit-norm" for 1 / ‖ΔW_l‖², so
+            that every layer's relative error counts the same (the JD-Full objective of
+            Compress-then-Serve); None for equal weights. A rule's error is then the weighted one.
+        method: "exact" reduces the stack to its whole core space. "randomised" finds a subspace
+            of 2·max(r1, r2) + 16 directions a side by a seeded range finder with two power
+            iterations, "blocked" by one pass over the layers that keeps as many; the rest is
+            exact. "auto" takes "randomised" where the core space is larger than 1024 and at
+            least four times the subspace, else "exact".
+        seed: of the range finder.
 
     Returns:
-        A Tucker2 with orthonormal factors (to the rounding of dtype) and a certificate. Where a
-        rule leaves nothing to cut off, the factors are the stack's own, without any rounding.
+        A Tucker2 with orthonormal factors (to the rounding of dtype) and a certificate, whose
+        errors are measured by every method. Where a rule leaves nothing to cut off, the factors
+        are the stack's own, without any rounding.
 
     Raises:
         RankError: a rank is negative or a rule is out of range.
+        OptionError: weights or method make no sense.
         BackendError: the dtype is not one of the library's.
+        DerivativeError: torch would record the decomposition; `round` at fixed ranks can be
+            differentiated.
 
     Warns:
         PrecisionWarning: the storage dtype is too coarse for the error asked for.
 
-    Cost: for R = Σ r_l, 2·(m + n)·R² + O(R³) flops and O(R² + (m + n)·r) float64 memory; never
-    anything of size m·n. Dense input costs as R = L·min(m, n).
+    Cost: for R = Σ r_l, 2·(m + n)·R² + O(R³) flops and O(R² + (m + n)·r) float64 memory; with a
+    subspace of k directions 20·(m + n)·R·k + O(R·k²) flops and O((m + n + R)·k) memory. Never
+    anything of size m·n. Dense input costs as R = L·min(m, n); factors that all layers share are
+    first reduced to their ranks.
     Accuracy: at most √2 times the error of the best Tucker-2 of these ranks.
-    Source: De Lathauwer, De Moor and Vandewalle (2000), A multilinear SVD.
+    Source: De Lathauwer, De Moor and Vandewalle (2000), A multilinear SVD; for the range finder
+    Halko, Martinsson and Tropp (2011).
     """
-    return _decompose(stack, ranks, dtype, "hosvd", _fit_hosvd)
+    options = _Options(ranks, dtype, weights, method, seed)
+    return _decompose(stack, options, "hosvd", _fit_hosvd)
 
 
-def st_hosvd(stack: LoRAStack | Dense, ranks: Ranks, *, dtype: str | None = None) -> Tucker2:
+def st_hosvd(
+    stack: Stack,
+    ranks: Ranks,
+    *,
+    dtype: str | None = None,
+    weights: Weights = None,
+    method: Method = "auto",
+    seed: int = 0,
+) -> Tucker2:
     """Sequentially truncated HOSVD: U first, then V for the stack as projected on U.
 
     Arguments, result, cost and errors as for `hosvd`, whose error it never exceeds.
 
     Source: Vannieuwenhoven, Vandebril and Meerbergen (2012).
     """
-    return _decompose(stack, ranks, dtype, "st-hosvd", _fit_st_hosvd)
+    options = _Options(ranks, dtype, weights, method, seed)
+    return _decompose(stack, options, "st-hosvd", _fit_st_hosvd)
 
 
 def hooi(
-    stack: LoRAStack | Dense,
+    stack: Stack,
     ranks: Ranks,
     *,
     dtype: str | None = None,
+    weights: Weights = None,
+    method: Method = "auto",
+    seed: int = 0,
     tolerance: float = 1e-3,
     max_sweeps: int = 50,
 ) -> Tucker2:
     """Higher-order orthogonal iteration from the ST-HOSVD, whose error it never exceeds.
 
     Args:
-        stack: a LoRA or dense stack (L, m, n).
-        ranks: as for `hosvd`. For a rule, what the sweeps gain is used to lower the ranks further.
+        stack: any stack (L, m, n).
+        ranks: as for `hosvd`. For an error, what the sweeps gain is used to lower the ranks
+            further.
         dtype: storage dtype of the result; the stack's own where left out.
+        weights: as for `hosvd`.
+        method: as for `hosvd`.
+        seed: as for `hosvd`.
         tolerance: stop when one sweep lowers the error by less than this share of it. With 0,
             exactly `max_sweeps` sweeps are made and nothing waits for the device.
         max_sweeps: the most sweeps made.
@@ -106,7 +152,8 @@ def hooi(
             return start
         return alternate(space, start, tolerance=tolerance, max_sweeps=max_sweeps, xp=xp)
 
-    return _decompose(stack, ranks, dtype, "hooi", fit, lower_ranks=True)
+    options = _Options(ranks, dtype, weights, method, seed)
+    return _decompose(stack, options, "hooi", fit)
 
 
 def _fit_hosvd(space: CoreSpace, pair: Pair) -> Subspaces:
@@ -118,111 +165,84 @@ def _fit_st_hosvd(space: CoreSpace, pair: Pair) -> Subspaces:
     return refit_right(space, leading_axes(space, pair, xp=xp).left, pair[1], xp=xp)
 
 
-def _decompose(
-    stack: LoRAStack | Dense,
-    ranks: Ranks,
-    dtype: str | None,
-    method: str,
-    fit: Fit,
-    *,
-    lower_ranks: bool = False,
-) -> Tucker2:
-    rule = as_rule(ranks)
-    lora = as_lora(stack)
-    dtype = dtype_name(lora.up) if dtype is None else dtype
+@dataclass(frozen=True)
+class _Options:
+    """What all three decompositions can be asked for."""
+
+    ranks: Ranks
+    dtype: str | None
+    weights: Weights
+    method: Method
+    seed: int
+
+
+def _decompose(stack: Stack, options: _Options, name: str, fit: Fit) -> Tucker2:
+    rule = as_rule(options.ranks)
+    refuse_gradient(name, stack)
+    dtype = storage_dtype(stack) if options.dtype is None else options.dtype
     if dtype not in UNIT_ROUNDOFF:
         raise RankError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
-    xp = namespace_of(up=lora.up, down=lora.down)
-    space = core_space(lora)
-    if isinstance(rule, FixedRank):
-        subspaces = fit(space, _clamp(rule.pair, space))
-        return assemble(lora, space, subspaces, dtype=dtype, method=method, xp=xp)
-    search = _Search(space, _surface(space, xp=xp), lora.shape, fit, lower_ranks)
-    return _meet_error(lora, search, rule.epsilon, dtype, method, xp=xp)
+    if isinstance(stack, Dense):
+        stack = as_lora(stack)
+    weighed, weights = weighted(stack, options.weights)
+    spaces = _spaces(weighed, rule, options)
+    lower = name == "hooi"
+    if isinstance(rule, FixedRank | Budget):
+        space, found_by = next(spaces)
+        chosen = PairSearch(space, stack.shape, fit, lower).asked(rule)
+        return assemble(stack, space, chosen, Storage(dtype, f"{found_by}{name}", weights))
+    for space, found_by in spaces:
+        search = PairSearch(space, stack.shape, fit, lower)
+        total = float(space.norm) ** 2
+        if search.missed_energy <= rule.epsilon**2 * total / 10:  # else ranks would be wasted
+            how = Storage(dtype, f"{found_by}{name}", weights)
+            return _meet_error(stack, search, rule, how, total)
+    raise AssertionError("the whole core space misses nothing")
 
 
-def _clamp(pair: Pair, space: CoreSpace) -> Pair:
-    """No rank above the dimension of its side of core space."""
-    return min(pair[0], space.left.sigma.shape[0]), min(pair[1], space.right.sigma.shape[0])
-
-
-def _surface(space: CoreSpace, *, xp: Namespace) -> np.ndarray:
-    """Squared error of every truncation of the HOSVD basis, on the host."""
-    left, right = space.left.coordinates, space.right.coordinates
-    energies = xp.zeros_like(left[:, :1] @ xp.matrix_transpose(right[:, :1]))
-    for part in space.slices:
-        energies = energies + (left[:, part] @ xp.matrix_transpose(right[:, part])) ** 2
-    return to_numpy(lost_energy_surface(energies, xp=xp))
-
-
-@dataclass(frozen=True)
-class _Search:
-    """The search for the cheapest ranks within a budget of lost energy."""
-
-    space: CoreSpace
-    lost: np.ndarray  # (K1 + 1, K2 + 1)
-    shape: tuple[int, int, int]
-    fit: Fit
-    lower_ranks: bool
-
-    def within(self, budget: float) -> Subspaces:
-        """Fitted subspaces of the cheapest pair of ranks that loses at most `budget`."""
-        pair = cheapest_pair(self.lost, max(budget, float(self.lost.min())), self.shape)
-        best = self.fit(self.space, pair)
-        share = 1.0
-        for _ in range(LOWERING_ATTEMPTS if self.lower_ranks else 0):
-            gain = max(0.0, float(self.lost[pair]) - _squared(best))
-            cheaper = cheapest_pair(
-                self.lost, max(budget, float(self.lost.min())) + share * gain, self.shape
-            )
-            if self._count(cheaper) >= self._count(pair):
-                break
-            attempt = self.fit(self.space, cheaper)
-            if _squared(attempt) <= budget:
-                pair, best = cheaper, attempt
+def _spaces(stack: Stack, rule: RankRule, options: _Options) -> Iterator[tuple[CoreSpace, str]]:
+    """Core spaces to try, with a word for how they were found; the last one holds everything."""
+    if options.method not in ("auto", "exact", "randomised", "blocked"):
+        raise OptionError(
+            f"method must be auto, exact, randomised or blocked; found {options.method!r}"
+        )
+    if options.method != "exact" and isinstance(stack, LoRAStack):
+        whole = min(stack.up.shape[1], max(stack.shape[1:]))
+        for size in _sketch_sizes(rule, whole, options.method):
+            if options.method == "blocked":
+                yield blocked_space(stack, size), "blocked "
             else:
-                share /= 2
-        return best
+                yield (
+                    randomised_space(
+                        stack, size, power_iterations=POWER_ITERATIONS, seed=options.seed
+                    ),
+                    "randomised ",
+                )
+    yield core_space(stack), ""
 
-    def _count(self, pair: Pair) -> int:
-        layers, m, n = self.shape
-        return m * pair[0] + n * pair[1] + layers * pair[0] * pair[1]
 
-
-def _squared(subspaces: Subspaces) -> float:
-    return 0.0 if subspaces.error is None else float(subspaces.error) ** 2
+def _sketch_sizes(rule: RankRule, whole: int, method: Method) -> list[int]:
+    """Sizes of subspaces to try before the whole core space, smallest first."""
+    if isinstance(rule, FixedRank):
+        sizes = [2 * max(rule.pair) + SMALLEST_SKETCH]
+    else:
+        sizes = [max(SMALLEST_SKETCH, whole // share) for share in (8, 4)]
+    if method == "auto":
+        return [size for size in sizes if whole > EXACT_UP_TO and 4 * size <= whole]
+    return [min(size, whole) for size in sizes] if isinstance(rule, FixedRank) else [*sizes, whole]
 
 
 def _meet_error(
-    stack: LoRAStack, search: _Search, epsilon: float, dtype: str, method: str, *, xp: Namespace
+    stack: Stack, search: PairSearch, rule: RankRule, how: Storage, total: float
 ) -> Tucker2:
-    """The cheapest Tucker-2 whose error, as stored, is at most ε.
+    lost = search.lost()
 
-    Rounding to the storage dtype takes part of the error. How much is seen only afterwards, so
-    the budget is cut by the measured excess, and the search repeated.
-    """
-    total = float(search.space.norm) ** 2
-    allowed = epsilon**2 * total
-    resolution = UNIT_ROUNDOFF["float64"] if search.space.wide else GRAM_RESOLUTION / 2
-    floor = (8 * resolution) ** 2 * total  # below it lies only rounding of the input
-    budget = max(allowed - UNIT_ROUNDOFF[dtype] ** 2 * total, 0.0)
-    while True:
-        subspaces = search.within(max(budget, floor))
-        if subspaces.left.shape[1] == subspaces.right.shape[1] == stack.up.shape[1]:
-            result = keep_whole(stack, search.space, dtype=dtype, method=method, xp=xp)
-        else:
-            result = assemble(stack, search.space, subspaces, dtype=dtype, method=method, xp=xp)
-        lost = 0.0 if result.certificate is None else result.certificate.distance**2
-        excess = lost - allowed
-        if excess <= 0 or epsilon == 0:
-            return result
-        if budget <= floor:
-            break
-        budget = min(budget - 1.01 * excess, budget / 2)
-    warnings.warn(
-        f"storing in {dtype} leaves a relative error of {(lost / total) ** 0.5:.2g}, above the "
-        f"{epsilon:.2g} asked for; a wider dtype would meet it",
-        PrecisionWarning,
-        stacklevel=4,
-    )
-    return result
+    def attempt(budget: float) -> Tucker2:
+        subspaces = search.within(lost, budget)
+        ranks = subspaces.left.shape[1], subspaces.right.shape[1]
+        if isinstance(stack, LoRAStack) and ranks == (stack.up.shape[1],) * 2:
+            return keep_whole(stack, search.space, how)
+        return assemble(stack, search.space, subspaces, how)
+
+    floor = resolution(search.space.wide) ** 2 * total
+    return meet_error(attempt, rule, total, floor, how.dtype, stacklevel=6)

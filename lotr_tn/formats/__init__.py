@@ -5,9 +5,20 @@ from typing import TypeAlias
 from lotr_tn.formats.certificate import Certificate
 from lotr_tn.formats.dense import Dense
 from lotr_tn.formats.lora import LoRAStack
-from lotr_tn.formats.tucker import Tucker2
+from lotr_tn.formats.operators import Operators
+from lotr_tn.formats.tucker1 import SharedSide, Tucker1
+from lotr_tn.formats.tucker2 import Tucker2
 
-Stack: TypeAlias = LoRAStack | Tucker2 | Dense
+Stack: TypeAlias = LoRAStack | Tucker2 | Tucker1 | Dense
 """Any stack of updates."""
 
-__all__ = ["Certificate", "Dense", "LoRAStack", "Stack", "Tucker2"]
+__all__ = [
+    "Certificate",
+    "Dense",
+    "LoRAStack",
+    "Operators",
+    "SharedSide",
+    "Stack",
+    "Tucker1",
+    "Tucker2",
+]

@@ -13,6 +13,9 @@ __all__ = ["Certificate"]
 class Certificate:
     """The measured error of a compressed stack against the stack it came from.
 
+    With weights w_l, a decomposition lowers Σ w_l ‖ΔW_l − ΔŴ_l‖²; bounds are those of this sum's
+    root. Without, every weight is 1.
+
     All errors are Frobenius norms of differences, computed in float64 from the factors as they are
     stored, so rounding to the storage dtype is inside. The arrays stay on the stack's device; a
     property fetches them when it is read.
@@ -20,11 +23,15 @@ class Certificate:
     Attributes:
         distances: (L,) ‖ΔW_l − ΔŴ_l‖ of each layer.
         norms: (L,) ‖ΔW_l‖ of each layer.
-        lower: no Tucker-2 of these ranks comes closer than this (the larger of both mode tails).
-        upper: the truncated HOSVD of these ranks, in this storage dtype, comes at least this close
-            (the root of the sum of both squared mode tails, plus the rounding of the dtype).
-        method: the decomposition: `hosvd`, `st-hosvd` or `hooi`.
+        lower: no stack of this format and these ranks comes closer than this. For Tucker-2 it is
+            the larger of both mode tails; for one shared side, or ranks of single layers, the tail
+            of the singular values that were cut off.
+        upper: what the method keeps to at least: for Tucker-2 the root of the sum of both squared
+            mode tails, else the one tail; plus the rounding of the storage dtype.
+        method: how it was found: `hosvd`, `st-hosvd`, `hooi`, `tucker-1`, `truncated-svd`; with
+            `randomised` or `blocked` before it where the subspaces were sketched.
         sweeps: alternating sweeps used; 0 where the method has none.
+        weights: (L,) the weight of each layer, or None.
 
     Source: De Lathauwer, De Moor and Vandewalle (2000), property 10; Vannieuwenhoven, Vandebril
     and Meerbergen (2012), theorem 6.5.
@@ -36,6 +43,7 @@ class Certificate:
     upper: Array
     method: str
     sweeps: int
+    weights: Array | None = None
 
     @property
     def norm(self) -> float:
@@ -64,14 +72,30 @@ class Certificate:
         return tuple(ratio(float(d), norm) for d, norm in pairs)
 
     @property
+    def weighted_error(self) -> float:
+        """(Σ w_l ‖ΔW_l − ΔŴ_l‖² / Σ w_l ‖ΔW_l‖²)^½; the relative error where all weigh 1."""
+        return ratio(self.weighted_distance, self._weighted(self.layer_norms))
+
+    @property
+    def weighted_distance(self) -> float:
+        """(Σ w_l ‖ΔW_l − ΔŴ_l‖²)^½, what a weighted decomposition lowers."""
+        return self._weighted(tuple(float(d) for d in to_numpy(self.distances)))
+
+    @property
     def lower_bound(self) -> float:
-        """No Tucker-2 of these ranks has a smaller relative error."""
-        return ratio(float(self.lower), self.norm)
+        """No stack of this format and these ranks has a smaller (weighted) relative error."""
+        return ratio(float(self.lower), self._weighted(self.layer_norms))
 
     @property
     def upper_bound(self) -> float:
-        """The truncated HOSVD of these ranks has at most this relative error."""
-        return ratio(float(self.upper), self.norm)
+        """The (weighted) relative error that the method keeps to at least."""
+        return ratio(float(self.upper), self._weighted(self.layer_norms))
+
+    def _weighted(self, values: tuple[float, ...]) -> float:
+        if self.weights is None:
+            return _root_sum_squares(values)
+        pairs = zip(to_numpy(self.weights), values, strict=True)
+        return _root_sum_squares(tuple(float(w) ** 0.5 * value for w, value in pairs))
 
 
 def ratio(error: float, size: float) -> float:

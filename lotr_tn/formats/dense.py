@@ -6,13 +6,14 @@ from typing import final
 from lotr_tn._arrays import Array, namespace_of
 from lotr_tn.errors import FormatError
 from lotr_tn.formats.checks import require_axes
+from lotr_tn.formats.operators import Operators
 
 __all__ = ["Dense"]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Dense:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dense(Operators):
     """ΔW_l as it is.
 
     Attributes:

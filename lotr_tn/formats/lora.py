@@ -6,20 +6,23 @@ from typing import final
 
 from lotr_tn._arrays import Array, namespace_of
 from lotr_tn.errors import FormatError
+from lotr_tn.formats.certificate import Certificate
 from lotr_tn.formats.checks import require_axes, require_equal
+from lotr_tn.formats.operators import Operators
 
 __all__ = ["LoRAStack"]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LoRAStack:
+@dataclass(frozen=True, eq=False, repr=False)
+class LoRAStack(Operators):
     """ΔW_l = up_l down_l for L layers of one shape, each with its own rank.
 
     Attributes:
         up: (m, R), the output factors side by side, R = r_1 + … + r_L.
         down: (R, n), the input factors one below the other.
         ranks: (r_1, …, r_L); a rank may be 0.
+        certificate: what was lost, where a truncation made this stack; else None.
 
     Raises:
         FormatError: sizes disagree, or there is no layer.
@@ -37,6 +40,7 @@ class LoRAStack:
     up: Array
     down: Array
     ranks: tuple[int, ...]
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ranks", tuple(int(r) for r in self.ranks))

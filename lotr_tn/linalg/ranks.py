@@ -9,12 +9,15 @@ import numpy as np
 from lotr_tn.errors import RankError
 
 __all__ = [
+    "Budget",
     "Energy",
     "FixedRank",
     "RankRule",
     "RelativeError",
     "as_rule",
+    "best_pair",
     "cheapest_pair",
+    "rank_for",
     "smallest_rank",
 ]
 
@@ -80,19 +83,33 @@ class Energy:
         return math.sqrt(1 - self.share)
 
 
-RankRule: TypeAlias = FixedRank | RelativeError | Energy
+@final
+@dataclass(frozen=True)
+class Budget:
+    """The least error among results of at most `params` stored numbers."""
+
+    params: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.params, bool) or not isinstance(self.params, int) or self.params < 0:
+            raise RankError(
+                f"a budget must be a whole number of parameters, at least 0; found {self.params!r}"
+            )
+
+
+RankRule: TypeAlias = FixedRank | RelativeError | Energy | Budget
 
 
 def as_rule(ranks: RankRule | int | tuple[int, int]) -> RankRule:
     """A rank rule from a rule, one rank, or a pair of ranks."""
-    if isinstance(ranks, FixedRank | RelativeError | Energy):
+    if isinstance(ranks, FixedRank | RelativeError | Energy | Budget):
         return ranks
     if isinstance(ranks, tuple) and len(ranks) == 2:
         return FixedRank(*ranks)
     if isinstance(ranks, int):
         return FixedRank(ranks)
     raise RankError(
-        "ranks must be a number, a pair (r1, r2), FixedRank, RelativeError or Energy; "
+        "ranks must be a number, a pair (r1, r2), FixedRank, RelativeError, Energy or Budget; "
         f"found {ranks!r}"
     )
 
@@ -133,10 +150,7 @@ def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) 
 
     Cost: O(k1·k2).
     """
-    layers, m, n = shape
-    r1 = np.arange(lost.shape[0])[:, None]
-    r2 = np.arange(lost.shape[1])[None, :]
-    count = m * r1 + n * r2 + layers * r1 * r2
+    count = _parameters(lost, shape)
     within = lost <= budget
     if not within.any():
         raise RankError(f"no ranks lose as little as {budget:.3g}; the least is {lost.min():.3g}")
@@ -144,3 +158,54 @@ def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) 
     best = candidates[np.argmin(lost.ravel()[candidates])]
     row, column = np.unravel_index(best, lost.shape)
     return int(row), int(column)
+
+
+def best_pair(lost: np.ndarray, params: int, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Of all (r1, r2) that store at most `params` numbers, the one that loses least.
+
+    Args:
+        lost: (k1 + 1, k2 + 1) squared energy lost by each pair of ranks.
+        params: the most numbers to store, at least 0.
+        shape: (L, m, n); a pair costs m·r1 + n·r2 + L·r1·r2.
+
+    Returns:
+        (r1, r2); among pairs that lose the same the one with fewest parameters, then the smaller
+        r1.
+
+    Cost: O(k1·k2).
+    """
+    count = _parameters(lost, shape)
+    within = count <= params  # (0, 0) always is
+    candidates = np.flatnonzero(within & (lost == lost[within].min()))
+    best = candidates[np.argmin(count.ravel()[candidates])]
+    row, column = np.unravel_index(best, lost.shape)
+    return int(row), int(column)
+
+
+def _parameters(lost: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """The numbers that each pair of ranks stores."""
+    layers, m, n = shape
+    r1 = np.arange(lost.shape[0])[:, None]
+    r2 = np.arange(lost.shape[1])[None, :]
+    return m * r1 + n * r2 + layers * r1 * r2
+
+
+def rank_for(rule: RankRule, tails: np.ndarray, cost: int) -> int:
+    """The rank that a rule asks for where one rank is to be chosen.
+
+    Args:
+        rule: how the rank is asked for; of a pair, the first number.
+        tails: (k + 1,) discarded squared energy after keeping 0, 1, …, k terms; never increasing.
+        cost: numbers that one more rank stores.
+
+    Returns:
+        A rank from 0 to k.
+    """
+    most = len(tails) - 1
+    match rule:
+        case FixedRank():
+            return min(rule.r1, most)
+        case Budget():
+            return min(rule.params // cost, most) if cost else most
+        case RelativeError() | Energy():
+            return smallest_rank(tails, max(rule.epsilon**2 * tails[0], tails[-1]))

@@ -1,24 +1,42 @@
 """The algebra of stacks of updates, on factors."""
 
-from lotr_tn.ops.apply import apply
-from lotr_tn.ops.arithmetic import subtract
+from lotr_tn.formats import operators
+from lotr_tn.ops.apply import apply, apply_transpose, merge_break_even
+from lotr_tn.ops.arithmetic import add, scale, subtract, transpose
+from lotr_tn.ops.conversion import convert
 from lotr_tn.ops.counts import parameter_count
 from lotr_tn.ops.dense import to_dense
 from lotr_tn.ops.distance import distance, layer_distances
-from lotr_tn.ops.inner import cosine, inner
-from lotr_tn.ops.layers import take_layers
-from lotr_tn.ops.norms import layer_norms, norm
+from lotr_tn.ops.inner import cosine, gram, inner
+from lotr_tn.ops.moving import astype, to_device
+from lotr_tn.ops.norms import layer_norms, layer_singular_values, norm
+from lotr_tn.ops.operator import as_linear_operator
+from lotr_tn.ops.stacking import concat_layers, take_layers
+
+operators.register(add=add, subtract=subtract, scale=scale, transpose=transpose, apply=apply)
 
 __all__ = [
+    "add",
     "apply",
+    "apply_transpose",
+    "as_linear_operator",
+    "astype",
+    "concat_layers",
+    "convert",
     "cosine",
     "distance",
+    "gram",
     "inner",
     "layer_distances",
     "layer_norms",
+    "layer_singular_values",
+    "merge_break_even",
     "norm",
     "parameter_count",
+    "scale",
     "subtract",
     "take_layers",
     "to_dense",
+    "to_device",
+    "transpose",
 ]

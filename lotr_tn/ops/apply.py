@@ -1,52 +1,261 @@
-"""Updates applied to vectors."""
+"""Updates applied to vectors, in the order that needs the fewest operations."""
 
-from lotr_tn._arrays import Array, at_least_float32, cast, dtype_name, namespace_of
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from lotr_tn._arrays import Array, Namespace, cast, dtype_name, namespace_of, to_numpy
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, Stack, Tucker2
-from lotr_tn.ops.layers import arrays_of, layer_of
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.ops.arithmetic import transpose
+from lotr_tn.ops.layers import first_array, layer_of, require_layer
+from lotr_tn.ops.moving import astype
 
-__all__ = ["apply"]
+__all__ = ["Order", "apply", "apply_transpose", "cheapest_order", "merge_break_even"]
+
+Order = Literal["chain", "fold left", "fold right", "merge"]
+"""How x ΔWᵀ is computed: ((x V) Gᵀ) Uᵀ, (x V)(U G)ᵀ, (x V Gᵀ) Uᵀ, or x (U G Vᵀ)ᵀ."""
+
+GATHERED_ROWS_PER_LAYER = 4
+"""Above that many rows a layer, rows of one layer are brought together instead."""
 
 
-def apply(stack: Stack, x: Array, *, layer: int | None = None) -> Array:
+def apply(stack: Stack, x: Array, *, layer: int | Sequence[int] | Array | None = None) -> Array:
     """y_l = x ΔW_lᵀ, in torch's orientation, without forming ΔW_l.
 
     Args:
         stack: any stack (L, m, n).
         x: (..., n), of the stack's library, dtype and device.
-        layer: one layer's index, or None for all layers on the same x.
+        layer: one layer's index; or None for all layers on the same x; or b indices, a layer for
+            each row of x (b, ..., n), which may repeat.
 
     Returns:
-        (..., m) for one layer, (L, ..., m) for all, in the dtype of x. Half precision is widened
-        to float32 inside.
+        (..., m) for one layer, (L, ..., m) for all, (b, ..., m) for a layer a row; in the dtype
+        of x. Half precision is widened to float32 inside. Derivatives flow through it in torch.
 
     Raises:
-        FormatError: the last axis of x is not n, or there is no such layer.
+        FormatError: the last axis of x is not n, there is no such layer, or not one index a row.
         BackendError: library, dtype or device differ.
 
-    Cost: for b rows of x and one layer 2·b·(m + n)·r flops; Tucker-2 shares x V over the layers.
+    Cost: for b rows and one layer 2·b·(m·r1 + r1·r2 + n·r2) flops, or less where a core is first
+    multiplied into a factor: the order is chosen from the shapes by `cheapest_order`. All layers,
+    and a layer a row, share x V. A layer a row gathers b cores.
+
+    Examples:
+        >>> import numpy as np
+        >>> from lotr_tn import Tucker2, apply
+        >>> stack = Tucker2(np.ones((5, 2)), np.ones((7, 2, 3)), np.ones((4, 3)))
+        >>> apply(stack, np.ones((6, 4)), layer=[0, 3, 3, 1, 6, 2]).shape
+        (6, 5)
     """
+    first = first_array(stack)  # a stack's arrays agree with each other
+    xp = namespace_of(x=x, stack=first)
     layers, _, n = stack.shape
-    xp = namespace_of(x=x, **arrays_of(stack))
     if x.ndim == 0 or x.shape[-1] != n:
         raise FormatError(
             f"the last axis of x must have size n = {n}; found shape {tuple(x.shape)}"
         )
-    if layer is not None and not -layers <= layer < layers:
-        raise FormatError(f"layer must lie in 0 … {layers - 1}; found {layer}")
-    wide = at_least_float32(x, xp=xp)
-    chosen = range(layers) if layer is None else [layer % layers]
-    shared = wide @ at_least_float32(stack.v, xp=xp) if isinstance(stack, Tucker2) else None
-    results = []
-    for index in chosen:
-        if isinstance(stack, Dense):
-            weight = at_least_float32(stack.w[index, ...], xp=xp)
-            results.append(wide @ xp.matrix_transpose(weight))
-            continue
-        part = layer_of(stack, index, xp=xp)
-        y = shared if shared is not None else wide @ at_least_float32(part.right, xp=xp)
-        if part.middle is not None:
-            y = y @ xp.matrix_transpose(at_least_float32(part.middle, xp=xp))
-        results.append(y @ xp.matrix_transpose(at_least_float32(part.left, xp=xp)))
-    y = xp.stack(results) if layer is None else results[0]
-    return cast(y, dtype_name(x), xp=xp)
+    if dtype_name(x) not in ("float32", "float64"):
+        wide = apply(astype(stack, "float32"), cast(x, "float32", xp=xp), layer=layer)
+        return cast(wide, dtype_name(x), xp=xp)
+    if layer is None:
+        return _all_layers(stack, x, xp=xp)
+    if isinstance(layer, int):
+        return _one_layer(stack, x, require_layer(layers, layer), xp=xp)
+    return _layer_a_row(stack, x, layer, xp=xp)
+
+
+def apply_transpose(
+    stack: Stack, y: Array, *, layer: int | Sequence[int] | Array | None = None
+) -> Array:
+    """x_l = y ΔW_l, the transpose of `apply`: what a gradient takes on its way back.
+
+    Args:
+        stack: any stack (L, m, n).
+        y: (..., m), of the stack's library, dtype and device.
+        layer: as for `apply`.
+
+    Returns:
+        (..., n), (L, ..., n) or (b, ..., n), as for `apply`, whose errors and cost it has.
+    """
+    return apply(transpose(stack), y, layer=layer)
+
+
+def cheapest_order(rows: int, m: int, n: int, r1: int, r2: int) -> tuple[Order, int]:
+    """The order with the fewest multiply-adds for x U G Vᵀ with x (rows, n), and their number.
+
+    Args:
+        rows: rows of x.
+        m: outputs; U is (m, r1).
+        n: inputs; V is (n, r2).
+        r1: columns of U.
+        r2: columns of V.
+
+    Examples:
+        >>> cheapest_order(1, 4096, 4096, 64, 64)
+        ('chain', 528384)
+        >>> cheapest_order(4096, 4096, 4096, 64, 16)
+        ('fold left', 541065216)
+        >>> cheapest_order(10**6, 32, 32, 30, 30)[0]
+        'merge'
+    """
+    chain = rows * (n * r2 + r2 * r1 + r1 * m)
+    fold_left = m * r1 * r2 + rows * r2 * (n + m)
+    fold_right = n * r1 * r2 + rows * r1 * (n + m)
+    merge = min(m * r2 * (r1 + n), n * r1 * (r2 + m)) + rows * m * n
+    best = min(chain, fold_left, fold_right, merge)
+    if best == chain:
+        return "chain", best
+    if best == fold_left:
+        return "fold left", best
+    return ("fold right" if best == fold_right else "merge"), best
+
+
+def merge_break_even(m: int, n: int, r1: int, r2: int | None = None) -> int | None:
+    """From how many rows on a merged m × n matrix takes fewer operations than the factors.
+
+    Args:
+        m: outputs.
+        n: inputs.
+        r1: columns of U, or the rank of a LoRA.
+        r2: columns of V; left out for a LoRA, which has no core.
+
+    Returns:
+        The number of rows, its own merging included; None where the factors always win, which is
+        as long as n·r2 + r1·r2 + m·r1 ≤ m·n (or a core folded into a factor does).
+
+    Examples:
+        >>> merge_break_even(4096, 4096, 64, 64) is None
+        True
+        >>> merge_break_even(768, 768, 500, 500)
+        1656
+    """
+    if r2 is None:
+        a_row, merging = r1 * (m + n), m * r1 * n
+    else:
+        a_row = min(n * r2 + r1 * r2 + m * r1, r1 * (m + n), r2 * (m + n))
+        merging = min(m * r2 * (r1 + n), n * r1 * (r2 + m))
+    if a_row <= m * n:
+        return None
+    rows = merging // (a_row - m * n)
+
+    def merged_wins(count: int) -> bool:
+        if r2 is None:
+            return merging + count * m * n < count * a_row
+        return cheapest_order(count, m, n, r1, r2)[0] == "merge"
+
+    while not merged_wins(rows):
+        rows += 1
+    while rows > 1 and merged_wins(rows - 1):
+        rows -= 1
+    return rows
+
+
+def _one_layer(stack: Stack, x: Array, index: int, *, xp: Namespace) -> Array:
+    if isinstance(stack, Tucker2):
+        return _through_core(stack.u, stack.core[index, ...], stack.v, x)
+    if isinstance(stack, Dense):
+        return x @ stack.w[index, ...].mT
+    layer = layer_of(stack, index, xp=xp)
+    m, n, rank = layer.left.shape[0], layer.right.shape[0], layer.left.shape[1]
+    if _rows(x) * (rank * (m + n) - m * n) > m * n * rank:
+        return x @ (layer.left @ layer.right.mT).mT
+    return (x @ layer.right) @ layer.left.mT
+
+
+def _through_core(u: Array, core: Array, v: Array, x: Array) -> Array:
+    """X V Gᵀ Uᵀ, in the cheapest order."""
+    m, n, (r1, r2) = u.shape[0], v.shape[0], core.shape
+    order = cheapest_order(_rows(x), m, n, r1, r2)[0]
+    if order == "chain":
+        return ((x @ v) @ core.mT) @ u.mT
+    if order == "fold left":
+        return (x @ v) @ (u @ core).mT
+    if order == "fold right":
+        return (x @ (v @ core.mT)) @ u.mT
+    if m * r2 * (r1 + n) <= n * r1 * (r2 + m):
+        return x @ ((u @ core) @ v.mT).mT
+    return x @ (u @ (core @ v.mT)).mT
+
+
+def _rows(x: Array) -> int:
+    rows = 1
+    for size in x.shape[:-1]:
+        rows *= size
+    return rows
+
+
+def _all_layers(stack: Stack, x: Array, *, xp: Namespace) -> Array:
+    """(L, ..., m): what the layers share is computed once."""
+    layers, m, n = stack.shape
+    rows = _rows(x)
+    flat = xp.reshape(x, (rows, n))
+    match stack:
+        case Tucker2():
+            r1, r2 = stack.ranks
+            inside = flat @ stack.v  # (b, r2)
+            if rows * r1 * (r2 + m) <= r2 * m * (r1 + rows):
+                y = (inside @ stack.core.mT) @ stack.u.mT
+            else:
+                y = inside @ (stack.u @ stack.core).mT
+        case Tucker1(side="in"):
+            y = (flat @ stack.shared) @ stack.own.mT
+        case Tucker1():
+            y = (flat @ stack.own) @ stack.shared.mT
+        case LoRAStack():
+            inside = flat @ stack.down.mT  # (b, R)
+            y = xp.stack([inside[:, part] @ stack.up[:, part].mT for part in stack.slices])
+        case Dense():
+            y = flat @ stack.w.mT
+    return xp.reshape(y, (layers, *x.shape[:-1], m))
+
+
+def _layer_a_row(stack: Stack, x: Array, layer: Sequence[int] | Array, *, xp: Namespace) -> Array:
+    """Row i of x through layer[i]."""
+    count = len(layer)
+    if x.ndim < 2 or x.shape[0] != count:
+        raise FormatError(
+            f"x must have one row for each of {count} layer indices; found shape {tuple(x.shape)}"
+        )
+    m, n = stack.shape[1:]
+    chosen = _indices(stack, layer)
+    if count == 0:
+        return xp.reshape(x, (0, *x.shape[1:]))[..., :1] * xp.zeros(m, dtype=x.dtype)
+    if isinstance(stack, Tucker2) and count <= GATHERED_ROWS_PER_LAYER * stack.shape[0]:
+        index = xp.asarray(chosen, device=x.device)
+        cores = xp.take(stack.core, index, axis=0)
+        r1, r2 = stack.ranks
+        # what all rows share is one product of two matrices, not a product for each row
+        inside = xp.reshape(x, (-1, n)) @ stack.v
+        inside = xp.reshape(inside, (count, -1, r2)) @ cores.mT  # (b, t, r1)
+        y = xp.reshape(inside, (-1, r1)) @ stack.u.mT
+    else:
+        y = _layer_by_layer(stack, xp.reshape(x, (count, -1, n)), chosen, xp=xp)
+    return xp.reshape(y, (*x.shape[:-1], m))
+
+
+def _layer_by_layer(stack: Stack, rows: Array, chosen: np.ndarray, *, xp: Namespace) -> Array:
+    """Rows (b, t, n) brought together by layer, and put back in order."""
+    order = np.argsort(chosen, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(chosen[order])) + 1)
+    parts = [
+        _one_layer(stack, _taken(rows, own, xp=xp), int(chosen[own[0]]), xp=xp) for own in members
+    ]
+    return _taken(xp.concat(parts, axis=0), np.argsort(order, kind="stable"), xp=xp)
+
+
+def _taken(x: Array, index: np.ndarray, *, xp: Namespace) -> Array:
+    return xp.take(x, xp.asarray(index, device=x.device), axis=0)
+
+
+def _indices(stack: Stack, layer: Sequence[int] | Array) -> np.ndarray:
+    """Layer indices on the host, from 0 to L - 1."""
+    chosen = to_numpy(layer) if hasattr(layer, "dtype") else np.asarray(layer, dtype=np.int64)
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise FormatError("layer must be one index, or one for each row of x: whole numbers")
+    layers = stack.shape[0]
+    outside = chosen[(chosen < -layers) | (chosen >= layers)]
+    if outside.size:
+        raise FormatError(f"layer must lie in 0 … {layers - 1}; found {int(outside[0])}")
+    return chosen.astype(np.int64) % layers

@@ -1,18 +1,24 @@
-"""Differences of stacks, exact, with ranks added."""
+"""Sums, differences and multiples of stacks, exact, with ranks added."""
 
-from lotr_tn._arrays import Array, Namespace, cast, dtype_name, identity, namespace_of, zeros
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
-from lotr_tn.ops.layers import arrays_of, layer_product, require_same_shape
+from collections.abc import Sequence
 
-__all__ = ["subtract"]
+from lotr_tn._arrays import Array, Namespace, at_least_float32, dtype_name, narrow
+from lotr_tn.errors import FormatError
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.ops.conversion import in_one_format
+from lotr_tn.ops.layers import Kind, common_namespace, require_same_shape, with_arrays
+from lotr_tn.ops.padding import block_diagonal
+
+__all__ = ["add", "scale", "subtract", "transpose"]
 
 
-def subtract(a: Stack, b: Stack) -> Stack:
-    """A − b as a stack, exactly; ranks add.
+def add(a: Stack, b: Stack) -> Stack:
+    """A + b as a stack, exactly; ranks add.
 
-    Two LoRA stacks give a LoRA stack of ranks r_l + s_l. A Tucker-2 on either side gives a
-    Tucker-2 whose factors stand side by side and whose cores are block diagonal; a LoRA stack
-    enters it with its whole summed rank. A dense stack on either side gives a dense one.
+    Two stacks of one format give that format: LoRA of ranks r_l + s_l, Tucker-1 and Tucker-2 with
+    factors side by side (factors that are the same arrays stay one, and then the cores are
+    added). In mixtures a dense stack makes the result dense, else a Tucker-2 makes it Tucker-2
+    (where a LoRA enters with its summed rank), else it is a LoRA.
 
     Args:
         a: any stack (L, m, n).
@@ -22,53 +28,117 @@ def subtract(a: Stack, b: Stack) -> Stack:
         FormatError: the shapes differ.
         BackendError: library, dtype or device differ.
 
-    Cost: a copy of both; L·(r1 + s1)·(r2 + s2) for Tucker-2 cores. For the size of a difference
-    `distance` needs no such copy.
+    Cost: a copy of both; L·(r1 + s1)·(r2 + s2) for Tucker-2 cores. `round` brings ranks back.
     """
     require_same_shape(a, b)
-    xp = namespace_of(**{f"a.{k}": v for k, v in arrays_of(a).items()}, **arrays_of(b))
-    if isinstance(a, Dense) or isinstance(b, Dense):
-        products = [
-            layer_product(a, i, xp=xp) - layer_product(b, i, xp=xp) for i in range(a.shape[0])
-        ]
-        dtype = dtype_name(next(iter(arrays_of(a).values())))
-        return Dense(cast(xp.stack(products), dtype, xp=xp))
-    if isinstance(a, LoRAStack) and isinstance(b, LoRAStack):
-        return _subtract_lora(a, b, xp=xp)
-    return _subtract_tucker(as_tucker(a, xp=xp), as_tucker(b, xp=xp), xp=xp)
+    xp = common_namespace(a, b)
+    one, two = in_one_format(a, b)
+    match one:
+        case Dense():
+            return Dense(one.w + two.w)
+        case LoRAStack():
+            return _add_lora(one, two, xp=xp)
+        case Tucker1():
+            if one.shared is two.shared:
+                return Tucker1(one.shared, one.own + two.own, one.side)
+            shared = xp.concat([one.shared, two.shared], axis=1)
+            return Tucker1(shared, xp.concat([one.own, two.own], axis=2), one.side)
+        case _:
+            return _add_tucker2(one, two, xp=xp)
 
 
-def _subtract_lora(a: LoRAStack, b: LoRAStack, *, xp: Namespace) -> LoRAStack:
+def subtract(a: Stack, b: Stack) -> Stack:
+    """A − b as a stack, exactly; ranks add.
+
+    Formats, arguments, errors and cost as for `add`. For the size of a difference `distance`
+    needs no such copy.
+    """
+    return add(a, scale(b, -1.0))
+
+
+def scale(stack: Kind, factor: float | Sequence[float] | Array) -> Kind:
+    """The stack times a number, or each layer times a number of its own.
+
+    Args:
+        stack: any stack (L, m, n).
+        factor: a number, or L of them: a sequence, or an array (L,) of the stack's library.
+
+    Returns:
+        A stack of the same format and dtype; the factor goes into `up`, `core` or `own`, rounded
+        once.
+
+    Raises:
+        FormatError: not one factor, and not L; or a result too large for float16.
+
+    Cost: a copy of the arrays that carry the factor.
+    """
+    xp = common_namespace(stack)
+    factors = _factors(stack, factor, xp=xp)
+    match stack:
+        case LoRAStack():
+            wide = at_least_float32(stack.up, xp=xp)
+            parts = [wide[:, part] * f for part, f in zip(stack.slices, factors, strict=True)]
+            up = narrow(xp.concat(parts, axis=1), dtype_name(stack.up), xp=xp)
+            return with_arrays(stack, up=up)
+        case Tucker2():
+            return with_arrays(stack, core=_scaled(stack.core, factors, xp=xp))
+        case Tucker1():
+            return with_arrays(stack, own=_scaled(stack.own, factors, xp=xp))
+        case Dense():
+            return with_arrays(stack, w=_scaled(stack.w, factors, xp=xp))
+
+
+def transpose(stack: Kind) -> Kind:
+    """Every layer transposed: ΔW_lᵀ, of shape (L, n, m).
+
+    Cost: none but views.
+    """
+    xp = common_namespace(stack)
+    match stack:
+        case LoRAStack():
+            up, down = xp.matrix_transpose(stack.down), xp.matrix_transpose(stack.up)
+            return with_arrays(stack, up=up, down=down)
+        case Tucker2():
+            core = xp.matrix_transpose(stack.core)
+            return with_arrays(stack, u=stack.v, core=core, v=stack.u)
+        case Tucker1():
+            return with_arrays(stack, side="out" if stack.side == "in" else "in")
+        case Dense():
+            return with_arrays(stack, w=xp.matrix_transpose(stack.w))
+
+
+def _factors(stack: Stack, factor: float | Sequence[float] | Array, *, xp: Namespace) -> list:
+    """One factor a layer; entries of arrays stay arrays, so that derivatives flow."""
+    layers = stack.shape[0]
+    if getattr(factor, "ndim", None) == 0 or isinstance(factor, float | int):
+        return [factor] * layers
+    found = len(factor)  # pyright: ignore[reportArgumentType]
+    if found != layers or getattr(factor, "ndim", 1) != 1:
+        raise FormatError(f"factor must be one number or one for each of {layers} layers")
+    return [factor[index] for index in range(layers)]  # pyright: ignore[reportIndexIssue]
+
+
+def _scaled(x: Array, factors: list, *, xp: Namespace) -> Array:
+    wide = at_least_float32(x, xp=xp)
+    parts = [wide[index, ...] * factor for index, factor in enumerate(factors)]
+    return narrow(xp.stack(parts), dtype_name(x), xp=xp)
+
+
+def _add_lora(a: LoRAStack, b: LoRAStack, *, xp: Namespace) -> LoRAStack:
     up, down = [], []
     for ours, theirs in zip(a.slices, b.slices, strict=True):
-        up += [a.up[:, ours], -b.up[:, theirs]]
+        up += [a.up[:, ours], b.up[:, theirs]]
         down += [a.down[ours, :], b.down[theirs, :]]
     ranks = tuple(r + s for r, s in zip(a.ranks, b.ranks, strict=True))
     return LoRAStack(xp.concat(up, axis=1), xp.concat(down, axis=0), ranks)
 
 
-def as_tucker(stack: LoRAStack | Tucker2, *, xp: Namespace) -> Tucker2:
-    """The same updates as Tucker-2: a LoRA stack gets cores with an identity block each."""
-    if isinstance(stack, Tucker2):
-        return stack
-    total = stack.up.shape[1]
-    eye = cast(identity(total, stack.up, xp=xp), dtype_name(stack.up), xp=xp)
-    empty = xp.zeros_like(eye)
-    cores = [
-        xp.concat([empty[:, : part.start], eye[:, part], empty[:, part.stop :]], axis=1)
-        for part in stack.slices
-    ]
-    return Tucker2(stack.up, xp.stack(cores), xp.matrix_transpose(stack.down))
-
-
-def _subtract_tucker(a: Tucker2, b: Tucker2, *, xp: Namespace) -> Tucker2:
+def _add_tucker2(a: Tucker2, b: Tucker2, *, xp: Namespace) -> Tucker2:
+    if a.u is b.u and a.v is b.v:
+        return Tucker2(a.u, a.core + b.core, a.v)
+    if a.u is b.u:
+        return Tucker2(a.u, xp.concat([a.core, b.core], axis=2), xp.concat([a.v, b.v], axis=1))
+    if a.v is b.v:
+        return Tucker2(xp.concat([a.u, b.u], axis=1), xp.concat([a.core, b.core], axis=1), a.v)
     u, v = xp.concat([a.u, b.u], axis=1), xp.concat([a.v, b.v], axis=1)
-    return Tucker2(u, _block_diagonal(a.core, -b.core, xp=xp), v)
-
-
-def _block_diagonal(x: Array, y: Array, *, xp: Namespace) -> Array:
-    layers, p, q = x.shape
-    _, s, t = y.shape
-    above = cast(zeros((layers, p, t), x, xp=xp), dtype_name(x), xp=xp)
-    below = cast(zeros((layers, s, q), x, xp=xp), dtype_name(x), xp=xp)
-    return xp.concat([xp.concat([x, above], axis=2), xp.concat([below, y], axis=2)], axis=1)
+    return Tucker2(u, block_diagonal(a.core, b.core, xp=xp), v)

@@ -18,28 +18,32 @@ from lotr_tn._arrays import (
     Namespace,
     float64,
     is_wide,
-    namespace_of,
     row_blocks,
     zeros,
 )
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import qr
+from lotr_tn.ops.arithmetic import subtract
+from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.layers import (
-    arrays_of,
+    common_namespace,
+    differentiable,
     layer_of,
     layer_product,
     require_same_shape,
-    take_layers,
 )
-from lotr_tn.ops.norms import frobenius, root_sum_squares
+from lotr_tn.ops.norms import frobenius, layer_norms, root_sum_squares
+from lotr_tn.ops.stacking import take_layers
 
 __all__ = [
     "Frame",
+    "cores_in",
     "distance",
     "distances_from",
     "frame_of",
     "layer_distances",
+    "outside",
     "project",
 ]
 
@@ -59,7 +63,8 @@ def distance(a: Stack, b: Stack) -> Array:
         BackendError: library, dtype or device differ.
 
     Cost: O((m + n)·r_a·r_b) flops a layer; memory of one layer's factors and O(r_a·r_b).
-    Accuracy: 1e-15·‖a‖ absolute for float64 input, 1e-12·‖a‖ for factors stored narrower.
+    Accuracy: 1e-15·‖a‖ absolute for float64 input, 1e-12·‖a‖ for factors stored narrower. Where
+    torch records derivatives, the difference is taken by Gram matrices: 1e-8·‖a‖ absolute.
     """
     return root_sum_squares(layer_distances(a, b))
 
@@ -71,18 +76,23 @@ def layer_distances(a: Stack, b: Stack) -> Array:
         (L,) float64 on the stacks' device. Cost, accuracy and errors as for `distance`.
     """
     require_same_shape(a, b)
-    xp = namespace_of(**{f"a.{k}": v for k, v in arrays_of(a).items()}, **arrays_of(b))
+    xp = common_namespace(a, b)
+    if differentiable(a, b):
+        return layer_norms(subtract(a, b))
     if isinstance(a, Dense) or isinstance(b, Dense):
         return xp.stack([_dense_distance(a, b, i, xp=xp) for i in range(a.shape[0])])
-    if isinstance(a, LoRAStack) and isinstance(b, LoRAStack):
-        return xp.stack([_lora_distance(a, b, index, xp=xp) for index in range(a.shape[0])])
-    first, second = (a, b) if isinstance(b, Tucker2) else (b, a)
-    assert isinstance(second, Tucker2)
-    frame = frame_of(second.u, second.v, xp=xp)
-    if isinstance(first, Tucker2):
-        return _tucker_distances(first, second, frame, xp=xp)
-    cores = [frame.core(second.core[index, ...], xp=xp) for index in range(a.shape[0])]
-    return distances_from(project(first, frame, xp=xp), cores, xp=xp)
+    if not isinstance(b, Tucker2):
+        a, b = b, a
+    if not isinstance(b, Tucker2):
+        return xp.stack([_layer_distance(a, b, index, xp=xp) for index in range(a.shape[0])])
+    frame = frame_of(b.u, b.v, xp=xp)
+    if isinstance(a, Tucker2):
+        return _tucker_distances(a, b, frame, xp=xp)
+    cores = [frame.core(b.core[index, ...], xp=xp) for index in range(a.shape[0])]
+    if isinstance(a, LoRAStack):
+        return distances_from(project(a, frame, xp=xp), cores, xp=xp)
+    assert isinstance(a, Tucker1)
+    return _tucker1_distances(a, frame, cores, xp=xp)
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,32 @@ def project(stack: LoRAStack, frame: Frame, *, xp: Namespace) -> Projection:
     return Projection(stack, frame, a, b)
 
 
+def cores_in(stack: Stack, frame: Frame, *, xp: Namespace) -> list[Array]:
+    """For each layer the core (r1, r2) float64 of its projection on a frame.
+
+    Cost: 2·(m·r1 + n·r2)·k flops for a factor of k columns; shared factors are projected once.
+    """
+    left, right = frame.left, frame.right
+    match stack:
+        case LoRAStack():
+            projection = project(stack, frame, xp=xp)
+            return [projection.core(index, xp=xp) for index in range(stack.shape[0])]
+        case Tucker2():
+            a, b = cross_gram(left, stack.u, xp=xp), cross_gram(stack.v, right, xp=xp)
+            return [a @ float64(stack.core[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
+        case Tucker1(side="in"):
+            b = cross_gram(stack.shared, right, xp=xp)
+            return [cross_gram(left, stack.own[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
+        case Tucker1():
+            a = cross_gram(left, stack.shared, xp=xp)
+            return [a @ cross_gram(stack.own[i, ...], right, xp=xp) for i in range(stack.shape[0])]
+        case Dense():
+            return [
+                xp.matrix_transpose(cross_gram(stack.w[i, ...], left, xp=xp)) @ right
+                for i in range(stack.shape[0])
+            ]
+
+
 def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namespace) -> Array:
     """(L,) distances of a projected LoRA stack from the Tucker-2 with these cores in the frame.
 
@@ -137,12 +173,12 @@ def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namesp
     # the other side before its size is taken
     weights_a = [qr(projection.a[:, part], xp=xp)[1] for part in stack.slices]
     weights_b = [qr(projection.b[:, part], xp=xp)[1] for part in stack.slices]
-    right = _outside(down, frame.right, projection.b, stack.slices, weights_a, xp=xp)
+    right = outside(down, frame.right, projection.b, stack.slices, weights_a, xp=xp)
     both = [
         xp.concat([weight, factor], axis=0)
         for weight, (_, factor) in zip(weights_b, right, strict=True)
     ]
-    left = _outside(up, frame.left, projection.a, stack.slices, both, xp=xp)
+    left = outside(up, frame.left, projection.a, stack.slices, both, xp=xp)
     inside = [
         frobenius(projection.core(index, xp=xp) - core, xp=xp) for index, core in enumerate(cores)
     ]
@@ -150,7 +186,7 @@ def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namesp
     return xp.stack([root_sum_squares(xp.stack([i, p, n])) for i, (p, _), (n, _) in terms])
 
 
-def _outside(
+def outside(
     x: Array,
     basis: Array,
     inside: Array,
@@ -185,13 +221,21 @@ def _outside(
     ]
 
 
-def _lora_distance(a: LoRAStack, b: LoRAStack, index: int, *, xp: Namespace) -> Array:
-    one = take_layers(a, [index])
-    other = layer_of(b, index, xp=xp)
+def _layer_distance(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
+    """Distance of one layer, where each layer has factors of its own."""
+    assert not isinstance(b, Dense)
+    one, other = as_lora(take_layers(a, [index])), layer_of(b, index, xp=xp)
     frame = frame_of(other.left, other.right, xp=xp)
     core = frame.left_factor @ xp.matrix_transpose(frame.right_factor)
-    assert isinstance(one, LoRAStack)
     return distances_from(project(one, frame, xp=xp), [core], xp=xp)[0]
+
+
+def _tucker1_distances(a: Tucker1, frame: Frame, cores: Sequence[Array], *, xp: Namespace) -> Array:
+    found = []
+    for index, core in enumerate(cores):  # one layer at a time: shared columns are not copied
+        one = as_lora(take_layers(a, [index]))
+        found.append(distances_from(project(one, frame, xp=xp), [core], xp=xp)[0])
+    return xp.stack(found)
 
 
 def _tucker_distances(a: Tucker2, b: Tucker2, frame: Frame, *, xp: Namespace) -> Array:

@@ -1,12 +1,15 @@
 """Inner products and angles from factors."""
 
-from lotr_tn._arrays import Array, Namespace, float64, namespace_of
+from collections.abc import Sequence
+
+from lotr_tn._arrays import Array, Namespace, float64, namespace_of, zeros
+from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Stack
 from lotr_tn.linalg import cross_gram
-from lotr_tn.ops.layers import arrays_of, layer_of, layer_product, require_same_shape
-from lotr_tn.ops.norms import norm
+from lotr_tn.ops.layers import Layer, common_namespace, layer_of, require_same_shape
+from lotr_tn.ops.norms import layer_inner, norm
 
-__all__ = ["cosine", "inner"]
+__all__ = ["cosine", "gram", "inner"]
 
 
 def inner(a: Stack, b: Stack) -> Array:
@@ -17,7 +20,7 @@ def inner(a: Stack, b: Stack) -> Array:
         b: any stack of the same shape, library, dtype and device.
 
     Returns:
-        A float64 number on the stacks' device.
+        A float64 number on the stacks' device; derivatives flow through it in torch.
 
     Raises:
         FormatError: the shapes differ.
@@ -27,21 +30,8 @@ def inner(a: Stack, b: Stack) -> Array:
     Accuracy: 1e-15·‖a‖‖b‖ absolute. For ‖a − b‖ use `distance`, which does not cancel.
     """
     require_same_shape(a, b)
-    xp = namespace_of(**{f"a.{k}": v for k, v in arrays_of(a).items()}, **arrays_of(b))
-    return xp.sum(xp.stack([_layer_inner(a, b, i, xp=xp) for i in range(a.shape[0])]))
-
-
-def _layer_inner(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
-    if isinstance(a, Dense) or isinstance(b, Dense):
-        left, right = (float64(layer_product(s, index, xp=xp), xp=xp) for s in (a, b))
-        return xp.sum(left * right)
-    x, y = layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)
-    across = cross_gram(x.left, y.left, xp=xp)
-    if x.middle is not None:
-        across = xp.matrix_transpose(float64(x.middle, xp=xp)) @ across
-    if y.middle is not None:
-        across = across @ float64(y.middle, xp=xp)
-    return xp.sum(across * cross_gram(x.right, y.right, xp=xp))
+    xp = common_namespace(a, b)
+    return xp.sum(xp.stack([layer_inner(a, b, i, xp=xp) for i in range(a.shape[0])]))
 
 
 def cosine(a: Stack, b: Stack) -> Array:
@@ -54,3 +44,60 @@ def cosine(a: Stack, b: Stack) -> Array:
     xp = namespace_of(dot=dot)
     safe = xp.where(size > 0, size, xp.ones_like(size))
     return xp.clip(xp.where(size > 0, dot / safe, xp.zeros_like(dot)), -1.0, 1.0)
+
+
+def gram(stacks: Sequence[Stack]) -> Array:
+    """All inner products of N stacks: entry (i, j) is ⟨stacks[i], stacks[j]⟩.
+
+    Args:
+        stacks: N stacks of one shape (L, m, n), library, dtype and device; formats may differ.
+
+    Returns:
+        (N, N) float64, symmetric and positive semidefinite up to rounding. Its diagonal holds the
+        squared norms, and its entries over their roots the cosines.
+
+    Raises:
+        FormatError: no stack, or shapes that differ.
+        BackendError: library, dtype or device differ.
+
+    Cost: with R the summed rank of all stacks in a layer, 2·(m + n)·R² flops a layer in two
+    matrix products, and O((m + n)·R) memory.
+    """
+    if not stacks:
+        raise FormatError("stacks must hold at least one stack; found none")
+    for other in stacks[1:]:
+        require_same_shape(stacks[0], other)
+    xp = common_namespace(*stacks)
+    if any(isinstance(stack, Dense) for stack in stacks):
+        rows = [[inner(a, b) for b in stacks] for a in stacks]
+        return xp.stack([xp.stack(row) for row in rows])
+    total = _layer_gram(stacks, 0, xp=xp)
+    for index in range(1, stacks[0].shape[0]):
+        total = total + _layer_gram(stacks, index, xp=xp)
+    return (total + xp.matrix_transpose(total)) / 2
+
+
+def _layer_gram(stacks: Sequence[Stack], index: int, *, xp: Namespace) -> Array:
+    layers = [layer_of(s, index, xp=xp) for s in stacks if not isinstance(s, Dense)]
+    left = xp.concat([_with_middle(layer, xp=xp) for layer in layers], axis=1)
+    right = xp.concat([layer.right for layer in layers], axis=1)
+    products = cross_gram(left, left, xp=xp) * cross_gram(right, right, xp=xp)
+    members = _membership([int(layer.right.shape[1]) for layer in layers], products, xp=xp)
+    return members @ products @ xp.matrix_transpose(members)
+
+
+def _with_middle(layer: Layer, *, xp: Namespace) -> Array:
+    if layer.middle is None:
+        return float64(layer.left, xp=xp)
+    return float64(layer.left, xp=xp) @ float64(layer.middle, xp=xp)
+
+
+def _membership(sizes: list[int], like: Array, *, xp: Namespace) -> Array:
+    """(N, Σ sizes) with a one where a column belongs to a row's stack: sums over blocks."""
+    total, start, rows = sum(sizes), 0, []
+    for size in sizes:
+        shapes = (1, start), (1, size), (1, total - start - size)
+        before, own, after = (zeros(shape, like, xp=xp) for shape in shapes)
+        rows.append(xp.concat([before, own + 1, after], axis=1))
+        start += size
+    return xp.concat(rows, axis=0)

@@ -1,13 +1,38 @@
-"""Layers of a stack, one by one or as a smaller stack."""
+"""Layers of a stack, seen one by one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from lotr_tn._arrays import Array, Namespace, at_least_float32, namespace_of
-from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
+from lotr_tn._arrays import (
+    Array,
+    Namespace,
+    at_least_float32,
+    dtype_name,
+    namespace_of,
+    wants_gradient,
+)
+from lotr_tn.errors import DerivativeError, FormatError
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
 
-__all__ = ["Layer", "arrays_of", "layer_of", "layer_product", "require_same_shape", "take_layers"]
+__all__ = [
+    "Kind",
+    "Layer",
+    "arrays_of",
+    "common_namespace",
+    "differentiable",
+    "first_array",
+    "layer_of",
+    "layer_product",
+    "refuse_gradient",
+    "require_layer",
+    "require_same_shape",
+    "storage_dtype",
+    "with_arrays",
+]
+
+
+Kind = TypeVar("Kind", bound=Stack)
+"""A stack whose format a function keeps."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +51,77 @@ def arrays_of(stack: Stack) -> dict[str, Array]:
             return {"up": stack.up, "down": stack.down}
         case Tucker2():
             return {"u": stack.u, "core": stack.core, "v": stack.v}
+        case Tucker1():
+            return {"shared": stack.shared, "own": stack.own}
         case Dense():
             return {"w": stack.w}
 
 
-def layer_of(stack: LoRAStack | Tucker2, index: int, *, xp: Namespace) -> Layer:
-    """Layer `index` as three factors that view the stack's arrays."""
-    if isinstance(stack, Tucker2):
-        return Layer(stack.u, stack.core[index, ...], stack.v)
-    part = stack.slices[index]
-    return Layer(stack.up[:, part], None, xp.matrix_transpose(stack.down[part, :]))
+def first_array(stack: Stack) -> Array:
+    """One of a stack's arrays: all of them have one library, dtype and device."""
+    match stack:
+        case Tucker2():
+            return stack.u
+        case LoRAStack():
+            return stack.up
+        case Tucker1():
+            return stack.shared
+        case Dense():
+            return stack.w
+
+
+def common_namespace(*stacks: Stack) -> Namespace:
+    """The array library of one or several stacks.
+
+    Raises:
+        BackendError: library, dtype or device differ.
+    """
+    if len(stacks) == 1:
+        return namespace_of(**arrays_of(stacks[0]))
+    named = {f"{'abcdefgh'[i % 8]}{i // 8 or ''}": stack for i, stack in enumerate(stacks)}
+    return namespace_of(
+        **{f"{name}.{k}": x for name, stack in named.items() for k, x in arrays_of(stack).items()}
+    )
+
+
+def storage_dtype(stack: Stack) -> str:
+    """The name of a stack's dtype."""
+    return dtype_name(first_array(stack))
+
+
+def differentiable(*stacks: Stack) -> bool:
+    """Whether torch records what is done with any of these stacks."""
+    return any(wants_gradient(*arrays_of(stack).values()) for stack in stacks)
+
+
+def with_arrays(stack: Kind, **changes: Any) -> Kind:
+    """The stack with other arrays; its certificate, which measured the old ones, is dropped."""
+    if not isinstance(stack, Dense):
+        changes["certificate"] = None
+    return replace(stack, **changes)
+
+
+def refuse_gradient(what: str, *stacks: Stack) -> None:
+    """Refuse stacks that torch records, where the derivative would not be right."""
+    if differentiable(*stacks):
+        raise DerivativeError(
+            f"{what} has no derivative here, and the factors require one; detach them, or use "
+            "round at fixed ranks, which has"
+        )
+
+
+def layer_of(stack: LoRAStack | Tucker2 | Tucker1, index: int, *, xp: Namespace) -> Layer:
+    """Layer `index` as factors that view the stack's arrays."""
+    match stack:
+        case Tucker2():
+            return Layer(stack.u, stack.core[index, ...], stack.v)
+        case Tucker1(side="in"):
+            return Layer(stack.own[index, ...], None, stack.shared)
+        case Tucker1():
+            return Layer(stack.shared, None, stack.own[index, ...])
+        case LoRAStack():
+            part = stack.slices[index]
+            return Layer(stack.up[:, part], None, xp.matrix_transpose(stack.down[part, :]))
 
 
 def layer_product(stack: Stack, index: int, *, xp: Namespace) -> Array:
@@ -57,37 +143,8 @@ def require_same_shape(a: Stack, b: Stack) -> None:
         )
 
 
-def take_layers(stack: Stack, layers: Sequence[int]) -> Stack:
-    """The stack of the layers named, in that order; layers may repeat.
-
-    Args:
-        stack: any stack of L updates.
-        layers: indices from -L to L - 1, at least one.
-
-    Returns:
-        A stack of the same format; Tucker-2 factors are shared, not copied.
-
-    Raises:
-        FormatError: no index, or one out of range.
-
-    Cost: a copy of the chosen layers' own arrays.
-    """
-    count = stack.shape[0]
-    if not layers:
-        raise FormatError("layers must name at least one layer; found none")
-    for layer in layers:
-        if not -count <= layer < count:
-            raise FormatError(f"layers must lie in 0 … {count - 1}; found {layer}")
-    chosen = [layer % count for layer in layers]
-    xp = namespace_of(**arrays_of(stack))
-    match stack:
-        case Tucker2():
-            core = xp.stack([stack.core[i, ...] for i in chosen])
-            return Tucker2(stack.u, core, stack.v)
-        case Dense():
-            return Dense(xp.stack([stack.w[i, ...] for i in chosen]))
-        case LoRAStack():
-            slices = stack.slices
-            up = xp.concat([stack.up[:, slices[i]] for i in chosen], axis=1)
-            down = xp.concat([stack.down[slices[i], :] for i in chosen], axis=0)
-            return LoRAStack(up, down, tuple(stack.ranks[i] for i in chosen))
+def require_layer(layers: int, layer: int) -> int:
+    """A layer's index from 0 to L - 1, or a refusal; negative ones count from the end."""
+    if not -layers <= layer < layers:
+        raise FormatError(f"layer must lie in 0 … {layers - 1}; found {layer}")
+    return layer % layers

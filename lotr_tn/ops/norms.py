@@ -1,48 +1,154 @@
-"""Frobenius norms from factors."""
+"""Norms from factors."""
+
+from typing import Literal
 
 from lotr_tn._arrays import Array, Namespace, float64, namespace_of
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
-from lotr_tn.linalg import triangular_factor
-from lotr_tn.ops.layers import arrays_of, layer_of
+from lotr_tn.errors import OptionError
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.linalg import cross_gram, triangular_factor
+from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
+from lotr_tn.ops.layers import common_namespace, differentiable, layer_of
 
-__all__ = ["layer_norms", "norm", "root_sum_squares"]
+__all__ = ["layer_inner", "layer_norms", "layer_singular_values", "norm", "root_sum_squares"]
+
+NormKind = Literal["frobenius", "spectral", "nuclear"]
 
 
 def norm(stack: Stack) -> Array:
     """The Frobenius norm of the whole stack, ‖T‖ = (Σ_l ‖ΔW_l‖²)^½.
 
     Returns:
-        A float64 number on the stack's device.
+        A float64 number on the stack's device. Derivatives flow through it in torch; at a zero
+        stack the derivative is 0.
 
     Cost: O((m + n)·Σ r_l²) flops for LoRA, O((m + n)·r² + L·r³) for Tucker-2; O(r²) memory.
-    Accuracy: 1e-15 relative for float64 input; 1e-8 for factors stored narrower.
+    Accuracy: 1e-15 relative for float64 input; 1e-8 for factors stored narrower, and where torch
+    records derivatives.
     """
     return root_sum_squares(layer_norms(stack))
 
 
-def layer_norms(stack: Stack) -> Array:
-    """The Frobenius norm of each layer.
+def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
+    """A norm of each layer.
+
+    Args:
+        stack: any stack (L, m, n).
+        kind: "frobenius", the root of the sum of squares; "spectral", the largest singular value;
+            "nuclear", the sum of singular values.
 
     Returns:
         (L,) float64 on the stack's device. Cost and accuracy as for `norm`.
+
+    Raises:
+        OptionError: an unknown kind.
     """
-    xp = namespace_of(**arrays_of(stack))
+    xp = common_namespace(stack)
+    match kind:
+        case "frobenius":
+            if differentiable(stack):
+                return _norms_with_gradient(stack, xp=xp)
+            layers = range(stack.shape[0])
+            return xp.stack([frobenius(x, xp=xp) for x in _small_layers(stack, layers, xp=xp)])
+        case "spectral":
+            return xp.stack([_largest(s, xp=xp) for s in layer_singular_values(stack)])
+        case "nuclear":
+            return xp.stack([xp.sum(s) for s in layer_singular_values(stack)])
+        case _:
+            raise OptionError(f"kind must be frobenius, spectral or nuclear; found {kind!r}")
+
+
+def layer_singular_values(stack: Stack) -> list[Array]:
+    """The singular values of each layer's update, largest first.
+
+    Returns:
+        L arrays in float64 on the stack's device: r_l values of a LoRA, min(r1, r2) of a
+        Tucker-2, at most min(m, n).
+
+    Cost: O((m + n)·r_l²) flops a layer.
+    Accuracy: 1e-15 of the largest for float64 input, 1e-8 for factors stored narrower.
+    """
+    xp = common_namespace(stack)
+    if differentiable(stack):
+        return [_singular_values_with_gradient(stack, i, xp=xp) for i in range(stack.shape[0])]
+    count = min(stack.shape[1:])
+    small = _small_layers(stack, range(stack.shape[0]), xp=xp)
+    found = [xp.linalg.svdvals(float64(x, xp=xp)) for x in small]
+    return [values[: min(count, values.shape[0])] for values in found]
+
+
+def _small_layers(stack: Stack, layers: range, *, xp: Namespace) -> list[Array]:
+    """For each layer a small matrix with its singular values: T_left middle T_rightᵀ."""
     match stack:
         case Dense():
-            return xp.stack([frobenius(stack.w[i, ...], xp=xp) for i in range(stack.shape[0])])
+            return [stack.w[i, ...] for i in layers]
         case Tucker2():
             left = triangular_factor(stack.u, xp=xp)
             right = xp.matrix_transpose(triangular_factor(stack.v, xp=xp))
-            cores = [float64(stack.core[i, ...], xp=xp) for i in range(stack.shape[0])]
-            return xp.stack([frobenius(left @ core @ right, xp=xp) for core in cores])
+            return [left @ float64(stack.core[i, ...], xp=xp) @ right for i in layers]
+        case Tucker1():
+            shared = triangular_factor(stack.shared, xp=xp)
+            return [
+                triangular_factor(stack.own[i, ...], xp=xp) @ xp.matrix_transpose(shared)
+                for i in layers
+            ]
         case LoRAStack():
-            return xp.stack([_lora_norm(stack, i, xp=xp) for i in range(stack.shape[0])])
+            return [_small_lora(stack, i, xp=xp) for i in layers]
 
 
-def _lora_norm(stack: LoRAStack, index: int, *, xp: Namespace) -> Array:
+def _small_lora(stack: LoRAStack, index: int, *, xp: Namespace) -> Array:
     layer = layer_of(stack, index, xp=xp)
     left, right = triangular_factor(layer.left, xp=xp), triangular_factor(layer.right, xp=xp)
-    return frobenius(left @ xp.matrix_transpose(right), xp=xp)
+    return left @ xp.matrix_transpose(right)
+
+
+def layer_inner(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
+    """tr(a_lᵀ b_l) of two stacks in factors, from Gram matrices; differentiable."""
+    if isinstance(a, Dense) or isinstance(b, Dense):
+        if not isinstance(b, Dense):
+            a, b = b, a
+        assert isinstance(b, Dense)
+        matrix = float64(b.w[index, ...], xp=xp)
+        if isinstance(a, Dense):
+            return xp.sum(float64(a.w[index, ...], xp=xp) * matrix)
+        x = layer_of(a, index, xp=xp)
+        left = float64(x.left, xp=xp)
+        if x.middle is not None:
+            left = left @ float64(x.middle, xp=xp)
+        return xp.sum(
+            (xp.matrix_transpose(left) @ matrix) * xp.matrix_transpose(float64(x.right, xp=xp))
+        )
+    x, y = layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)
+    across = cross_gram(x.left, y.left, xp=xp)
+    if x.middle is not None:
+        across = xp.matrix_transpose(float64(x.middle, xp=xp)) @ across
+    if y.middle is not None:
+        across = across @ float64(y.middle, xp=xp)
+    return xp.sum(across * cross_gram(x.right, y.right, xp=xp))
+
+
+def _norms_with_gradient(stack: Stack, *, xp: Namespace) -> Array:
+    """Norms by Gram matrices, which have derivatives wherever the norm is not zero.
+
+    The triangular factors of the other route have none at equal or zero singular values.
+    """
+    squares = xp.stack([layer_inner(stack, stack, i, xp=xp) for i in range(stack.shape[0])])
+    return _safe_root(squares, xp=xp)
+
+
+def _singular_values_with_gradient(stack: Stack, index: int, *, xp: Namespace) -> Array:
+    if isinstance(stack, Dense):
+        return xp.linalg.svdvals(float64(stack.w[index, ...], xp=xp))
+    layer = layer_of(stack, index, xp=xp)
+    left = float64(layer.left, xp=xp)
+    if layer.middle is not None:
+        left = left @ float64(layer.middle, xp=xp)
+    right = xp.matrix_transpose(float64(layer.right, xp=xp))
+    rank = min(left.shape[0], *right.shape)
+    return truncated_svd_with_gradient(left, right, rank)[1]
+
+
+def _largest(values: Array, *, xp: Namespace) -> Array:
+    return values[0] if values.shape[0] else xp.sum(values)
 
 
 def frobenius(x: Array, *, xp: Namespace) -> Array:
@@ -57,4 +163,11 @@ def root_sum_squares(x: Array) -> Array:
         return xp.sum(x)
     largest = xp.max(xp.abs(x))
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return scale * xp.sqrt(xp.sum((x / scale) ** 2))
+    return scale * _safe_root(xp.sum((x / scale) ** 2), xp=xp)
+
+
+def _safe_root(squares: Array, *, xp: Namespace) -> Array:
+    """Square roots whose derivative at 0 is 0 instead of infinite."""
+    positive = squares > 0
+    roots = xp.sqrt(xp.where(positive, squares, xp.ones_like(squares)))
+    return xp.where(positive, roots, xp.zeros_like(squares))

@@ -1,5 +1,23 @@
 """Property tests for stacks of updates and their decompositions, for anyone to use.
 
-`laws` holds the laws as plain functions that raise `AssertionError`; `strategies` draws inputs with
-the hypothesis package, which the extra `test` installs.
+`laws` holds the laws as plain functions that raise `AssertionError`. The rest requires the
+hypothesis package, which the extra `test` installs: `strategies` draws inputs, `DecompositionLaws`
+is a test case to inherit, and `check_decomposition` reports which laws a decomposition breaks.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lotr_tn.testing.case import DecompositionLaws
+    from lotr_tn.testing.check import LawReport, Report, check_decomposition
+
+__all__ = ["DecompositionLaws", "LawReport", "Report", "check_decomposition"]
+
+
+def __getattr__(name: str) -> Any:
+    """What requires hypothesis is imported when it is asked for."""
+    if name in __all__:
+        from lotr_tn.testing import case, check
+
+        return getattr(case if hasattr(case, name) else check, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

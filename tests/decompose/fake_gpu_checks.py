@@ -37,17 +37,51 @@ def test_decompositions_stay_on_the_device(fake_gpu, method, dtype):
     assert wide.u.device.type == "fakegpu"
 
 
+def all_there(stack):
+    tensors = [part for part in vars(stack).values() if isinstance(part, torch.Tensor)]
+    return bool(tensors) and all(part.device.type == "fakegpu" for part in tensors)
+
+
+def test_rounding_and_other_formats_stay_on_the_device(fake_gpu):
+    a = lt.LoRAStack(fake((70, 6)), fake((6, 50)), RANKS)
+    b = lt.Tucker2(fake((70, 2)), fake((3, 2, 4)), fake((50, 4)))
+    t = lt.Tucker1(fake((50, 4)), fake((3, 70, 4)), "in")
+    for x in (b, t):
+        for method in METHODS.values():
+            assert all_there(method(x, (2, 3)))
+        assert all_there(lt.round(x, 2))
+    assert all_there(lt.round(a, 1))
+    for method in ("randomised", "blocked"):
+        assert all_there(lt.hosvd(a, (1, 2), method=method))
+
+
+def test_a_plan_stays_on_the_device(fake_gpu):
+    plan = lt.plan("bn,nq,lpq,mp->lbm", (2, 50), (50, 4), (3, 2, 4), (70, 2))
+    assert plan(*(fake(shape) for shape in plan.shapes)).device.type == "fakegpu"
+
+
 def test_operations_stay_on_the_device(fake_gpu):
     a = lt.LoRAStack(fake((70, 6)), fake((6, 50)), RANKS)
     b = lt.Tucker2(fake((70, 2)), fake((3, 2, 4)), fake((50, 4)))
     d = lt.Dense(fake((3, 70, 50)))
-    for x in (a, b, d):
-        for y in (a, b, d):
+    t = lt.Tucker1(fake((50, 4)), fake((3, 70, 4)), "in")
+    o = lt.Tucker1(fake((70, 4)), fake((3, 50, 4)), "out")
+    for x in (a, b, d, t, o):
+        for y in (a, b, d, t, o):
             for operation in (lt.inner, lt.distance, lt.cosine):
                 assert operation(x, y).device.type == "fakegpu"
-            for part in vars(lt.subtract(x, y)).values():
-                assert not isinstance(part, torch.Tensor) or part.device.type == "fakegpu"
+            assert all_there(lt.subtract(x, y))
+        for kind in ("frobenius", "spectral", "nuclear"):
+            assert lt.layer_norms(x, kind).device.type == "fakegpu"
         assert lt.norm(x).device.type == "fakegpu"
+        assert lt.gram([x, a, b]).device.type == "fakegpu"
+        assert lt.apply_transpose(x, fake((2, 70)), layer=1).device.type == "fakegpu"
+        for form in (lt.LoRAStack, lt.Tucker2, lt.Tucker1, lt.Dense):
+            assert all_there(lt.convert(x, form))
+        for made in (x + a, x - b, 2 * x, x.T, lt.scale(x, [1.0, 2.0, 3.0])):
+            assert all_there(made)
+        assert all_there(lt.concat_layers([x, a, x]))
+        assert all_there(lt.astype(x, "bfloat16"))
         assert lt.apply(x, fake((2, 50))).device.type == "fakegpu"
         assert lt.to_dense(x).device.type == "fakegpu"
         assert lt.parameter_count(lt.take_layers(x, [0])) > 0

@@ -63,7 +63,27 @@ def test_tripwire_operations(dtype):
         for other in (b, tucker):
             lt.distance(a, other), lt.distance(other, a), lt.inner(a, other), lt.cosine(a, other)
             lt.norm(other), lt.apply(other, x), lt.take_layers(other, [1]), lt.subtract(a, other)
+            (
+                lt.layer_norms(other, "nuclear"),
+                lt.gram([a, other]),
+                lt.apply(other, x, layer=[0, 2, 1, 1]),
+            )
+            lt.apply_transpose(other, x, layer=0), lt.scale(other, [1.0, 2.0, 3.0]), other.T
     assert largest.entries <= 3 * a.up.numel() + 3 * x.numel(), largest.entries
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tripwire_rounding(dtype):
+    a, b = huge(dtype), huge(dtype, seed=1)
+    shared = lt.hosvd(a, (2, 3)) + lt.hosvd(b, (3, 2))
+    one = lt.tucker1(a, 3)
+    with LargestTensor() as largest:
+        lt.round(a + b, lt.RelativeError(0.3)), lt.round(shared, (2, 2)), lt.round(one + one, 2)
+        lt.canonicalize(shared), lt.tucker1(a, 2, "out"), lt.hooi(one, (2, 2))
+        lt.hooi(a, (1, 1), method="randomised"), lt.hooi(a, (1, 1), method="blocked")
+        lt.hooi_in_metric(a, (2, 2), torch.ones(SIZE, dtype=dtype))
+    assert largest.entries <= 4 * a.up.numel(), largest.entries
+    assert largest.entries <= SIZE * 24
 
 
 def test_the_tripwire_can_fail():

@@ -1,161 +1,155 @@
-"""Every operation against plain dense matrices, on every format and backend."""
+"""The laws of every operation, on every format and backend, against plain dense matrices."""
 
-import numpy as np
+import operator
+from functools import partial
+
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
-import lotr_tn as lt
-from lotr_tn.errors import BackendError, FormatError, PerformanceWarning
+from lotr_tn import ops
 from lotr_tn.testing import laws
-from lotr_tn.testing.strategies import lora_stacks, tucker_stacks
-from tests.conftest import BACKENDS, on_backend, stack_on
+from tests.conftest import BACKENDS
+from tests.ops.cases import FORMATS, cases, largest
+from tests.testing.budget import examples
 
-any_stack = st.one_of(lora_stacks(), tucker_stacks())
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-
-def sibling(stack, seed, closeness=1.0):
-    """A stack of the same shape: close to the first, in a form of its own."""
-    rng = np.random.default_rng(seed)
-    layers, m, n = stack.shape
-    dense = laws.dense_updates(stack)
-    size = np.abs(dense).max() * closeness
-    form = seed % 3
-    if form == 0:
-        return lt.Dense(dense + size * rng.standard_normal(dense.shape))
-    if form == 1:
-        core = dense + size * rng.standard_normal(dense.shape)
-        return lt.Tucker2(np.eye(m), core, np.eye(n))
-    up = np.concatenate(list(dense + size * rng.standard_normal(dense.shape)), axis=1)
-    return lt.LoRAStack(up, np.concatenate([np.eye(n)] * layers, axis=0), (n,) * layers)
-
-
-@each_backend
-@given(stack=any_stack)
-def test_norm(backend, stack):
-    laws.norm_is_the_root_of_squares(lt.norm, stack_on(stack, backend))
-
-
-@each_backend
-@given(stack=any_stack, seed=st.integers(0, 99))
-def test_inner(backend, stack, seed):
-    other = stack_on(sibling(stack, seed), backend)
-    laws.inner_is_the_sum_of_products(lt.inner, stack_on(stack, backend), other)
-
-
-@each_backend
-@given(stack=any_stack, seed=st.integers(0, 99), exponent=st.integers(-11, 0))
-def test_distance(backend, stack, seed, exponent):
-    a, b = stack_on(stack, backend), stack_on(sibling(stack, seed, 10.0**exponent), backend)
-    laws.distance_is_the_norm_of_the_difference(lt.distance, a, b)
-    forth, back = float(lt.distance(a, b)), float(lt.distance(b, a))
-    assert np.isclose(forth, back, rtol=1e-6, atol=1e-13 * float(lt.norm(a)))
-
-
-@each_backend
-@given(stack=any_stack, seed=st.integers(0, 99))
-def test_subtract(backend, stack, seed):
-    a, b = stack_on(stack, backend), stack_on(sibling(stack, seed), backend)
-    laws.difference_is_exact(lt.subtract, a, b)
-    laws.difference_is_exact(lt.subtract, b, a)
-
-
-@each_backend
-@given(stack=any_stack, seed=st.integers(0, 99))
-def test_apply(backend, stack, seed):
-    x = np.random.default_rng(seed).standard_normal((3, 2, stack.shape[2]))
-    moved = stack_on(stack, backend)
-    laws.apply_is_the_matrix_product(lt.apply, moved, on_backend(x, backend))
-    one = lt.apply(moved, on_backend(x, backend), layer=-1)
-    assert np.allclose(np.asarray(one), x @ laws.dense_updates(stack)[-1].T, rtol=1e-12)
-
-
-@each_backend
-@given(stack=any_stack)
-def test_to_dense_and_take_layers(backend, stack):
-    moved, truth = stack_on(stack, backend), laws.dense_updates(stack)
-    size = np.abs(truth).max(initial=1e-300)
-    assert np.abs(np.asarray(lt.to_dense(moved)) - truth).max() <= 1e-13 * size * 100
-    chosen = [stack.shape[0] - 1, 0, -1]
-    part = lt.take_layers(moved, chosen)
-    assert type(part) is type(stack)
-    assert np.array_equal(laws.dense_updates(part), truth[chosen])
+LAWS = {
+    "add": lambda c: laws.sum_is_exact(ops.add, c.a, c.b),
+    "add to another": lambda c: laws.sum_is_exact(ops.add, c.b, c.a),
+    "plus": lambda c: laws.sum_is_exact(operator.add, c.a, c.a),
+    "subtract": lambda c: laws.difference_is_exact(ops.subtract, c.a, c.b),
+    "minus": lambda c: laws.difference_is_exact(operator.sub, c.b, c.a),
+    "scale": lambda c: laws.scaling_is_exact(ops.scale, c.a, c.factor),
+    "scale each layer": lambda c: laws.scaling_is_exact(ops.scale, c.a, c.factors),
+    "times": lambda c: laws.scaling_is_exact(lambda s, f: f * s, c.a, c.factor),
+    "transpose": lambda c: laws.transposing_twice_changes_nothing(ops.transpose, c.a),
+    "to_dense": lambda c: laws.dense_is_the_product(ops.to_dense, c.a),
+    "convert": lambda c: each_conversion(c.a),
+    "astype": lambda c: each_dtype(c.a),
+    "parameter_count": lambda c: laws.parameters_are_the_stored_entries(ops.parameter_count, c.a),
+    "take_layers": lambda c: laws.taken_layers_are_those_layers(ops.take_layers, c.a, c.layers),
+    "concat_layers": lambda c: each_concatenation(c.a, c.b, c.c, c.layers),
+    "norm": lambda c: laws.norm_is_the_root_of_squares(ops.norm, c.a),
+    "norm and inner": lambda c: laws.norm_squared_is_the_inner_product(ops.inner, ops.norm, c.a),
+    "layer_norms": lambda c: each_norm(c.a),
+    "layer_singular_values": lambda c: laws.singular_values_are_those_of_the_matrices(
+        ops.layer_singular_values, c.a
+    ),
+    "inner": lambda c: laws.inner_is_the_sum_of_products(ops.inner, c.a, c.b),
+    "inner is symmetric": lambda c: laws.inner_is_symmetric(ops.inner, c.a, c.b),
+    "inner is bilinear": lambda c: laws.inner_is_bilinear(ops.inner, c.a, c.b, c.c, c.factor),
+    "inner is bounded": lambda c: laws.inner_is_bounded_by_the_norms(ops.inner, ops.norm, c.a, c.b),
+    "gram": lambda c: laws.gram_holds_all_inner_products(ops.gram, (c.a, c.b, c.a, c.c)),
+    "cosine": lambda c: laws.cosine_is_that_of_the_angle(ops.cosine, c.a, c.b),
+    "distance": lambda c: laws.distance_is_the_norm_of_the_difference(ops.distance, c.a, c.b),
+    "small distance": lambda c: laws.distance_is_the_norm_of_the_difference(
+        ops.distance, c.a, c.near
+    ),
+    "distance from near": lambda c: laws.distance_is_the_norm_of_the_difference(
+        ops.distance, c.near, c.a
+    ),
+    "layer_distances": lambda c: laws.layer_distances_are_those_of_the_matrices(
+        ops.layer_distances, c.a, c.b
+    ),
+    "small layer_distances": lambda c: laws.layer_distances_are_those_of_the_matrices(
+        ops.layer_distances, c.a, c.near
+    ),
+    "gauge of norm": lambda c: gauge(ops.norm, (c.a,), largest((c.a,)), c.seed),
+    "gauge of inner": lambda c: gauge(ops.inner, (c.a, c.b), largest((c.a, c.b)) ** 2, c.seed),
+    "gauge of cosine": lambda c: gauge(ops.cosine, (c.a, c.b), 1.0, c.seed),
+    "gauge of distance": lambda c: gauge(ops.distance, (c.a, c.b), largest((c.a, c.b)), c.seed),
+    "apply": lambda c: laws.apply_is_the_matrix_product(ops.apply, c.a, c.x),
+    "apply to a vector": lambda c: laws.apply_is_the_matrix_product(ops.apply, c.a, c.x[0, :]),
+    "apply to a batch": lambda c: laws.apply_is_the_matrix_product(ops.apply, c.a, c.x[None, ...]),
+    "apply one layer": lambda c: laws.one_layer_is_applied_alone(ops.apply, c.a, c.x, c.layers[0]),
+    "apply a layer a row": lambda c: laws.rows_go_through_their_layers(
+        ops.apply, c.a, c.x, c.layers
+    ),
+    "apply a layer a block": lambda c: laws.rows_go_through_their_layers(
+        ops.apply, c.a, c.x[:, None, :], c.layers
+    ),
+    "apply to no row": lambda c: laws.rows_go_through_their_layers(ops.apply, c.a, c.x[:0, :], []),
+    "apply_transpose": lambda c: laws.apply_transpose_is_the_adjoint(
+        ops.apply, ops.apply_transpose, c.a, c.x, c.y
+    ),
+    "matmul": lambda c: laws.matmul_is_the_matrix_product(operator.matmul, c.a, c.x.T),
+    "matmul with a vector": lambda c: laws.matmul_is_the_matrix_product(
+        operator.matmul, c.a, c.x[0, :]
+    ),
+    "as_linear_operator": lambda c: each_operator(c.a),
+}
 
 
-@given(a=any_stack, seed=st.integers(0, 99))
-def test_cosine_is_scale_free_and_bounded(a, seed):
-    b = sibling(a, seed)
-    truth = laws.dense_updates(a).ravel(), laws.dense_updates(b).ravel()
-    sizes = [np.linalg.norm(x) for x in truth]
-    wanted = truth[0] @ truth[1] / (sizes[0] * sizes[1]) if all(sizes) else 0.0
-    assert np.isclose(float(lt.cosine(a, b)), wanted, atol=1e-12)
-    assert -1 <= float(lt.cosine(a, a)) <= 1
+def each_conversion(stack):
+    for to, _ in FORMATS.values():
+        laws.conversion_is_exact(ops.convert, stack, to)
+    laws.conversion_is_exact(partial(ops.convert, side="out"), stack, FORMATS["Tucker1"][0])
 
 
-def test_distance_does_not_cancel_in_float32():
-    """Cores apart by 1e-3 (style of the classic trap): the Gram formula gives 0 here."""
-    rng = np.random.default_rng(0)
-    u, v = (np.linalg.qr(rng.standard_normal((k, 4)))[0].astype(np.float32) for k in (50, 40))
-    core = rng.standard_normal((3, 4, 4)).astype(np.float32)
-    a = lt.Tucker2(u, core, v)
-    b = lt.Tucker2(u, (core * np.float32(1 + 1e-6)), v)
-    laws.distance_is_the_norm_of_the_difference(lt.distance, a, b)
+def each_dtype(stack):
+    for dtype in ("float32", "float64"):
+        laws.storage_rounds_each_entry_once(ops.astype, stack, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_narrow_dtypes_are_measured_in_float64(dtype):
-    rng = np.random.default_rng(0)
-    a = lt.LoRAStack(
-        rng.standard_normal((30, 6)).astype(dtype),
-        rng.standard_normal((6, 20)).astype(dtype),
-        (2, 4),
-    )
-    assert np.isclose(float(lt.norm(a)), np.linalg.norm(laws.dense_updates(a)), rtol=1e-9)
-    assert lt.apply(a, np.ones((1, 20), dtype)).dtype == dtype
-    assert lt.to_dense(a).dtype == dtype
+def each_concatenation(a, b, c, layers):
+    part = ops.take_layers(b, layers)
+    for stacks in ([a], [a, part], [part, a, c], [a, a]):
+        laws.concatenated_layers_stand_in_order(ops.concat_layers, stacks)
 
 
-@pytest.mark.parametrize(
-    ("count", "stack"),
-    [
-        (7 * (5 + 4), lt.LoRAStack(np.ones((5, 7)), np.ones((7, 4)), (3, 4))),
-        (
-            5 * 2 + 4 * 3 + 6 * 2 * 3,
-            lt.Tucker2(np.ones((5, 2)), np.ones((6, 2, 3)), np.ones((4, 3))),
-        ),
-        (2 * 3 * 4, lt.Dense(np.ones((2, 3, 4)))),
-    ],
-)
-def test_parameter_count(count, stack):
-    assert lt.parameter_count(stack) == count
+def each_norm(stack):
+    for kind in ("frobenius", "spectral", "nuclear"):
+        laws.layer_norms_are_those_of_the_matrices(ops.layer_norms, stack, kind)
 
 
-@pytest.mark.parametrize(
-    ("rank", "count"), [(1, 1560), (2, 3168), (4, 6528), (8, 13824), (16, 30720), (32, 73728)]
-)
-def test_published_counts_of_roberta_base(rank, count):
-    u, core = np.ones((768, rank)), np.ones((24, rank, rank))
-    assert lt.parameter_count(lt.Tucker2(u, core, u)) == count
+def each_operator(stack):
+    for layer in (None, 0, -1):
+        laws.linear_operator_is_the_matrix(ops.as_linear_operator, stack, layer)
 
 
-def test_refusals():
-    a = lt.Dense(np.ones((2, 3, 4)))
-    with pytest.raises(FormatError, match=r"\(2, 3, 4\) and \(2, 4, 3\)"):
-        lt.distance(a, lt.Dense(np.ones((2, 4, 3))))
-    with pytest.raises(BackendError, match="one dtype"):
-        lt.inner(a, lt.Dense(np.ones((2, 3, 4), np.float32)))
-    with pytest.raises(FormatError, match="n = 4"):
-        lt.apply(a, np.ones((5, 3)))
-    with pytest.raises(FormatError, match=r"0 … 1; found 2"):
-        lt.apply(a, np.ones((5, 4)), layer=2)
-    with pytest.raises(FormatError, match="at least one layer"):
-        lt.take_layers(a, [])
-    with pytest.raises(FormatError, match="found -3"):
-        lt.take_layers(a, [-3])
+def gauge(measure, stacks, scale, seed):
+    laws.measure_is_gauge_invariant(measure, stacks, seed, scale=scale)
 
 
-def test_to_dense_warns_before_it_is_huge(monkeypatch):
-    monkeypatch.setattr("lotr_tn.ops.dense.WARN_ABOVE_ENTRIES", 10)
-    with pytest.warns(PerformanceWarning, match="24 numbers"):
-        lt.to_dense(lt.Dense(np.ones((2, 3, 4))))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("law", LAWS)
+def test_law(law, name, backend):
+    if law == "as_linear_operator" and backend == "array-api-strict":
+        pytest.skip("SciPy's operators take stacks of NumPy and torch")
+    hold(law, name, backend, "float64")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("law", LAWS)
+def test_law_in_float32(law, name, backend):
+    hold(law, name, backend, "float32")
+
+
+def hold(law, name, backend, dtype):
+    @examples(backend)
+    @given(case=cases(name, backend, dtype))
+    def holds(case):
+        LAWS[law](case)
+
+    holds()
+
+
+def test_no_law_of_an_operation_is_left_out():
+    """The other laws are those of truncations."""
+    used = {name for check in LAWS.values() for name in check.__code__.co_names}
+    used |= {
+        name
+        for check in (
+            each_conversion,
+            each_dtype,
+            each_concatenation,
+            each_norm,
+            each_operator,
+            gauge,
+        )
+        for name in check.__code__.co_names
+    }
+    modules = ("application", "arithmetic", "measures")
+    wanted = {n for m in modules for n in getattr(laws, m).__all__} | {"measure_is_gauge_invariant"}
+    assert wanted <= used

@@ -7,13 +7,14 @@ from lotr_tn._arrays import Array, namespace_of
 from lotr_tn.errors import FormatError
 from lotr_tn.formats.certificate import Certificate
 from lotr_tn.formats.checks import require_axes, require_equal
+from lotr_tn.formats.operators import Operators
 
 __all__ = ["Tucker2"]
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Tucker2:
+@dataclass(frozen=True, eq=False, repr=False)
+class Tucker2(Operators):
     """ΔW_l = U G_l Vᵀ: two factors shared by all L layers, and one small core each.
 
     Attributes:

@@ -1,0 +1,120 @@
+"""What every operation makes of every format, and how exactly."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["OPERATIONS", "SUMS", "Cell", "operations_table", "sums_table"]
+
+Exactness = Literal["exact", "rounded", "float64", "best", "√2 best", "measured"]
+FORMATS = ("LoRAStack", "Tucker2", "Tucker1", "Dense")
+
+MEANINGS: dict[Exactness, str] = {
+    "exact": "entries are only moved: the same updates, bit for bit",
+    "rounded": "the same updates, to the rounding of the storage dtype",
+    "float64": "a number in float64, from factors as they are stored",
+    "best": "no result of these ranks is closer; the error is measured",
+    "√2 best": "at most √2 times the least error of these ranks; the error is measured",
+    "measured": "between that and the best; the error and a lower bound are measured",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The result of an operation on a format, and how exact it is."""
+
+    result: str
+    exactness: Exactness
+
+    def __str__(self) -> str:
+        return f"{self.result}, {self.exactness}" if self.result in FORMATS else self.exactness
+
+
+def _same(exactness: Exactness) -> tuple[Cell, ...]:
+    return tuple(Cell(name, exactness) for name in FORMATS)
+
+
+def _all(result: str, *exactness: Exactness) -> tuple[Cell, ...]:
+    each = exactness * len(FORMATS) if len(exactness) == 1 else exactness
+    return tuple(Cell(result, one) for one in each)
+
+
+OPERATIONS: dict[str, tuple[Cell, ...]] = {
+    "add, subtract": tuple(
+        Cell(name, "rounded" if name == "Dense" else "exact") for name in FORMATS
+    ),
+    "scale": _same("rounded"),
+    "transpose": _same("exact"),
+    "take_layers": _same("exact"),
+    "concat_layers": _same("exact"),
+    "astype": _same("rounded"),
+    "to_device": _same("exact"),
+    "norm, layer_norms": _all("number", "float64"),
+    "inner, cosine, gram": _all("number", "float64"),
+    "distance": _all("number", "float64"),
+    "apply, apply_transpose": _all("array", "rounded"),
+    "to_dense": _all("array", "rounded", "rounded", "rounded", "exact"),
+    "convert to LoRAStack": _all("LoRAStack", "exact", "rounded", "exact", "exact"),
+    "convert to Tucker2": _all("Tucker2", "exact"),
+    "convert to Tucker1": _all("Tucker1", "exact", "rounded", "exact", "exact"),
+    "convert to Dense": _all("Dense", "rounded", "rounded", "rounded", "exact"),
+    "canonicalize": (*_same("rounded")[:3], Cell("Dense", "exact")),
+    "round": (
+        Cell("LoRAStack", "best"),
+        Cell("Tucker2", "√2 best"),
+        Cell("Tucker1", "best"),
+        Cell("LoRAStack", "best"),
+    ),
+    "tucker1": _all("Tucker1", "best"),
+    "hosvd": _all("Tucker2", "√2 best"),
+    "st_hosvd, hooi": _all("Tucker2", "measured"),
+}
+"""For each operation its results on the formats, in the order of `FORMATS`."""
+
+SUMS: dict[tuple[str, str], str] = {
+    ("LoRAStack", "LoRAStack"): "LoRAStack",
+    ("LoRAStack", "Tucker2"): "Tucker2",
+    ("LoRAStack", "Tucker1"): "LoRAStack",
+    ("LoRAStack", "Dense"): "Dense",
+    ("Tucker2", "Tucker2"): "Tucker2",
+    ("Tucker2", "Tucker1"): "Tucker2",
+    ("Tucker2", "Dense"): "Dense",
+    ("Tucker1", "Tucker1"): "Tucker1",
+    ("Tucker1", "Dense"): "Dense",
+    ("Dense", "Dense"): "Dense",
+}
+"""The format of a sum, for every pair; two Tucker-1 stacks must share the same side."""
+
+
+def operations_table() -> str:
+    """What every operation makes of every format, and what the words for exactness mean."""
+    rows = [["Operation", *FORMATS]]
+    rows += [[name, *map(str, cells)] for name, cells in OPERATIONS.items()]
+    table = _aligned(rows)
+    words = [f"{word + ':':10}{meaning}" for word, meaning in MEANINGS.items()]
+    return "\n".join([table, table.splitlines()[1], *words])
+
+
+def sums_table() -> str:
+    """The format of a sum, and of stacks put together, for every pair of formats.
+
+    Examples:
+        >>> print(sums_table())
+        a + b      LoRAStack  Tucker2  Tucker1    Dense
+        -----------------------------------------------
+        LoRAStack  LoRAStack  Tucker2  LoRAStack  Dense
+        Tucker2    Tucker2    Tucker2  Tucker2    Dense
+        Tucker1    LoRAStack  Tucker2  Tucker1    Dense
+        Dense      Dense      Dense    Dense      Dense
+    """
+    rows = [["a + b", *FORMATS]]
+    rows += [[one, *(SUMS.get((one, two)) or SUMS[two, one] for two in FORMATS)] for one in FORMATS]
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

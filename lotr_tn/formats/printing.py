@@ -1,0 +1,42 @@
+"""How a stack is printed: small arrays by their entries, large ones by dtype and shape."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from lotr_tn._arrays import Array, dtype_name, to_numpy
+
+__all__ = ["describe"]
+
+LARGEST_SHOWN = 40
+
+
+def describe(record: Any) -> str:
+    """`Class(field=…, …)` of a format; of a certificate, the relative error."""
+    shown = [
+        f"{field.name}={_value(getattr(record, field.name))}"
+        for field in fields(record)
+        if field.name != "certificate"
+    ]
+    certificate = getattr(record, "certificate", None)
+    if certificate is not None:
+        shown.append(f"relative_error={certificate.relative_error:.3g}")
+    return f"{type(record).__name__}({', '.join(shown)})"
+
+
+def _value(x: Any) -> str:
+    if hasattr(x, "dtype"):
+        return _array(x)
+    if isinstance(x, tuple) and len(x) > 8 and len(set(x)) == 1:
+        return f"({x[0]},) * {len(x)}"
+    return repr(x)
+
+
+def _array(x: Array) -> str:
+    size = int(np.prod(x.shape))
+    if not 0 < size <= LARGEST_SHOWN or str(x.device) != "cpu":
+        return f"<{dtype_name(x)} {tuple(x.shape)}>"
+    text = np.array2string(to_numpy(x).astype(np.float64), separator=", ", max_line_width=10**6)
+    rows = " ".join(text.split())
+    return rows if dtype_name(x) == "float64" else f"{dtype_name(x)}({rows})"

@@ -1,0 +1,124 @@
+"""Stacks cut into layers, and put together from them."""
+
+from collections.abc import Sequence
+
+from lotr_tn._arrays import Array, Namespace
+from lotr_tn.errors import FormatError
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.ops.conversion import in_one_format
+from lotr_tn.ops.layers import common_namespace
+from lotr_tn.ops.padding import zero_blocks
+
+__all__ = ["concat_layers", "take_layers"]
+
+
+def take_layers(stack: Stack, layers: Sequence[int]) -> Stack:
+    """The stack of the layers named, in that order; layers may repeat.
+
+    Args:
+        stack: any stack of L updates.
+        layers: indices from -L to L - 1, at least one.
+
+    Returns:
+        A stack of the same format; shared factors are shared, not copied.
+
+    Raises:
+        FormatError: no index, or one out of range.
+
+    Cost: a copy of the chosen layers' own arrays.
+    """
+    count = stack.shape[0]
+    if not layers:
+        raise FormatError("layers must name at least one layer; found none")
+    for layer in layers:
+        if not -count <= layer < count:
+            raise FormatError(f"layers must lie in 0 … {count - 1}; found {layer}")
+    chosen = [layer % count for layer in layers]
+    xp = common_namespace(stack)
+    match stack:
+        case Tucker2():
+            return Tucker2(stack.u, xp.stack([stack.core[i, ...] for i in chosen]), stack.v)
+        case Tucker1():
+            own = xp.stack([stack.own[i, ...] for i in chosen])
+            return Tucker1(stack.shared, own, stack.side)
+        case Dense():
+            return Dense(xp.stack([stack.w[i, ...] for i in chosen]))
+        case LoRAStack():
+            slices = stack.slices
+            up = xp.concat([stack.up[:, slices[i]] for i in chosen], axis=1)
+            down = xp.concat([stack.down[slices[i], :] for i in chosen], axis=0)
+            return LoRAStack(up, down, tuple(stack.ranks[i] for i in chosen))
+
+
+def concat_layers(stacks: Sequence[Stack]) -> Stack:
+    """One stack of the layers of all, in order.
+
+    Stacks of one format stay in it; mixtures become what `add` would make of them. Factors that
+    are the same arrays in all stacks stay shared; others stand side by side, with cores (or own
+    factors) filled up by zeros, so that ranks add.
+
+    Args:
+        stacks: at least one; all of one matrix size (m, n), library, dtype and device.
+
+    Raises:
+        FormatError: no stack, or matrix sizes that differ.
+        BackendError: library, dtype or device differ.
+
+    Cost: a copy of all; for Tucker-2 with N different factors N times the cores.
+    """
+    if not stacks:
+        raise FormatError("stacks must hold at least one stack; found none")
+    first = stacks[0].shape[1:]
+    for stack in stacks:
+        if stack.shape[1:] != first:
+            raise FormatError(
+                f"all stacks must have one matrix size (m, n); found {first} and {stack.shape[1:]}"
+            )
+    xp = common_namespace(*stacks)
+    alike = in_one_format(*stacks)
+    match alike[0]:
+        case Dense():
+            return Dense(xp.concat([s.w for s in alike], axis=0))
+        case LoRAStack():
+            up = xp.concat([s.up for s in alike], axis=1)
+            down = xp.concat([s.down for s in alike], axis=0)
+            return LoRAStack(up, down, tuple(r for s in alike for r in s.ranks))
+        case Tucker1():
+            shared, starts = _side_by_side([s.shared for s in alike], xp=xp)
+            size = int(shared.shape[1])
+            own = [
+                _placed(s.own, (None, (at, size)), xp=xp)
+                for s, at in zip(alike, starts, strict=True)
+            ]
+            return Tucker1(shared, xp.concat(own, axis=0), alike[0].side)
+        case _:
+            u, starts = _side_by_side([s.u for s in alike], xp=xp)
+            v, ends = _side_by_side([s.v for s in alike], xp=xp)
+            sizes = int(u.shape[1]), int(v.shape[1])
+            cores = [
+                _placed(s.core, ((p, sizes[0]), (q, sizes[1])), xp=xp)
+                for s, p, q in zip(alike, starts, ends, strict=True)
+            ]
+            return Tucker2(u, xp.concat(cores, axis=0), v)
+
+
+def _side_by_side(factors: list[Array], *, xp: Namespace) -> tuple[Array, list[int]]:
+    """Factors as columns of one, and where each begins; the same array stands there once."""
+    if all(factor is factors[0] for factor in factors):
+        return factors[0], [0] * len(factors)
+    starts, total = [], 0
+    for factor in factors:
+        starts.append(total)
+        total += int(factor.shape[1])
+    return xp.concat(factors, axis=1), starts
+
+
+def _placed(
+    core: Array, places: tuple[tuple[int, int] | None, tuple[int, int] | None], *, xp: Namespace
+) -> Array:
+    """(L, p, q) with zeros around it: a place is where an axis begins, and its new size."""
+    for axis, place in zip((1, 2), places, strict=True):
+        if place is not None:
+            start, size = place
+            core = zero_blocks(core, axis, start, size - start - int(core.shape[axis]), xp=xp)
+    return core

@@ -1,0 +1,128 @@
+"""Changes of gauge: other factors of the same updates."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lotr_tn._arrays import Array, Namespace, cast, dtype_name, to_numpy
+from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.ops.layers import arrays_of, common_namespace
+from lotr_tn.testing.laws.truth import (
+    ROUNDING,
+    dense_updates,
+    expect_close,
+    magnitude,
+    norm_of,
+    rounding,
+)
+
+__all__ = [
+    "change_gauge",
+    "gauge_sizes",
+    "is_lost",
+    "measure_is_gauge_invariant",
+    "random_gauge",
+]
+
+
+def gauge_sizes(stack: Stack) -> tuple[int, ...]:
+    """The sizes of the matrices that change the gauge of a stack.
+
+    One for each layer of a LoRA; r1 and r2 of a Tucker-2; r of a Tucker-1; none for dense.
+    """
+    match stack:
+        case LoRAStack():
+            return stack.ranks
+        case Tucker2():
+            return stack.ranks
+        case Tucker1():
+            return (stack.rank,)
+        case Dense():
+            return ()
+
+
+def change_gauge(stack: Stack, matrices: Sequence[np.ndarray]) -> Stack:
+    """The same updates by other factors.
+
+    LoRA: up_l Q_l and Q_l⁻¹ down_l. Tucker-2: U P, P⁻¹ G_l Q⁻ᵀ and V Q. Tucker-1: shared Q and
+    own_l Q⁻ᵀ.
+
+    Args:
+        stack: any stack.
+        matrices: invertible NumPy matrices of `gauge_sizes(stack)`, such as
+            `strategies.gauges` draws.
+    """
+    xp = common_namespace(stack)
+    arrays = arrays_of(stack)
+    wide = {name: to_numpy(x).astype(np.float64) for name, x in arrays.items()}
+    match stack:
+        case LoRAStack():
+            total = _block_diagonal(matrices)
+            up, down = wide["up"] @ total, np.linalg.solve(total, wide["down"])
+            return LoRAStack(_like(up, stack.up, xp), _like(down, stack.down, xp), stack.ranks)
+        case Tucker2():
+            p, q = matrices
+            inverse = np.linalg.inv(q).T
+            core = np.stack([np.linalg.solve(p, x) @ inverse for x in wide["core"]])
+            u, v = wide["u"] @ p, wide["v"] @ q
+            return Tucker2(*(_like(x, stack.u, xp) for x in (u, core, v)))
+        case Tucker1():
+            (q,) = matrices
+            shared, own = wide["shared"] @ q, wide["own"] @ np.linalg.inv(q).T
+            return Tucker1(_like(shared, stack.own, xp), _like(own, stack.own, xp), stack.side)
+        case Dense():
+            return stack
+
+
+def random_gauge(sizes: Sequence[int], seed: int) -> list[np.ndarray]:
+    """Well-conditioned matrices of these sizes that mix all directions."""
+    rng = np.random.default_rng(seed)
+    return [rng.uniform(-0.5, 0.5, (k, k)) / max(k, 1) ** 0.5 + np.eye(k) for k in sizes]
+
+
+def measure_is_gauge_invariant(
+    measure: Callable[..., Array | float], stacks: Sequence[Stack], seed: int, *, scale: float = 1.0
+) -> None:
+    """A number that belongs to updates is the same for all factors of these updates.
+
+    It catches a similarity or an error that is computed from the factors instead of the updates.
+
+    Args:
+        measure: a function of as many stacks as are given.
+        stacks: any stacks of one shape.
+        seed: of the change of gauge.
+        scale: the size to which the number's rounding is relative: 1 for a cosine, a norm for a
+            distance.
+    """
+    others = [
+        change_gauge(stack, random_gauge(gauge_sizes(stack), seed + index))
+        for index, stack in enumerate(stacks)
+    ]
+    if any(is_lost(stack) for stack in stacks):
+        return
+    one, two = float(measure(*stacks)), float(measure(*others))
+    worst = max(rounding(stack) * magnitude(stack) / _size(stack) for stack in stacks)
+    slack = 50 * worst * max(abs(one), scale)
+    expect_close(two, one, slack, "the number, by other factors of the same updates,")
+
+
+def is_lost(stack: Stack) -> bool:
+    """Whether terms cancel so far that the updates are hardly larger than float32's rounding."""
+    return norm_of(dense_updates(stack)) <= 1e3 * ROUNDING["float32"] * magnitude(stack)
+
+
+def _size(stack: Stack) -> float:
+    return norm_of(dense_updates(stack))
+
+
+def _block_diagonal(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    total, start = np.zeros((sum(len(x) for x in matrices),) * 2), 0
+    for x in matrices:
+        part = slice(start, start + len(x))
+        total[part, part] = x
+        start = part.stop
+    return total
+
+
+def _like(x: np.ndarray, like: Array, xp: Namespace) -> Array:
+    return cast(xp.asarray(x, device=like.device), dtype_name(like), xp=xp)

@@ -1,0 +1,126 @@
+"""What a decomposition returns: a stack or bare factors, with or without an error of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lotr_tn._arrays import Array
+from lotr_tn.errors import LotrError
+from lotr_tn.formats import Certificate, Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.testing.laws.truth import (
+    dense_updates,
+    magnitude,
+    norm_of,
+    rounding,
+)
+
+__all__ = ["Decomposition", "Outcome", "Ranks", "loss", "run", "tail", "tails"]
+
+Ranks: TypeAlias = int | tuple[int, int]
+"""One rank, or a pair (r1, r2) for Tucker-2."""
+
+Decomposition: TypeAlias = Callable[[Any, Any], Any]
+"""A function of a stack and ranks, such as `lotr_tn.hosvd` or `lotr_tn.round`.
+
+It returns a stack, or the factors (u, core, v) of a Tucker-2. After them it may return the relative
+error that it reports: `stack, error` or `(u, core, v), error` or `u, core, v, error`. A stack's
+certificate is such a report too.
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a decomposition, whatever it looks like."""
+
+    stack: Stack
+    error: float | None  # the relative error it reports
+    certificate: Certificate | None
+
+
+def run(decompose: Decomposition, stack: Stack, ranks: Any) -> Outcome:
+    """The outcome of a decomposition.
+
+    Raises:
+        AssertionError: it returns something else than a `Decomposition` may.
+    """
+    result = decompose(stack, ranks)
+    error = None
+    if isinstance(result, tuple) and len(result) in (2, 4):
+        *first, error = result
+        result = first[0] if len(first) == 1 else tuple(first)
+        error = float(error)
+    if isinstance(result, tuple) and len(result) == 3:
+        result = _from_factors(*result)
+    if not isinstance(result, LoRAStack | Tucker2 | Tucker1 | Dense):
+        raise AssertionError(
+            "a decomposition must return a stack or factors (u, core, v), and after it the "
+            f"relative error if it reports one; found {type(result).__name__}"
+        )
+    certificate = getattr(result, "certificate", None)
+    if error is None and certificate is not None:
+        error = certificate.relative_error
+    return Outcome(result, error, certificate)
+
+
+def _from_factors(u: Array, core: Array, v: Array) -> Tucker2:
+    try:
+        return Tucker2(u, core, v)
+    except LotrError as error:
+        raise AssertionError(f"the factors (u, core, v) do not fit together: {error}") from None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a result loses, by the dense matrices."""
+
+    distance: float
+    norm: float
+    slack: float  # the share of `norm` that rounding explains
+
+    @property
+    def relative(self) -> float:
+        """‖T − T̂‖ / ‖T‖; 0 for a zero stack kept as zero."""
+        if self.norm > 0:
+            return self.distance / self.norm
+        return 0.0 if self.distance == 0 else float("inf")
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether ‖T‖ is more than rounding, or exactly zero, so that relative errors mean it."""
+        return self.slack < 1
+
+
+def loss(result: Stack, stack: Stack) -> Loss:
+    """What the result loses of the stack."""
+    truth = dense_updates(stack)
+    size, terms = norm_of(truth), magnitude(stack)
+    share = 0.0 if terms == 0 else rounding(stack) * terms / size if size > 0 else np.inf
+    return Loss(norm_of(truth - dense_updates(result)), size, share)
+
+
+def tails(truth: np.ndarray, ranks: Ranks, result: Stack) -> float:
+    """The distance that the best truncation by leading singular directions keeps to.
+
+    Tucker-2: the root of the sum of both squared mode tails, at most √2 times the best. Tucker-1:
+    the tail of the shared side, the best. LoRA: the tails of the layers, the best.
+    """
+    _, m, n = truth.shape
+    outputs, inputs = truth.transpose(1, 0, 2).reshape(m, -1), truth.reshape(-1, n)
+    r1, r2 = (ranks, ranks) if isinstance(ranks, int) else ranks
+    match result:
+        case Tucker1(side="in"):
+            cut = [(inputs, r1)]
+        case Tucker1():
+            cut = [(outputs, r1)]
+        case LoRAStack():
+            cut = [(matrix, r1) for matrix in truth]
+        case _:
+            cut = [(outputs, r1), (inputs, r2)]
+    return float(np.linalg.norm([tail(matrix, rank) for matrix, rank in cut]))
+
+
+def tail(matrix: np.ndarray, rank: int) -> float:
+    """The root of the sum of squares of all singular values but the first `rank`."""
+    return float(np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[rank:]))

@@ -1,0 +1,12 @@
+"""How many examples a test of a table takes, of those that the profile allows."""
+
+from hypothesis import settings
+
+SHARES = {"numpy": 3, "torch": 3}
+OTHER_SHARE = 6
+
+
+def examples(backend: str) -> settings:
+    """A third of the profile's examples; a sixth where a backend repeats what another shows."""
+    allowed = settings.default.max_examples
+    return settings(max_examples=max(3, allowed // SHARES.get(backend, OTHER_SHARE)))
