@@ -4,7 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, narrow, to_numpy, wants_gradient, zeros
+from lotr_tn._arrays import (
+    UNIT_ROUNDOFF,
+    Array,
+    Namespace,
+    float64,
+    identity,
+    narrow,
+    to_numpy,
+    wants_gradient,
+    zeros,
+)
 from lotr_tn.decompose.assemble import signs
 from lotr_tn.decompose.search import meet_error, resolution
 from lotr_tn.errors import DerivativeError
@@ -12,10 +22,9 @@ from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, rank_for
-from lotr_tn.ops.distance import layer_distances
+from lotr_tn.ops.distance import Frame, distances_from, layer_distances, project
 from lotr_tn.ops.layers import common_namespace, storage_dtype
-from lotr_tn.ops.moving import astype
-from lotr_tn.ops.norms import layer_norms, layer_singular_values
+from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
 
 __all__ = ["GlobalOrder", "global_order", "truncate", "without_null_terms"]
 
@@ -94,6 +103,17 @@ def without_null_terms(stack: LoRAStack) -> LoRAStack:
     return _cut(stack, tuple(int((s > floor).sum()) for s in values), dtype, keep_whole=False)
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """One layer, cut: factors as stored, what was cut off, and how far they are from the layer."""
+
+    up: Array  # (m, rank)
+    down: Array  # (rank, n)
+    lost: Array  # singular values cut off
+    distance: Array
+    untouched: bool = False
+
+
 def _cut(
     stack: LoRAStack, ranks: tuple[int, ...], dtype: str, *, keep_whole: bool = True
 ) -> LoRAStack:
@@ -102,38 +122,60 @@ def _cut(
     With `keep_whole` layers that lose nothing keep the factors they have.
     """
     xp = common_namespace(stack)
-    ups, downs, lost = [], [], []
-    for part, rank in zip(stack.slices, ranks, strict=True):
-        up, down = stack.up[:, part], stack.down[part, :]
-        if rank < part.stop - part.start or not keep_whole:
-            u, s, vt = svd_of_product(up, down)
-            lost.append(s[rank:])
-            root, sign = xp.sqrt(s[:rank]), signs(u[:, :rank], xp=xp)
-            up = u[:, :rank] * (root * sign)[None, :]
-            down = (root * sign)[:, None] * vt[:rank, :]
-        ups.append(narrow(up, dtype, xp=xp))
-        downs.append(narrow(down, dtype, xp=xp))
-    kept = tuple(int(down.shape[0]) for down in downs)
-    cut = LoRAStack(xp.concat(ups, axis=1), xp.concat(downs, axis=0), kept)
-    return LoRAStack(cut.up, cut.down, cut.ranks, _certified(stack, cut, lost, dtype, xp=xp))
+    cuts = [
+        _kept_layer(stack, part, dtype, xp=xp)
+        if keep_whole and rank == part.stop - part.start
+        else _cut_layer(stack, part, rank, dtype, xp=xp)
+        for part, rank in zip(stack.slices, ranks, strict=True)
+    ]
+    up, down = (
+        xp.concat([cut.up for cut in cuts], axis=1),
+        xp.concat([cut.down for cut in cuts], axis=0),
+    )
+    kept = tuple(int(cut.down.shape[0]) for cut in cuts)
+    return LoRAStack(up, down, kept, _certified(stack, cuts, dtype, xp=xp))
 
 
-def _certified(
-    stack: LoRAStack, cut: LoRAStack, lost: list[Array], dtype: str, *, xp: Namespace
-) -> Certificate:
+def _kept_layer(stack: LoRAStack, part: slice, dtype: str, *, xp: Namespace) -> _Cut:
+    up, down = stack.up[:, part], stack.down[part, :]
+    nothing = zeros((0,), stack.up, xp=xp)
+    if dtype == storage_dtype(stack):
+        return _Cut(up, down, nothing, zeros((), stack.up, xp=xp), untouched=True)
+    stored = narrow(up, dtype, xp=xp), narrow(down, dtype, xp=xp)
+    both = [
+        LoRAStack(float64(x, xp=xp), float64(y, xp=xp), (part.stop - part.start,))
+        for x, y in ((up, down), stored)
+    ]
+    return _Cut(*stored, nothing, layer_distances(*both)[0])
+
+
+def _cut_layer(stack: LoRAStack, part: slice, rank: int, dtype: str, *, xp: Namespace) -> _Cut:
+    u, s, vt = svd_of_product(stack.up[:, part], stack.down[part, :])
+    root = xp.sqrt(s[:rank]) * signs(u[:, :rank], xp=xp)
+    up = narrow(u[:, :rank] * root[None, :], dtype, xp=xp)
+    down = narrow(root[:, None] * vt[:rank, :], dtype, xp=xp)
+    # in the singular vectors, which are an orthonormal frame already, the layer is diag(s)
+    eye = identity(int(s.shape[0]), s, xp=xp)
+    frame = Frame(u, eye, xp.matrix_transpose(vt), eye)
+    projection = project(LoRAStack(up, down, (rank,)), frame, xp=xp)
+    distance = distances_from(projection, [eye * s[None, :]], xp=xp)[0]
+    return _Cut(up, down, s[rank:], distance)
+
+
+def _certified(stack: LoRAStack, cuts: list[_Cut], dtype: str, *, xp: Namespace) -> Certificate:
     norms = layer_norms(stack)
-    if not lost and dtype == storage_dtype(stack):
+    distances = xp.stack([cut.distance for cut in cuts])
+    lost = xp.concat([cut.lost for cut in cuts], axis=0)
+    if all(cut.untouched for cut in cuts):
         nothing = zeros((), stack.up, xp=xp)
-        return Certificate(xp.zeros_like(norms), norms, nothing, nothing, "truncated-svd", 0)
-    distances = layer_distances(*(astype(s, "float64") for s in (stack, cut)))
-    none = zeros((1,), stack.up, xp=xp)
-    tail = xp.sqrt(xp.sum(xp.concat([none, *lost]) ** 2))
-    size = xp.sqrt(xp.sum(norms**2))
-    noise = size * (4 * UNIT_ROUNDOFF["float64"] * max(1, len(lost)) ** 0.5)
+        return Certificate(distances, norms, nothing, nothing, "truncated-svd", 0)
+    tail, size = root_sum_squares(lost), root_sum_squares(norms)
+    noise = size * (4 * UNIT_ROUNDOFF["float64"] * len(cuts) ** 0.5)
     below = xp.where(tail > noise, tail - noise, xp.zeros_like(tail))
-    rounding = (2.5 * UNIT_ROUNDOFF[dtype] + 32 * UNIT_ROUNDOFF["float64"]) * size
-    rounding = rounding * max(1.0, float(max(cut.ranks)) ** 0.5)
-    return Certificate(distances, norms, below, tail + noise + rounding, "truncated-svd", 0)
+    most = max(int(cut.down.shape[0]) for cut in cuts)
+    rounding = (2.5 * UNIT_ROUNDOFF[dtype] + 32 * UNIT_ROUNDOFF["float64"]) * max(1, most) ** 0.5
+    above = tail + noise + rounding * size
+    return Certificate(distances, norms, below, above, "truncated-svd", 0)
 
 
 def _truncate_with_gradient(stack: LoRAStack, rule: RankRule, dtype: str) -> LoRAStack:

@@ -29,6 +29,10 @@ class Operators:
     def __repr__(self) -> str:
         return describe(self)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How IPython, and hypothesis in its reports, print a stack."""
+        printer.text(describe(self))
+
     def __add__(self, other: "Operators") -> Any:
         return self._with(other, "add")
 

@@ -37,6 +37,9 @@ def _array(x: Array) -> str:
     size = int(np.prod(x.shape))
     if not 0 < size <= LARGEST_SHOWN or str(x.device) != "cpu":
         return f"<{dtype_name(x)} {tuple(x.shape)}>"
-    text = np.array2string(to_numpy(x).astype(np.float64), separator=", ", max_line_width=10**6)
+    numbers = to_numpy(x)
+    if dtype_name(x) == "bfloat16":  # which NumPy cannot format by itself
+        numbers = numbers.astype(np.float32)
+    text = np.array2string(numbers, separator=", ", max_line_width=10**6)
     rows = " ".join(text.split())
     return rows if dtype_name(x) == "float64" else f"{dtype_name(x)}({rows})"

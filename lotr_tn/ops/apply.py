@@ -227,11 +227,12 @@ def _layer_a_row(stack: Stack, x: Array, layer: Sequence[int] | Array, *, xp: Na
         cores = xp.take(stack.core, index, axis=0)
         r1, r2 = stack.ranks
         # what all rows share is one product of two matrices, not a product for each row
-        inside = xp.reshape(x, (-1, n)) @ stack.v
-        inside = xp.reshape(inside, (count, -1, r2)) @ cores.mT  # (b, t, r1)
-        y = xp.reshape(inside, (-1, r1)) @ stack.u.mT
+        each = _rows(x) // count
+        inside = xp.reshape(x, (count * each, n)) @ stack.v
+        inside = xp.reshape(inside, (count, each, r2)) @ cores.mT  # (b, t, r1)
+        y = xp.reshape(inside, (count * each, r1)) @ stack.u.mT
     else:
-        y = _layer_by_layer(stack, xp.reshape(x, (count, -1, n)), chosen, xp=xp)
+        y = _layer_by_layer(stack, xp.reshape(x, (count, _rows(x) // count, n)), chosen, xp=xp)
     return xp.reshape(y, (*x.shape[:-1], m))
 
 

@@ -17,6 +17,13 @@ __all__ = ["DecompositionLaws", "LawReport", "Report", "check_decomposition"]
 def __getattr__(name: str) -> Any:
     """What requires hypothesis is imported when it is asked for."""
     if name in __all__:
+        try:
+            import hypothesis  # noqa: F401 - only to see whether it is there
+        except ImportError:
+            raise ImportError(
+                f"lotr_tn.testing.{name} needs the hypothesis package, which is not installed: "
+                "pip install 'lotr-tn[test]'"
+            ) from None
         from lotr_tn.testing import case, check
 
         return getattr(case if hasattr(case, name) else check, name)

@@ -10,7 +10,7 @@ from hypothesis.strategies import SearchStrategy
 
 from lotr_tn.testing import laws, strategies
 from lotr_tn.testing.promises import LAWS, Law, Options, arguments_of, promised, settings_for
-from lotr_tn.testing.strategies.stacks import ToArray
+from lotr_tn.testing.strategies.formats import ToArray
 
 __all__ = ["DecompositionLaws"]
 

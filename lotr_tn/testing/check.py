@@ -10,7 +10,7 @@ from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
 from lotr_tn.testing.promises import Law, Options, arguments_of, promised, settings_for
-from lotr_tn.testing.strategies.stacks import ToArray
+from lotr_tn.testing.strategies.formats import ToArray
 
 __all__ = ["LawReport", "Report", "check_decomposition"]
 

@@ -13,7 +13,7 @@ from lotr_tn.errors import OptionError
 from lotr_tn.ops import convert
 from lotr_tn.testing import laws, strategies
 from lotr_tn.testing.laws.outcome import run
-from lotr_tn.testing.strategies.stacks import ToArray
+from lotr_tn.testing.strategies.formats import ToArray
 
 __all__ = ["LAWS", "Law", "Options", "arguments_of", "promised", "settings_for"]
 

@@ -22,10 +22,7 @@ Examples:
     >>> test_transposing()
 """
 
-from lotr_tn.testing.strategies.gauge import gauges
-from lotr_tn.testing.strategies.peft import adapter_configs, adapters, peft_state_dicts
-from lotr_tn.testing.strategies.sizes import distinct_sizes, ranks, shapes
-from lotr_tn.testing.strategies.stacks import (
+from lotr_tn.testing.strategies.formats import (
     dense_stacks,
     lora_stacks,
     nearly_low_rank,
@@ -34,6 +31,9 @@ from lotr_tn.testing.strategies.stacks import (
     tucker1s,
     tucker2s,
 )
+from lotr_tn.testing.strategies.gauge import gauges
+from lotr_tn.testing.strategies.peft import adapter_configs, adapters, peft_state_dicts
+from lotr_tn.testing.strategies.sizes import distinct_sizes, ranks, shapes
 
 __all__ = [
     "adapter_configs",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lotr_tn._arrays import Array
-from lotr_tn.testing.strategies.stacks import ToArray, stored
+from lotr_tn.testing.strategies.formats import ToArray, stored
 
 __all__ = ["gauges"]
 

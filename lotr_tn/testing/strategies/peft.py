@@ -11,8 +11,8 @@ from hypothesis.strategies import SearchStrategy
 
 from lotr_tn._arrays import Array
 from lotr_tn.testing.strategies import sizes
+from lotr_tn.testing.strategies.formats import ToArray, stored
 from lotr_tn.testing.strategies.sizes import either
-from lotr_tn.testing.strategies.stacks import ToArray, stored
 
 __all__ = ["adapter_configs", "adapters", "peft_state_dicts"]
 
