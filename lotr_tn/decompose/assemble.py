@@ -53,14 +53,14 @@ def assemble(stack: Stack, space: CoreSpace, subspaces: Subspaces, how: Storage)
         stack,
         u,
         v,
-        lambda cores, distances: _certified(
+        lambda distances: _certified(
             stack, space, subspaces, how, distances, subspaces.sweeps, xp=xp
         ),
     )
 
 
 def with_best_cores(
-    stack: Stack, u: Array, v: Array, certify: Callable[[Array, Array], Certificate | None]
+    stack: Stack, u: Array, v: Array, certify: Callable[[Array], Certificate | None]
 ) -> Tucker2:
     """The Tucker-2 of these factors that is closest to the stack, layer by layer, and measured.
 
@@ -68,7 +68,7 @@ def with_best_cores(
         stack: any stack (L, m, n).
         u: (m, r1), in the dtype to be stored; need not be orthonormal.
         v: (n, r2).
-        certify: makes the certificate from the cores and the (L,) distances.
+        certify: makes the certificate from the (L,) distances.
     """
     xp = namespace_of(u=u, v=v)
     dtype = dtype_name(u)
@@ -80,12 +80,12 @@ def with_best_cores(
         inside = cores_in(stack, frame, xp=xp)
         core = xp.stack([narrow(to_u @ c @ to_v, dtype, xp=xp) for c in inside])
         wide = (astype(s, "float64") for s in (stack, Tucker2(u, core, v)))
-        return Tucker2(u, core, v, certify(core, layer_distances(*wide)))
+        return Tucker2(u, core, v, certify(layer_distances(*wide)))
     projection = project(stack, frame, xp=xp)
     cores = [narrow(to_u @ projection.core(i, xp=xp) @ to_v, dtype, xp=xp) for i in layers]
     in_frame = (frame.core(core, xp=xp) for core in cores)
-    core = xp.stack(cores)
-    return Tucker2(u, core, v, certify(core, distances_from(projection, in_frame, xp=xp)))
+    certificate = certify(distances_from(projection, in_frame, xp=xp))
+    return Tucker2(u, xp.stack(cores), v, certificate)
 
 
 def keep_whole(stack: LoRAStack, space: CoreSpace, how: Storage) -> Tucker2:

@@ -205,7 +205,7 @@ def _stored_tucker2(stack: Stack, found: Tucker2, rule: RankRule, gauge: Gauge) 
     made = regauge(widened(found, rule), gauge)
     u, v = (narrow(x, storage_dtype(stack), xp=namespace_of(x=x)) for x in (made.u, made.v))
     own = _certificate(found)
-    return with_best_cores(stack, u, v, lambda _, distances: _measured(own, distances))
+    return with_best_cores(stack, u, v, lambda distances: _measured(own, distances))
 
 
 def _stored_lora(stack: Stack, found: LoRAStack, rule: RankRule, gauge: Gauge) -> LoRAStack:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from lotr_tn._arrays import Array, Namespace, cast, dtype_name, namespace_of, to_numpy
+from lotr_tn._arrays import Array, Namespace, cast, dtype_name, is_wide, namespace_of, to_numpy
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
 from lotr_tn.ops.arithmetic import transpose
@@ -16,6 +16,9 @@ __all__ = ["Order", "apply", "apply_transpose", "cheapest_order", "merge_break_e
 
 Order = Literal["chain", "fold left", "fold right", "merge"]
 """How x ΔWᵀ is computed: ((x V) Gᵀ) Uᵀ, (x V)(U G)ᵀ, (x V Gᵀ) Uᵀ, or x (U G Vᵀ)ᵀ."""
+
+GATHERED_BYTES = 120_000
+"""Cores gathered at a time on the host: larger arrays are new pages from the system every time."""
 
 GATHERED_ROWS_PER_LAYER = 4
 """Above that many rows a layer, rows of one layer are brought together instead."""
@@ -223,17 +226,27 @@ def _layer_a_row(stack: Stack, x: Array, layer: Sequence[int] | Array, *, xp: Na
     if count == 0:
         return xp.reshape(x, (0, *x.shape[1:]))[..., :1] * xp.zeros(m, dtype=x.dtype)
     if isinstance(stack, Tucker2) and count <= GATHERED_ROWS_PER_LAYER * stack.shape[0]:
-        index = xp.asarray(chosen, device=x.device)
-        cores = xp.take(stack.core, index, axis=0)
         r1, r2 = stack.ranks
         # what all rows share is one product of two matrices, not a product for each row
         each = _rows(x) // count
-        inside = xp.reshape(x, (count * each, n)) @ stack.v
-        inside = xp.reshape(inside, (count, each, r2)) @ cores.mT  # (b, t, r1)
+        inside = xp.reshape(xp.reshape(x, (count * each, n)) @ stack.v, (count, each, r2))
+        inside = _through_own_cores(stack.core, inside, chosen, xp=xp)
         y = xp.reshape(inside, (count * each, r1)) @ stack.u.mT
     else:
         y = _layer_by_layer(stack, xp.reshape(x, (count, _rows(x) // count, n)), chosen, xp=xp)
     return xp.reshape(y, (*x.shape[:-1], m))
+
+
+def _through_own_cores(core: Array, z: Array, chosen: np.ndarray, *, xp: Namespace) -> Array:
+    """Row i of z (b, t, r2) times the transpose of core chosen[i]: (b, t, r1)."""
+    size = int(core.shape[1] * core.shape[2]) * (8 if is_wide(core) else 4)
+    on_host = str(core.device) == "cpu"
+    step = max(1, GATHERED_BYTES // max(1, size)) if on_host else len(chosen)
+    parts = [
+        z[start : start + step, ...] @ _taken(core, chosen[start : start + step], xp=xp).mT
+        for start in range(0, len(chosen), step)
+    ]
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 def _layer_by_layer(stack: Stack, rows: Array, chosen: np.ndarray, *, xp: Namespace) -> Array:

@@ -7,31 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lotr_tn as lt
 from lotr_tn.decompose import core_space
+from tests.tripwire import LargestTensor
 
 METHODS = {
     "hosvd": lt.hosvd,
     "st-hosvd": lt.st_hosvd,
     "hooi": lambda stack, ranks: lt.hooi(stack, ranks, tolerance=0, max_sweeps=2),
 }
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the entries of the largest tensor that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for item in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(item, torch.Tensor):
-                self.entries = max(self.entries, item.numel())
-        return result
 
 
 SIZE, RANKS = 200_000, (2, 1, 3)

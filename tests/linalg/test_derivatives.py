@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lotr_tn.errors import BackendError, DerivativeError, FormatError, RankError
 from lotr_tn.linalg.derivatives import leading_vectors_with_gradient, truncated_svd_with_gradient
+from tests.tripwire import LargestTensor
 
 SHAPES = {  # m, r, n, rank
     "low rank": (7, 3, 5, 2),
@@ -443,21 +443,6 @@ def test_wrong_arguments_are_refused():
         bad[0, 0] = wrong
         with pytest.raises(FormatError, match="down has entries that are not finite"):
             truncated_svd_with_gradient(up, bad, 1)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the entries of the largest tensor that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for item in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(item, torch.Tensor):
-                self.entries = max(self.entries, item.numel())
-        return result
 
 
 def test_nothing_of_size_m_by_n():

@@ -4,9 +4,13 @@ from hypothesis import settings
 
 SHARES = {"numpy": 3, "torch": 3}
 OTHER_SHARE = 6
+SMALL = 100
+"""Profiles of more examples than this ask for thoroughness, and get all of them."""
 
 
 def examples(backend: str) -> settings:
-    """A third of the profile's examples; a sixth where a backend repeats what another shows."""
+    """A third of a small profile's examples; a sixth where a backend repeats what another shows."""
     allowed = settings.default.max_examples
+    if allowed > SMALL:
+        return settings(max_examples=allowed)
     return settings(max_examples=max(3, allowed // SHARES.get(backend, OTHER_SHARE)))
