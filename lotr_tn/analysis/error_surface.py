@@ -9,7 +9,7 @@ from lotr_tn.decompose.core_space import CoreSpace, core_space
 from lotr_tn.decompose.search import lost_energies
 from lotr_tn.errors import RankError
 from lotr_tn.formats import Stack
-from lotr_tn.linalg.ranks import best_pair, cheapest_pair
+from lotr_tn.linalg.ranks import best_pair, cheapest_pair, pair_parameters, tail_energies
 from lotr_tn.ops.layers import refuse_gradient
 from lotr_tn.ops.moving import astype
 
@@ -121,16 +121,13 @@ def error_surface(stack: Stack) -> ErrorSurface:
     errors = np.sqrt(lost) / size
     for axis in (0, 1):  # rounding of equal sums must not let an error grow with a rank
         errors = np.minimum.accumulate(errors, axis=axis)
-    layers, m, n = stack.shape
-    r1, r2 = np.arange(errors.shape[0])[:, None], np.arange(errors.shape[1])[None, :]
     lower = np.minimum(_lower(space) / size, errors)
-    return ErrorSurface(stack.shape, errors, lower, m * r1 + n * r2 + layers * r1 * r2)
+    return ErrorSurface(stack.shape, errors, lower, pair_parameters(stack.shape, errors.shape))
 
 
 def _lower(space: CoreSpace) -> np.ndarray:
     """The larger of both mode tails, for every pair of ranks."""
     left, right = (
-        np.sqrt(np.append(np.cumsum((to_numpy(side.sigma) ** 2)[::-1])[::-1], 0.0))
-        for side in (space.left, space.right)
+        np.sqrt(tail_energies(to_numpy(side.sigma))) for side in (space.left, space.right)
     )
     return np.maximum(left[:, None], right[None, :])

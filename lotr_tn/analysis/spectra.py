@@ -7,6 +7,7 @@ import numpy as np
 from lotr_tn._arrays import to_numpy
 from lotr_tn.decompose.core_space import core_space
 from lotr_tn.formats import Stack
+from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.layers import refuse_gradient
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_singular_values
@@ -102,5 +103,5 @@ def _numerical_rank(values: np.ndarray) -> int:
 
 
 def _least_rank(values: np.ndarray, relative_error: float) -> int:
-    tails = np.append(np.cumsum((values**2)[::-1])[::-1], 0.0)
+    tails = tail_energies(values)
     return int(np.flatnonzero(tails <= relative_error**2 * tails[0])[0])

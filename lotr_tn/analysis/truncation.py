@@ -1,8 +1,7 @@
 """What cutting each layer's own rank would cost."""
 
-import numpy as np
-
 from lotr_tn._arrays import to_numpy
+from lotr_tn.decompose.truncation import global_order
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg import smallest_rank
 from lotr_tn.ops.norms import layer_singular_values
@@ -23,7 +22,5 @@ def truncated_parameters(stack: LoRAStack, relative_error: float) -> int:
     Source: Eckart and Young (1936), applied to the block-diagonal matrix of all layers.
     """
     _, m, n = stack.shape
-    values = [to_numpy(s) for s in layer_singular_values(stack)]
-    squares = np.sort(np.concatenate(values))[::-1] ** 2
-    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+    tails = global_order([to_numpy(s) for s in layer_singular_values(stack)]).tails
     return smallest_rank(tails, relative_error**2 * tails[0]) * (m + n)

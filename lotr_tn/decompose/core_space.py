@@ -140,9 +140,7 @@ def _reduce(x: Array, slices: Sequence[slice], *, xp: Namespace) -> _Reduced:
     if tall:
         gram = cross_gram(x, x, xp=xp)
         return _Reduced(tuple(root_of_gram(gram[part, part], xp=xp) for part in slices), gram=gram)
-    return _Reduced(
-        tuple(root_of_gram(cross_gram(x[:, part], x[:, part], xp=xp), xp=xp) for part in slices)
-    )
+    return _Reduced(layer_weights(x, slices, xp=xp))
 
 
 def _side(

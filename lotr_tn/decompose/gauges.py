@@ -12,7 +12,7 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, dtype_name, float64, from_numpy, narrow
-from lotr_tn.decompose.assemble import fix_signs
+from lotr_tn.decompose.assemble import fix_signs, signs
 from lotr_tn.errors import BackendError, FormatError, OptionError, RankError
 from lotr_tn.formats import LoRAStack, Tucker2
 from lotr_tn.linalg import svd_of_product
@@ -135,8 +135,8 @@ def _lora_layer(
     up: Array, down: Array, gauge: Gauge, dtype: str, *, xp: Namespace
 ) -> tuple[Array, Array]:
     vectors, s, vt = svd_of_product(up, down)
-    u = fix_signs(vectors, xp=xp)
-    vt = vt * xp.sign(xp.sum(vectors * u, axis=0))[:, None]
+    sign = signs(vectors, xp=xp)
+    u, vt = vectors * sign[None, :], sign[:, None] * vt
     if gauge == "balanced":
         root = xp.sqrt(_lengths(s, dtype, xp=xp))
         return u * root[None, :], (s / root)[:, None] * vt

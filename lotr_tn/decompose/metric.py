@@ -21,6 +21,7 @@ from lotr_tn._arrays import (
 )
 from lotr_tn.decompose.assemble import fix_signs
 from lotr_tn.decompose.core_space import core_space
+from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.decompose.tucker import hooi
 from lotr_tn.decompose.weights import Weights, layer_weighting
 from lotr_tn.errors import FormatError, OptionError, RankError
@@ -29,7 +30,7 @@ from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.layers import common_namespace, refuse_gradient, storage_dtype
+from lotr_tn.ops.layers import common_namespace, refuse_gradient
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.padding import zero_blocks
@@ -87,17 +88,14 @@ def hooi_in_metric(
     if not isinstance(rule, FixedRank):
         raise RankError(f"ranks must be fixed in a metric, as (r1, r2); found {rule!r}")
     refuse_gradient("hooi_in_metric", stack)
-    dtype = storage_dtype(stack) if dtype is None else dtype
-    if dtype not in UNIT_ROUNDOFF:
-        raise RankError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
+    dtype = asked_dtype(stack, dtype)
     xp = common_namespace(stack)
     lora = astype(as_lora(stack), "float64")
     factors = _factors(stack, metric, xp=xp)
     shares = None if weights is None else layer_weighting(stack, weights)
     weighed = factors
     if shares is not None:
-        roots = (shares / shares.max()) ** 0.5
-        weighed = [f * float(w) for f, w in zip(factors, roots, strict=True)]
+        weighed = [f * float(w) ** 0.5 for f, w in zip(factors, shares, strict=True)]
     start = hooi(lora, rule, weights=weights)
     if 0 in start.ranks:
         u, v, sweeps = start.u, start.v, 0
@@ -107,9 +105,7 @@ def hooi_in_metric(
         )
         sweeps = len(errors) - 1
     u, v = (cast(fix_signs(x, xp=xp), dtype, xp=xp) for x in (u, v))
-    weight = None
-    if shares is not None:
-        weight = xp.asarray(shares / shares.max(), device=lora.up.device)
+    weight = None if shares is None else xp.asarray(shares, device=lora.up.device)
     return _certified(lora, u, v, (factors, weighed), (dtype, sweeps, weight), start, xp=xp)
 
 
@@ -159,7 +155,9 @@ def _factors(stack: Stack, metric: Metric, *, xp: Namespace) -> list[Array]:
     shared = hasattr(metric, "ndim")
     given = [metric] * layers if shared else list(metric)
     if len(given) != layers:
-        raise FormatError(f"metric must be one array or one for each of {layers} layers")
+        raise FormatError(
+            f"metric must be one array or one for each of {layers} layers; found {len(given)}"
+        )
     checked: dict[int, Array] = {}
     for index, one in enumerate(given):
         if id(one) not in checked:

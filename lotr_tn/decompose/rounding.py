@@ -4,14 +4,14 @@ from typing import Any, TypeAlias
 
 from lotr_tn._arrays import Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.core_space import core_space
-from lotr_tn.decompose.search import resolution
-from lotr_tn.decompose.truncation import truncate, without_null_terms
+from lotr_tn.decompose.search import asked_dtype, resolution
+from lotr_tn.decompose.truncation import differentiable_rule, truncate, without_null_terms
 from lotr_tn.decompose.tucker import hosvd
 from lotr_tn.decompose.tucker1 import tucker1
-from lotr_tn.errors import DerivativeError, RankError
+from lotr_tn.errors import RankError
 from lotr_tn.formats import LoRAStack, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.derivatives import leading_vectors_with_gradient
-from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
+from lotr_tn.linalg.ranks import RankRule, as_rule
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.layers import (
     Kind,
@@ -70,7 +70,7 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
         (2, 3, 1)
     """
     rule = as_rule(ranks)
-    dtype = storage_dtype(stack) if dtype is None else dtype
+    dtype = asked_dtype(stack, dtype)
     match stack:
         case Tucker2():
             if differentiable(stack):
@@ -127,20 +127,11 @@ def _numerical_ranks(stack: Stack) -> tuple[int, int]:
     return int((left > floor).sum()), int((right > floor).sum())
 
 
-def _fixed(rule: RankRule) -> FixedRank:
-    if not isinstance(rule, FixedRank):
-        raise DerivativeError(
-            "round chooses ranks by comparing numbers, which has no derivative; give fixed ranks, "
-            "or detach the factors"
-        )
-    return rule
-
-
 def _round_tucker2_with_gradient(stack: Tucker2, rule: RankRule, dtype: str) -> Tucker2:
     """The truncated HOSVD by eigenvectors of both unfoldings' Gram matrices, differentiable."""
     xp = common_namespace(stack)
     u, core, v = (float64(x, xp=xp) for x in (stack.u, stack.core, stack.v))
-    r1, r2 = _fixed(rule).pair
+    r1, r2 = differentiable_rule(rule).pair
     across = xp.matrix_transpose(core)
     left_gram = xp.sum(core @ (v.mT @ v) @ across, axis=0)
     right_gram = xp.sum(across @ (u.mT @ u) @ core, axis=0)
@@ -154,7 +145,7 @@ def _round_tucker1_with_gradient(stack: Tucker1, rule: RankRule, dtype: str) -> 
     xp = common_namespace(stack)
     shared, own = float64(stack.shared, xp=xp), float64(stack.own, xp=xp)
     gram = xp.sum(xp.matrix_transpose(own) @ own, axis=0)
-    kept = _leading(shared, gram, _fixed(rule).r1, xp=xp)
+    kept = _leading(shared, gram, differentiable_rule(rule).r1, xp=xp)
     parts = narrow(own @ (shared.mT @ kept), dtype, xp=xp)
     return Tucker1(cast(kept, dtype, xp=xp), parts, stack.side)
 

@@ -10,13 +10,14 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, namespace_of, to_numpy
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
-from lotr_tn.errors import PrecisionWarning
-from lotr_tn.formats import LoRAStack, Tucker1, Tucker2
+from lotr_tn.errors import PrecisionWarning, RankError
+from lotr_tn.formats import LoRAStack, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, best_pair, cheapest_pair
 from lotr_tn.linalg.surface import lost_energy_surface
+from lotr_tn.ops.layers import storage_dtype
 
-__all__ = ["Fit", "PairSearch", "lost_energies", "meet_error", "resolution"]
+__all__ = ["Fit", "PairSearch", "asked_dtype", "lost_energies", "meet_error", "resolution"]
 
 Pair: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Callable[[CoreSpace, Pair], Subspaces]
@@ -90,6 +91,19 @@ def lost_energies(space: CoreSpace) -> np.ndarray:
     for part in space.slices:
         energies = energies + (left[:, part] @ xp.matrix_transpose(right[:, part])) ** 2
     return to_numpy(lost_energy_surface(energies, xp=xp))
+
+
+def asked_dtype(stack: Stack, dtype: str | None) -> str:
+    """The storage dtype of a result: the one asked for, or the stack's own.
+
+    Raises:
+        RankError: it is not one in which results are stored.
+    """
+    if dtype is None:
+        return storage_dtype(stack)
+    if dtype not in UNIT_ROUNDOFF:
+        raise RankError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
+    return dtype
 
 
 def resolution(wide: bool) -> float:

@@ -21,12 +21,18 @@ from lotr_tn.errors import DerivativeError
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
-from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, rank_for
+from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, rank_for, tail_energies
 from lotr_tn.ops.distance import Frame, distances_from, layer_distances, project
 from lotr_tn.ops.layers import common_namespace, storage_dtype
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
 
-__all__ = ["GlobalOrder", "global_order", "truncate", "without_null_terms"]
+__all__ = [
+    "GlobalOrder",
+    "differentiable_rule",
+    "global_order",
+    "truncate",
+    "without_null_terms",
+]
 
 TIE = 16
 """Unit roundoffs of the largest singular value within which values count as equal."""
@@ -62,9 +68,7 @@ def global_order(values: list[np.ndarray]) -> GlobalOrder:
     gaps = -np.diff(sizes[order]) > tie
     clusters = np.concatenate([[0], np.cumsum(gaps)])[: len(order)]
     order = order[np.lexsort((places[order], layers[order], clusters))]
-    squares = sizes[order] ** 2
-    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
-    return GlobalOrder(layers[order].astype(np.int64), tails, len(values))
+    return GlobalOrder(layers[order].astype(np.int64), tail_energies(sizes[order]), len(values))
 
 
 def truncate(stack: LoRAStack, rule: RankRule, dtype: str, stacklevel: int) -> LoRAStack:
@@ -178,19 +182,29 @@ def _certified(stack: LoRAStack, cuts: list[_Cut], dtype: str, *, xp: Namespace)
     return Certificate(distances, norms, below, above, "truncated-svd", 0)
 
 
-def _truncate_with_gradient(stack: LoRAStack, rule: RankRule, dtype: str) -> LoRAStack:
-    """The same at a fixed rank, through which torch can differentiate; not certified."""
+def differentiable_rule(rule: RankRule) -> FixedRank:
+    """The rule, if it is one through which derivatives flow.
+
+    Raises:
+        DerivativeError: it chooses ranks by comparing numbers.
+    """
     if not isinstance(rule, FixedRank):
         raise DerivativeError(
-            "round chooses ranks by comparing numbers, which has no derivative; give a fixed "
-            "rank, or detach the factors"
+            "round chooses ranks by comparing numbers, which has no derivative; give fixed ranks, "
+            "or detach the factors"
         )
+    return rule
+
+
+def _truncate_with_gradient(stack: LoRAStack, rule: RankRule, dtype: str) -> LoRAStack:
+    """The same at a fixed rank, through which torch can differentiate; not certified."""
+    fixed = differentiable_rule(rule)
     xp = common_namespace(stack)
     _, m, n = stack.shape
     ups, downs = [], []
     for part in stack.slices:
         up, down = stack.up[:, part], stack.down[part, :]
-        rank = min(rule.r1, part.stop - part.start, m, n)
+        rank = min(fixed.r1, part.stop - part.start, m, n)
         if 0 < rank < part.stop - part.start:
             u, s, v = truncated_svd_with_gradient(up, down, rank)
             root = xp.sqrt(s)

@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, namespace_of
+from lotr_tn._arrays import namespace_of
 from lotr_tn.decompose.assemble import Storage, assemble, keep_whole
 from lotr_tn.decompose.core_space import CoreSpace, core_space
-from lotr_tn.decompose.search import Fit, PairSearch, meet_error, resolution
+from lotr_tn.decompose.search import Fit, PairSearch, asked_dtype, meet_error, resolution
 from lotr_tn.decompose.sketch import blocked_space, randomised_space
 from lotr_tn.decompose.sweeps import Subspaces, alternate, leading_axes, refit_right
 from lotr_tn.decompose.weights import Weights, weighted
-from lotr_tn.errors import OptionError, RankError
+from lotr_tn.errors import OptionError
 from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, as_rule
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.layers import refuse_gradient, storage_dtype
+from lotr_tn.ops.layers import refuse_gradient
 
 __all__ = ["hooi", "hosvd", "st_hosvd"]
 
@@ -179,9 +179,7 @@ class _Options:
 def _decompose(stack: Stack, options: _Options, name: str, fit: Fit) -> Tucker2:
     rule = as_rule(options.ranks)
     refuse_gradient(name, stack)
-    dtype = storage_dtype(stack) if options.dtype is None else options.dtype
-    if dtype not in UNIT_ROUNDOFF:
-        raise RankError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
+    dtype = asked_dtype(stack, options.dtype)
     if isinstance(stack, Dense):
         stack = as_lora(stack)
     weighed, weights = weighted(stack, options.weights)

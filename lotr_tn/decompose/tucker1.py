@@ -1,7 +1,5 @@
 """One shared side: the best subspace for all layers, in closed form."""
 
-import numpy as np
-
 from lotr_tn._arrays import (
     UNIT_ROUNDOFF,
     Array,
@@ -14,15 +12,23 @@ from lotr_tn._arrays import (
 )
 from lotr_tn.decompose.assemble import fix_signs
 from lotr_tn.decompose.core_space import CoreSpace, Side, core_space
-from lotr_tn.decompose.search import meet_error, resolution
+from lotr_tn.decompose.search import asked_dtype, meet_error, resolution
 from lotr_tn.decompose.weights import Weights, weighted
-from lotr_tn.errors import OptionError, RankError
+from lotr_tn.errors import OptionError
 from lotr_tn.formats import Certificate, Dense, SharedSide, Stack, Tucker1
 from lotr_tn.linalg import cross_gram
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
-from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, as_rule, rank_for, smallest_rank
+from lotr_tn.linalg.ranks import (
+    Budget,
+    FixedRank,
+    RankRule,
+    as_rule,
+    rank_for,
+    smallest_rank,
+    tail_energies,
+)
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.layers import common_namespace, layer_of, refuse_gradient, storage_dtype
+from lotr_tn.ops.layers import common_namespace, layer_of, refuse_gradient
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 
@@ -76,9 +82,7 @@ def tucker1(
         raise OptionError(f'side must be "in" or "out"; found {side!r}')
     rule = as_rule(ranks)
     refuse_gradient("tucker1", stack)
-    dtype = storage_dtype(stack) if dtype is None else dtype
-    if dtype not in UNIT_ROUNDOFF:
-        raise RankError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
+    dtype = asked_dtype(stack, dtype)
     weighed, weight = weighted(stack, weights)
     space = core_space(weighed)
     found = space.right if side == "in" else space.left
@@ -88,7 +92,7 @@ def tucker1(
 
     if isinstance(rule, FixedRank):
         return attempt(min(rule.r1, int(found.sigma.shape[0])))
-    tails = _tails(to_numpy(found.sigma))
+    tails = tail_energies(to_numpy(found.sigma))
     if isinstance(rule, Budget):
         layers, m, n = stack.shape
         return attempt(rank_for(rule, tails, n + layers * m if side == "in" else m + layers * n))
@@ -102,10 +106,6 @@ def tucker1(
         dtype,
         stacklevel=4,
     )
-
-
-def _tails(sigma: np.ndarray) -> np.ndarray:
-    return np.append(np.cumsum((sigma**2)[::-1])[::-1], 0.0)
 
 
 def _project(

@@ -21,21 +21,22 @@ Weights: TypeAlias = Sequence[float] | Array | str | None
 def weighted(stack: Any, weights: Weights) -> tuple[Any, Array | None]:
     """The stack with layer l times √w_l, and the weights (L,) float64 on its device.
 
-    Σ ‖√w_l ΔW_l − X_l‖² is the weighted objective of X_l = √w_l ΔŴ_l. The largest weight is scaled
-    to 1 first, so that nothing overflows; that changes no minimiser.
+    Σ ‖√w_l ΔW_l − X_l‖² is the weighted objective of X_l = √w_l ΔŴ_l.
     """
     if weights is None:
         return stack, None
     values = layer_weighting(stack, weights)
-    largest = values.max()
     xp = common_namespace(stack)
     like = first_array(stack)
-    on_device = xp.asarray(values / largest, device=like.device)
-    return scale(stack, [float(w) for w in np.sqrt(values / largest)]), on_device
+    on_device = xp.asarray(values, device=like.device)
+    return scale(stack, [float(w) for w in np.sqrt(values)]), on_device
 
 
 def layer_weighting(stack: Stack, weights: Weights) -> np.ndarray:
-    """The weights as L finite numbers of at least 0, not all 0, on the host."""
+    """The weights as L finite numbers from 0 to 1, on the host.
+
+    The largest is scaled to 1, so that nothing overflows; that changes no minimiser.
+    """
     layers = stack.shape[0]
     if isinstance(weights, str):
         if weights != "unit-norm":
@@ -53,4 +54,4 @@ def layer_weighting(stack: Stack, weights: Weights) -> np.ndarray:
         )
     if not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
         raise OptionError("weights must be finite, at least 0, and not all 0")
-    return values
+    return values / values.max()

@@ -17,8 +17,10 @@ __all__ = [
     "as_rule",
     "best_pair",
     "cheapest_pair",
+    "pair_parameters",
     "rank_for",
     "smallest_rank",
+    "tail_energies",
 ]
 
 
@@ -150,7 +152,7 @@ def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) 
 
     Cost: O(k1·k2).
     """
-    count = _parameters(lost, shape)
+    count = pair_parameters(shape, lost.shape)
     within = lost <= budget
     if not within.any():
         raise RankError(f"no ranks lose as little as {budget:.3g}; the least is {lost.min():.3g}")
@@ -174,7 +176,7 @@ def best_pair(lost: np.ndarray, params: int, shape: tuple[int, int, int]) -> tup
 
     Cost: O(k1·k2).
     """
-    count = _parameters(lost, shape)
+    count = pair_parameters(shape, lost.shape)
     within = count <= params  # (0, 0) always is
     candidates = np.flatnonzero(within & (lost == lost[within].min()))
     best = candidates[np.argmin(count.ravel()[candidates])]
@@ -182,12 +184,16 @@ def best_pair(lost: np.ndarray, params: int, shape: tuple[int, int, int]) -> tup
     return int(row), int(column)
 
 
-def _parameters(lost: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The numbers that each pair of ranks stores."""
+def pair_parameters(shape: tuple[int, int, int], counts: tuple[int, ...]) -> np.ndarray:
+    """The numbers m·r1 + n·r2 + L·r1·r2 that each pair of ranks below both counts stores."""
     layers, m, n = shape
-    r1 = np.arange(lost.shape[0])[:, None]
-    r2 = np.arange(lost.shape[1])[None, :]
+    r1, r2 = np.arange(counts[0])[:, None], np.arange(counts[1])[None, :]
     return m * r1 + n * r2 + layers * r1 * r2
+
+
+def tail_energies(values: np.ndarray) -> np.ndarray:
+    """(k + 1,) squared energy that is lost after keeping 0, 1, …, k of (k,) descending values."""
+    return np.append(np.cumsum((values**2)[::-1])[::-1], 0.0)
 
 
 def rank_for(rule: RankRule, tails: np.ndarray, cost: int) -> int:

@@ -224,7 +224,7 @@ def _layer_a_row(stack: Stack, x: Array, layer: Sequence[int] | Array, *, xp: Na
     m, n = stack.shape[1:]
     chosen = _indices(stack, layer)
     if count == 0:
-        return xp.reshape(x, (0, *x.shape[1:]))[..., :1] * xp.zeros(m, dtype=x.dtype)
+        return xp.zeros((0, *x.shape[1:-1], m), dtype=x.dtype, device=x.device)
     if isinstance(stack, Tucker2) and count <= GATHERED_ROWS_PER_LAYER * stack.shape[0]:
         r1, r2 = stack.ranks
         # what all rows share is one product of two matrices, not a product for each row

@@ -114,7 +114,9 @@ def _factors(stack: Stack, factor: float | Sequence[float] | Array, *, xp: Names
         return [factor] * layers
     found = len(factor)  # pyright: ignore[reportArgumentType]
     if found != layers or getattr(factor, "ndim", 1) != 1:
-        raise FormatError(f"factor must be one number or one for each of {layers} layers")
+        raise FormatError(
+            f"factor must be one number or one for each of {layers} layers; found {found}"
+        )
     return [factor[index] for index in range(layers)]  # pyright: ignore[reportIndexIssue]
 
 

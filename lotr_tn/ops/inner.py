@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from lotr_tn._arrays import Array, Namespace, float64, namespace_of, zeros
+from lotr_tn._arrays import Array, Namespace, namespace_of, zeros
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Stack
 from lotr_tn.linalg import cross_gram
-from lotr_tn.ops.layers import Layer, common_namespace, layer_of, require_same_shape
+from lotr_tn.ops.layers import common_namespace, layer_of, left_times_middle, require_same_shape
 from lotr_tn.ops.norms import layer_inner, norm
 
 __all__ = ["cosine", "gram", "inner"]
@@ -79,17 +79,11 @@ def gram(stacks: Sequence[Stack]) -> Array:
 
 def _layer_gram(stacks: Sequence[Stack], index: int, *, xp: Namespace) -> Array:
     layers = [layer_of(s, index, xp=xp) for s in stacks if not isinstance(s, Dense)]
-    left = xp.concat([_with_middle(layer, xp=xp) for layer in layers], axis=1)
+    left = xp.concat([left_times_middle(layer, xp=xp) for layer in layers], axis=1)
     right = xp.concat([layer.right for layer in layers], axis=1)
     products = cross_gram(left, left, xp=xp) * cross_gram(right, right, xp=xp)
     members = _membership([int(layer.right.shape[1]) for layer in layers], products, xp=xp)
     return members @ products @ xp.matrix_transpose(members)
-
-
-def _with_middle(layer: Layer, *, xp: Namespace) -> Array:
-    if layer.middle is None:
-        return float64(layer.left, xp=xp)
-    return float64(layer.left, xp=xp) @ float64(layer.middle, xp=xp)
 
 
 def _membership(sizes: list[int], like: Array, *, xp: Namespace) -> Array:

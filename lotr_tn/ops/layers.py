@@ -8,6 +8,7 @@ from lotr_tn._arrays import (
     Namespace,
     at_least_float32,
     dtype_name,
+    float64,
     namespace_of,
     wants_gradient,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "first_array",
     "layer_of",
     "layer_product",
+    "left_times_middle",
     "refuse_gradient",
     "require_layer",
     "require_same_shape",
@@ -122,6 +124,12 @@ def layer_of(stack: LoRAStack | Tucker2 | Tucker1, index: int, *, xp: Namespace)
         case LoRAStack():
             part = stack.slices[index]
             return Layer(stack.up[:, part], None, xp.matrix_transpose(stack.down[part, :]))
+
+
+def left_times_middle(layer: Layer, *, xp: Namespace) -> Array:
+    """Left @ middle (m, q) in float64, so that a layer is this times rightᵀ."""
+    left = float64(layer.left, xp=xp)
+    return left if layer.middle is None else left @ float64(layer.middle, xp=xp)
 
 
 def layer_product(stack: Stack, index: int, *, xp: Namespace) -> Array:

@@ -7,7 +7,7 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram, triangular_factor
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
-from lotr_tn.ops.layers import common_namespace, differentiable, layer_of
+from lotr_tn.ops.layers import common_namespace, differentiable, layer_of, left_times_middle
 
 __all__ = ["layer_inner", "layer_norms", "layer_singular_values", "norm", "root_sum_squares"]
 
@@ -111,9 +111,7 @@ def layer_inner(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
         if isinstance(a, Dense):
             return xp.sum(float64(a.w[index, ...], xp=xp) * matrix)
         x = layer_of(a, index, xp=xp)
-        left = float64(x.left, xp=xp)
-        if x.middle is not None:
-            left = left @ float64(x.middle, xp=xp)
+        left = left_times_middle(x, xp=xp)
         return xp.sum(
             (xp.matrix_transpose(left) @ matrix) * xp.matrix_transpose(float64(x.right, xp=xp))
         )
@@ -139,9 +137,7 @@ def _singular_values_with_gradient(stack: Stack, index: int, *, xp: Namespace) -
     if isinstance(stack, Dense):
         return xp.linalg.svdvals(float64(stack.w[index, ...], xp=xp))
     layer = layer_of(stack, index, xp=xp)
-    left = float64(layer.left, xp=xp)
-    if layer.middle is not None:
-        left = left @ float64(layer.middle, xp=xp)
+    left = left_times_middle(layer, xp=xp)
     right = xp.matrix_transpose(float64(layer.right, xp=xp))
     rank = min(left.shape[0], *right.shape)
     return truncated_svd_with_gradient(left, right, rank)[1]

@@ -291,5 +291,12 @@ def test_refusals():
         lt.round(lora(), "many")
     with pytest.raises(RankError, match="budget must be a whole number"):
         lt.Budget(1.5)
-    with pytest.raises(RankError, match="dtype must be one of"):
-        lt.tucker1(lora(), 2, dtype="int8")
+    for asked in (
+        lambda: lt.tucker1(lora(), 2, dtype="int8"),
+        lambda: lt.round(lora(), 2, dtype="int8"),
+        lambda: lt.round(lora(), lt.RelativeError(0.1), dtype="int8"),
+        lambda: lt.hooi(lora(), 2, dtype="int8"),
+        lambda: lt.hooi_in_metric(lora(), 2, np.ones(9), dtype="int8"),
+    ):
+        with pytest.raises(RankError, match="dtype must be one of"):
+            asked()
