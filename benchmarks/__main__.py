@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks import adapter, algebra, apply, group, large_group, peers, truncation
+from benchmarks import adapter, algebra, analyze, apply, group, large_group, peers, truncation
 
 BENCHMARKS = {
     "group": group.run,
@@ -14,13 +14,22 @@ BENCHMARKS = {
     "apply": apply.run,
     "truncation": truncation.run,
     "adapter": adapter.run,
+    "analyze": analyze.run,
 }
 
 
 def main(
     name: Annotated[
         Literal[
-            "group", "large-group", "peers", "algebra", "apply", "truncation", "adapter", "all"
+            "group",
+            "large-group",
+            "peers",
+            "algebra",
+            "apply",
+            "truncation",
+            "adapter",
+            "analyze",
+            "all",
         ],
         typer.Argument(help="What to measure."),
     ],

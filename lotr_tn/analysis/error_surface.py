@@ -4,16 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lotr_tn._arrays import to_numpy
-from lotr_tn.decompose.core_space import CoreSpace, core_space
-from lotr_tn.decompose.search import lost_energies
+from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
+from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.errors import RankError
 from lotr_tn.formats import Stack
-from lotr_tn.linalg.ranks import best_pair, cheapest_pair, pair_parameters, tail_energies
+from lotr_tn.linalg.ranks import best_pair, cheapest_pair, pair_parameters
 from lotr_tn.ops.layers import refuse_gradient
-from lotr_tn.ops.moving import astype
 
-__all__ = ["ErrorSurface", "RankPair", "error_surface"]
+__all__ = ["ErrorSurface", "RankPair", "error_surface", "surface_of"]
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,7 @@ class ErrorSurface:
 
     def front(self) -> list[RankPair]:
         """The pairs that no other pair beats in parameters and in error, cheapest first."""
-        order = np.lexsort((self.errors.ravel(), self.parameters.ravel()))
-        errors = self.errors.ravel()[order]
-        before = np.append(np.inf, np.minimum.accumulate(errors)[:-1])
-        kept = order[errors < before]
+        kept = pareto_front(self.parameters.ravel(), self.errors.ravel())
         pairs = zip(*np.unravel_index(kept, self.errors.shape), strict=True)
         return [self.at(int(r1), int(r2)) for r1, r2 in pairs]
 
@@ -99,8 +94,8 @@ def error_surface(stack: Stack) -> ErrorSurface:
     Raises:
         DerivativeError: torch records the factors.
 
-    Cost: for R = Σ r_l, 4·(m + n)·R² flops and O(R³), as one HOSVD; memory of the factors in
-    float64 and 3·K1·K2 numbers, with K1 = min(m, R) and K2 = min(n, R).
+    Cost: for R = Σ r_l, 2·(m + n)·R² flops and O(R³), as one HOSVD; memory of one factor in
+    float64 and 4·K1·K2 numbers, with K1 = min(m, R) and K2 = min(n, R).
     Accuracy: 1e-15·√R absolute, for float64 input and narrower ones.
     Source: the core of De Lathauwer, De Moor and Vandewalle (2000), summed over both axes.
 
@@ -115,19 +110,12 @@ def error_surface(stack: Stack) -> ErrorSurface:
         (4, 4, 248, 0.478)
     """
     refuse_gradient("error_surface", stack)
-    space = core_space(astype(stack, "float64"))
-    lost = lost_energies(space)
+    return surface_of(coordinates_of(stack))
+
+
+def surface_of(coordinates: Coordinates) -> ErrorSurface:
+    """The error surface of a stack that is in coordinates already."""
+    lost, shape = coordinates.lost, coordinates.shape
     size = float(lost[0, 0]) ** 0.5 or 1.0
-    errors = np.sqrt(lost) / size
-    for axis in (0, 1):  # rounding of equal sums must not let an error grow with a rank
-        errors = np.minimum.accumulate(errors, axis=axis)
-    lower = np.minimum(_lower(space) / size, errors)
-    return ErrorSurface(stack.shape, errors, lower, pair_parameters(stack.shape, errors.shape))
-
-
-def _lower(space: CoreSpace) -> np.ndarray:
-    """The larger of both mode tails, for every pair of ranks."""
-    left, right = (
-        np.sqrt(tail_energies(to_numpy(side.sigma))) for side in (space.left, space.right)
-    )
-    return np.maximum(left[:, None], right[None, :])
+    errors, lower = np.sqrt(lost) / size, np.sqrt(coordinates.lower) / size
+    return ErrorSurface(shape, errors, lower, pair_parameters(shape, errors.shape))

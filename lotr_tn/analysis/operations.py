@@ -6,7 +6,9 @@ from typing import Literal
 __all__ = ["OPERATIONS", "SUMS", "Cell", "operations_table", "sums_table"]
 
 Exactness = Literal["exact", "rounded", "float64", "best", "√2 best", "measured"]
-FORMATS = ("LoRAStack", "Tucker2", "Tucker1", "Dense")
+FORMATS = ("LoRAStack", "Tucker2", "LowRankTucker2", "Tucker1", "Dense")
+
+SAME = "same format"
 
 MEANINGS: dict[Exactness, str] = {
     "exact": "entries are only moved: the same updates, bit for bit",
@@ -24,9 +26,6 @@ class Cell:
 
     result: str
     exactness: Exactness
-
-    def __str__(self) -> str:
-        return f"{self.result}, {self.exactness}" if self.result in FORMATS else self.exactness
 
 
 def _same(exactness: Exactness) -> tuple[Cell, ...]:
@@ -52,15 +51,17 @@ OPERATIONS: dict[str, tuple[Cell, ...]] = {
     "inner, cosine, gram": _all("number", "float64"),
     "distance": _all("number", "float64"),
     "apply, apply_transpose": _all("array", "rounded"),
-    "to_dense": _all("array", "rounded", "rounded", "rounded", "exact"),
-    "convert to LoRAStack": _all("LoRAStack", "exact", "rounded", "exact", "exact"),
-    "convert to Tucker2": _all("Tucker2", "exact"),
-    "convert to Tucker1": _all("Tucker1", "exact", "rounded", "exact", "exact"),
-    "convert to Dense": _all("Dense", "rounded", "rounded", "rounded", "exact"),
-    "canonicalize": (*_same("rounded")[:3], Cell("Dense", "exact")),
+    "to_dense": _all("array", *("rounded",) * 4, "exact"),
+    "convert to LoRAStack": _all("LoRAStack", "exact", "rounded", "rounded", "exact", "exact"),
+    "convert to Tucker2": _all("Tucker2", "exact", "exact", "rounded", "exact", "exact"),
+    "convert to LowRankTucker2": _all("LowRankTucker2", "exact"),
+    "convert to Tucker1": _all("Tucker1", "exact", "rounded", "rounded", "exact", "exact"),
+    "convert to Dense": _all("Dense", *("rounded",) * 4, "exact"),
+    "canonicalize": (*_same("rounded")[:4], Cell("Dense", "exact")),
     "round": (
         Cell("LoRAStack", "best"),
         Cell("Tucker2", "√2 best"),
+        Cell("LowRankTucker2", "best"),
         Cell("Tucker1", "best"),
         Cell("LoRAStack", "best"),
     ),
@@ -73,22 +74,32 @@ OPERATIONS: dict[str, tuple[Cell, ...]] = {
 SUMS: dict[tuple[str, str], str] = {
     ("LoRAStack", "LoRAStack"): "LoRAStack",
     ("LoRAStack", "Tucker2"): "Tucker2",
+    ("LoRAStack", "LowRankTucker2"): "LowRankTucker2",
     ("LoRAStack", "Tucker1"): "LoRAStack",
     ("LoRAStack", "Dense"): "Dense",
     ("Tucker2", "Tucker2"): "Tucker2",
+    ("Tucker2", "LowRankTucker2"): "LowRankTucker2",
     ("Tucker2", "Tucker1"): "Tucker2",
     ("Tucker2", "Dense"): "Dense",
+    ("LowRankTucker2", "LowRankTucker2"): "LowRankTucker2",
+    ("LowRankTucker2", "Tucker1"): "LowRankTucker2",
+    ("LowRankTucker2", "Dense"): "Dense",
     ("Tucker1", "Tucker1"): "Tucker1",
     ("Tucker1", "Dense"): "Dense",
     ("Dense", "Dense"): "Dense",
 }
-"""The format of a sum, for every pair; two Tucker-1 stacks must share the same side."""
+"""The format of a sum, for every pair; two Tucker-1 stacks must share the same side.
+
+Every other format goes into a `LowRankTucker2` bit for bit, and it itself into none: so mixtures
+with it become it, and sums stay exact. Only a dense stack makes all dense, as its factors would be
+larger than it is.
+"""
 
 
 def operations_table() -> str:
     """What every operation makes of every format, and what the words for exactness mean."""
-    rows = [["Operation", *FORMATS]]
-    rows += [[name, *map(str, cells)] for name, cells in OPERATIONS.items()]
+    rows = [["Operation", "Result", *FORMATS]]
+    rows += [_row(name, cells) for name, cells in OPERATIONS.items()]
     table = _aligned(rows)
     words = [f"{word + ':':10}{meaning}" for word, meaning in MEANINGS.items()]
     return "\n".join([table, table.splitlines()[1], *words])
@@ -99,16 +110,30 @@ def sums_table() -> str:
 
     Examples:
         >>> print(sums_table())
-        a + b      LoRAStack  Tucker2  Tucker1    Dense
-        -----------------------------------------------
-        LoRAStack  LoRAStack  Tucker2  LoRAStack  Dense
-        Tucker2    Tucker2    Tucker2  Tucker2    Dense
-        Tucker1    LoRAStack  Tucker2  Tucker1    Dense
-        Dense      Dense      Dense    Dense      Dense
+        a + b           LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense
+        -------------------------------------------------------------------------------------
+        LoRAStack       LoRAStack       Tucker2         LowRankTucker2  LoRAStack       Dense
+        Tucker2         Tucker2         Tucker2         LowRankTucker2  Tucker2         Dense
+        LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  Dense
+        Tucker1         LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense
+        Dense           Dense           Dense           Dense           Dense           Dense
     """
     rows = [["a + b", *FORMATS]]
     rows += [[one, *(SUMS.get((one, two)) or SUMS[two, one] for two in FORMATS)] for one in FORMATS]
     return _aligned(rows)
+
+
+def _row(operation: str, cells: tuple[Cell, ...]) -> list[str]:
+    """What comes out, and how exact it is; with a name where that is not the row's result."""
+    results = {cell.result for cell in cells}
+    row = [operation, results.pop() if len(results) == 1 else SAME]
+    if row[1] != SAME:
+        row[0] = operation.removesuffix(f" to {row[1]}")
+    for cell, own in zip(cells, FORMATS, strict=True):
+        expected = own if row[1] == SAME else row[1]
+        note = "" if cell.result == expected else f"{cell.result}, "
+        row.append(note + cell.exactness)
+    return row
 
 
 def _aligned(rows: list[list[str]]) -> str:

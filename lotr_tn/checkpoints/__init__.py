@@ -10,6 +10,7 @@ from lotr_tn.checkpoints.adapter import (
     LoTRGroup,
     Target,
 )
+from lotr_tn.checkpoints.analysis import Analysis, GroupAnalysis, StackingCost, analyze_adapters
 from lotr_tn.checkpoints.comparison import Comparison, ModuleComparison, compare_adapters
 from lotr_tn.checkpoints.conversion import Conversion, GroupConversion, convert_adapter
 from lotr_tn.checkpoints.export import Export, to_lora
@@ -18,9 +19,11 @@ from lotr_tn.checkpoints.loading import load_adapter, save_adapter
 
 __all__ = [
     "Adapter",
+    "Analysis",
     "Comparison",
     "Conversion",
     "Export",
+    "GroupAnalysis",
     "GroupConversion",
     "Layout",
     "LoRAAdapter",
@@ -29,7 +32,9 @@ __all__ = [
     "LoTRAdapter",
     "LoTRGroup",
     "ModuleComparison",
+    "StackingCost",
     "Target",
+    "analyze_adapters",
     "compare_adapters",
     "convert_adapter",
     "group_modules",

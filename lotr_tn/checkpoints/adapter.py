@@ -1,6 +1,5 @@
 """Adapters in memory: modules with their factors, and everything else that the file held."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,13 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF, from_numpy
 from lotr_tn.checkpoints.tensors import RawTensor
 from lotr_tn.errors import CheckpointError
-from lotr_tn.formats import LoRAStack, Tucker2
+from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.ops.counts import parameter_count
+from lotr_tn.ops.layers import storage_dtype
 
 __all__ = [
     "Adapter",
+    "Compressed",
     "Layout",
     "LoRAAdapter",
     "LoRAGroup",
@@ -23,6 +25,10 @@ __all__ = [
     "LoTRGroup",
     "Target",
 ]
+
+
+Compressed: TypeAlias = Tucker2 | LowRankTucker2 | Tucker1 | LoRAStack
+"""The formats in which a compressed group is stored."""
 
 
 @final
@@ -103,10 +109,17 @@ def block_diagonal(up: np.ndarray, groups: int) -> np.ndarray:
 @final
 @dataclass(frozen=True, eq=False)
 class LoRAGroup:
-    """Modules of one shape that are stacked, in stack order."""
+    """Modules of one shape that are stacked, in stack order, each with its own factors.
+
+    Attributes:
+        name: the group.
+        modules: the modules in stack order.
+        certificate: norms and no distances, where the group was kept as it is in a conversion.
+    """
 
     name: str
     modules: tuple[LoRAModule, ...]
+    certificate: Certificate | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -122,6 +135,17 @@ class LoRAGroup:
     def stack(self) -> LoRAStack:
         """The updates as one stack on NumPy, built anew each time it is read."""
         return self.to_stack()
+
+    @property
+    def stored(self) -> int:
+        """Stored entries of all factors."""
+        return sum(module.stored for module in self.modules)
+
+    @property
+    def dtype(self) -> str:
+        """The finest storage dtype of the factors."""
+        names = {a.dtype.name for module in self.modules for a in (module.up, module.down)}
+        return min(names, key=lambda name: UNIT_ROUNDOFF[name])
 
     def to_stack(self, backend: str = "numpy", device: str | None = None) -> LoRAStack:
         """The updates as one stack, scale inside, in float32, or float64 where any factor is.
@@ -149,18 +173,40 @@ class LoRAGroup:
 @final
 @dataclass(frozen=True, eq=False)
 class LoTRGroup:
-    """Modules that share one pair of factors: a Tucker-2 stack, on NumPy."""
+    """Modules that are stored as one compressed stack, on NumPy.
+
+    Attributes:
+        name: the group.
+        targets: what the layers of the stack update.
+        stack: a Tucker2, and where another format was asked for or chosen a LowRankTucker2, a
+            Tucker1, or a LoRAStack whose layers' ranks were cut.
+    """
 
     name: str
     targets: tuple[Target, ...]
-    stack: Tucker2
+    stack: Compressed
 
     def __post_init__(self) -> None:
         if len(self.targets) != self.stack.shape[0]:
             raise CheckpointError(
                 f"group {self.name} names {len(self.targets)} modules for "
-                f"{self.stack.shape[0]} cores"
+                f"{self.stack.shape[0]} layers"
             )
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What was lost."""
+        return self.stack.certificate
+
+    @property
+    def stored(self) -> int:
+        """Stored entries of all factors."""
+        return parameter_count(self.stack)
+
+    @property
+    def dtype(self) -> str:
+        """The storage dtype of the factors."""
+        return storage_dtype(self.stack)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -191,29 +237,28 @@ class LoRAAdapter:
     @property
     def dtype(self) -> str:
         """The finest storage dtype of the factors."""
-        names = {a.dtype.name for module in self.modules for a in (module.up, module.down)}
-        return min(names, key=lambda name: UNIT_ROUNDOFF[name])
+        return LoRAGroup("", self.modules).dtype
 
     @property
     def parameters(self) -> int:
         """Stored entries of all updates."""
-        return sum(module.stored for module in self.modules)
+        return LoRAGroup("", self.modules).stored
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class LoTRAdapter:
-    """A LoTR checkpoint: groups of modules, each with shared factors.
+    """A LoTR checkpoint: groups of modules, each stored as one compressed stack or kept as it is.
 
     Attributes:
-        groups: the groups by name.
+        groups: the groups by name; a LoRAGroup where the LoRA's own factors were kept.
         extras: every other tensor of the adapter it came from, by its key.
         config_text: that adapter's configuration, byte for byte.
         origin: the file format and the factors' dtype it came from.
         source: where it was read from; None for one made in memory.
     """
 
-    groups: Mapping[str, LoTRGroup]
+    groups: Mapping[str, LoTRGroup | LoRAGroup]
     extras: Mapping[str, RawTensor]
     config_text: str
     origin: Mapping[str, Any]
@@ -222,17 +267,13 @@ class LoTRAdapter:
     @property
     def dtype(self) -> str:
         """The finest storage dtype of the groups."""
-        names = {group.stack.core.dtype.name for group in self.groups.values()}
+        names = {group.dtype for group in self.groups.values()}
         return min(names, key=lambda name: UNIT_ROUNDOFF[name])
 
     @property
     def parameters(self) -> int:
         """Stored entries of all groups."""
-        return sum(
-            math.prod(array.shape)
-            for group in self.groups.values()
-            for array in (group.stack.u, group.stack.core, group.stack.v)
-        )
+        return sum(group.stored for group in self.groups.values())
 
 
 Adapter: TypeAlias = LoRAAdapter | LoTRAdapter

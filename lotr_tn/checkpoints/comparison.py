@@ -7,9 +7,9 @@ import numpy as np
 
 from lotr_tn.checkpoints.adapter import Adapter, LoRAAdapter, LoRAGroup, LoTRAdapter
 from lotr_tn.errors import CheckpointError
-from lotr_tn.formats import LoRAStack, Tucker2
+from lotr_tn.formats import Stack
 from lotr_tn.formats.certificate import ratio
-from lotr_tn.ops import inner, layer_distances, layer_norms, take_layers
+from lotr_tn.ops import astype, inner, layer_distances, layer_norms, take_layers
 
 __all__ = ["Comparison", "ModuleComparison", "compare_adapters"]
 
@@ -117,16 +117,14 @@ def _chunks(a: Adapter, b: Adapter) -> list[list[str]]:
     return list(chunks.values())
 
 
-def _stack(adapter: Adapter, names: Sequence[str]) -> LoRAStack | Tucker2:
+def _stack(adapter: Adapter, names: Sequence[str]) -> Stack:
     """The named modules as one float64 stack."""
     if isinstance(adapter, LoRAAdapter):
         modules = {module.target.name: module for module in adapter.modules}
-        stack = LoRAGroup("", tuple(modules[name] for name in names)).stack
-        return LoRAStack(stack.up.astype(np.float64), stack.down.astype(np.float64), stack.ranks)
+        return astype(LoRAGroup("", tuple(modules[name] for name in names)).stack, "float64")
     for group in adapter.groups.values():
         index = {target.name: i for i, target in enumerate(group.targets)}
         if names[0] in index:
             part = take_layers(group.stack, [index[name] for name in names])
-            assert isinstance(part, Tucker2)
-            return Tucker2(*(x.astype(np.float64) for x in (part.u, part.core, part.v)))
+            return astype(part, "float64")
     raise CheckpointError(f"no group updates {names[0]}")

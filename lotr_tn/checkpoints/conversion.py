@@ -1,33 +1,56 @@
-"""LoRA adapters to LoTR, group by group."""
+"""LoRA adapters to compressed ones, group by group or under one budget for all."""
 
 import dataclasses
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, suits_float16, to_numpy
+from lotr_tn.analysis.candidates import DECOMPOSITIONS, Options, Subject, make_at_ranks
+from lotr_tn.analysis.choice import Choice, choose_within
+from lotr_tn.analysis.coordinates import coordinates_of
+from lotr_tn.analysis.curves import FORMATS, FormatName
+from lotr_tn.analysis.division import Division, settle
 from lotr_tn.analysis.truncation import truncated_parameters
-from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAGroup, LoTRAdapter, LoTRGroup
-from lotr_tn.checkpoints.grouping import group_modules
-from lotr_tn.decompose import hooi, hosvd, st_hosvd
-from lotr_tn.errors import CheckpointError, FormatError, PrecisionWarning, RankError
-from lotr_tn.formats import Certificate, LoRAStack, Tucker2
-from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankRule, RelativeError, as_rule
-
-__all__ = ["METHODS", "Conversion", "GroupConversion", "convert_adapter"]
-
-GroupRule: TypeAlias = FixedRank | RelativeError | Energy
-Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
-METHODS: Mapping[str, Callable[..., Tucker2]] = MappingProxyType(
-    {"hooi": hooi, "st-hosvd": st_hosvd, "hosvd": hosvd}
+from lotr_tn.checkpoints.adapter import (
+    Compressed,
+    LoRAAdapter,
+    LoRAGroup,
+    LoTRAdapter,
+    LoTRGroup,
 )
+from lotr_tn.checkpoints.grouping import lora_groups
+from lotr_tn.checkpoints.native import format_of, overhead, stored_ranks
+from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
+from lotr_tn.formats import Certificate, LoRAStack
+from lotr_tn.linalg.ranks import (
+    Budget,
+    Energy,
+    FixedRank,
+    RankLimits,
+    RankRule,
+    RelativeError,
+    TotalError,
+    as_rule,
+)
+from lotr_tn.ops.layers import arrays_of
+from lotr_tn.ops.norms import layer_norms
 
-DTYPE_MARGIN = 1 / 32
-"""A storage dtype is chosen for an error ε when its unit roundoff is at most this share of ε."""
+__all__ = ["FORMAT_CHOICES", "METHODS", "Conversion", "GroupConversion", "convert_adapter"]
+
+Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
+FormatChoice: TypeAlias = Literal["auto", FormatName]
+AdapterRule: TypeAlias = RankRule | TotalError
+METHODS = DECOMPOSITIONS
+FORMAT_CHOICES: tuple[str, ...] = ("auto", *FORMATS)
+
+DTYPE_MARGIN = 1 / 8
+"""A storage dtype is chosen for an error ε when its unit roundoff is at most this share of ε: then
+rounding takes at most 1/64 of the squared error allowed."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +61,15 @@ class GroupConversion:
         name: the group.
         shape: (L, m, n).
         parameters_before: entries of its LoRA factors.
-        parameters_after: entries of its shared factors and cores.
+        parameters_after: entries stored for it.
         parameters_truncated: entries that the cheapest per-layer rank truncation would need to
             reach the same relative error.
         certificate: the measured errors and their bounds.
-        ranks: (r1, r2).
+        ranks: (r1, r2) of a LoTR, and with low-rank cores then each core's; r of one shared side;
+            else each layer's rank.
         modules: the modules' paths in stack order.
         met: whether the rank rule was met.
+        format: in which it is stored.
     """
 
     name: str
@@ -53,17 +78,31 @@ class GroupConversion:
     parameters_after: int
     parameters_truncated: int
     certificate: Certificate
-    ranks: tuple[int, int]
+    ranks: tuple[int, ...]
     modules: tuple[str, ...]
     met: bool
+    format: FormatName = "lotr"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted adapter, and what each group cost and lost."""
+    """A converted adapter, and what each group cost and lost.
+
+    Attributes:
+        adapter: the adapter.
+        groups: the figures of each group.
+        met: whether the rule was met.
+        bound: where a budget or an error was divided over the groups, what no other division of
+            the same groups goes below: the relative error for a budget, the bytes for an error;
+            else None.
+        bound_unit: `relative error` or `bytes`.
+    """
 
     adapter: LoTRAdapter
     groups: tuple[GroupConversion, ...]
+    met: bool = True
+    bound: float | None = None
+    bound_unit: Literal["bytes", "relative error"] | None = None
 
     @property
     def relative_error(self) -> float:
@@ -72,11 +111,6 @@ class Conversion:
         size = np.array([group.certificate.norm for group in self.groups])
         return float(np.linalg.norm(lost) / np.linalg.norm(size)) if size.any() else 0.0
 
-    @property
-    def met(self) -> bool:
-        """Whether every group met the rank rule."""
-        return all(group.met for group in self.groups)
-
     def total(self, field: str) -> int:
         """The sum over the groups of a count, such as `parameters_after`."""
         return sum(getattr(group, field) for group in self.groups)
@@ -84,66 +118,76 @@ class Conversion:
 
 def convert_adapter(
     adapter: LoRAAdapter,
-    ranks: RankRule | int | tuple[int, int],
+    ranks: AdapterRule | int | tuple[int, int],
     *,
+    format: FormatChoice = "lotr",
     method: Method = "hooi",
     group_by: str = "kind",
     dtype: str = "auto",
+    limits: RankLimits | None = None,
+    keep: str | None = None,
     backend: str = "numpy",
     device: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Conversion:
-    """Convert a LoRA adapter to LoTR: each group of modules gets one pair of shared factors.
+    """Convert a LoRA adapter: to LoTR, to another compressed format, or to the best for each group.
 
     Args:
         adapter: a LoRA adapter, as `load_adapter` gives it.
-        ranks: the ranks, or the rule, of every group.
-        method: `hooi`, `st-hosvd` or `hosvd`.
+        ranks: the ranks, a `RelativeError` or an `Energy` for every group; or a `Budget` or a
+            `TotalError` for all groups together, divided so that the whole is best.
+        format: `lotr`; `auto`, the smallest of all formats for each group, which is never larger
+            than the LoRA; or one of `truncated` (each layer's rank cut), `shared-in` (V shared),
+            `shared-out` (U shared), `lotr-low-rank` (LoTR with low-rank cores), and `lora` (as it
+            is).
+        method: `hooi`, `st-hosvd` or `hosvd`, for LoTR.
         group_by: `kind`, `shape` or a regular expression; see `group_modules`.
-        dtype: storage dtype, or `auto`: the adapter's own where its rounding is at most 1/32 of
+        dtype: storage dtype, or `auto`: the adapter's own where its rounding is at most 1/8 of
             the error asked for, else float32, else float64.
+        limits: the ranks that a rule may choose.
+        keep: a regular expression; modules whose path it is found in are kept as they are.
         backend: `numpy` or `torch`, which computes; the result is on NumPy.
         device: a device of the backend.
-        progress: called with each group's name before it is converted.
+        progress: called with each group's name before it is converted; twice where a budget or an
+            error is divided over the groups.
 
     Returns:
         The adapter and the figures of each group.
 
     Raises:
         CheckpointError: the adapter is LoTR already.
+        OptionError: the format, the limits or `keep` make no sense; a budget is too small for one
+            direction in every group; `auto` is given fixed ranks.
         BackendError, RankError: as the decompositions raise them.
 
-    Cost: that of the decomposition of each group; memory of one group's factors at a time, beside
-    the result.
+    Cost: that of the decomposition of each group, with its curves where a format or a budget is
+    to be chosen; memory of one group's factors at a time, beside the result.
     """
     if not isinstance(adapter, LoRAAdapter):
         raise CheckpointError(
             f"{adapter.source} is a LoTR file already; export it to LoRA first to convert it anew"
         )
-    rule = as_rule(ranks)
-    if isinstance(rule, Budget):
-        raise RankError(
-            "a Budget is for one stack, and this adapter has several groups; give ranks, an error, "
-            "or an energy"
+    if format not in FORMAT_CHOICES:
+        raise OptionError(f"format must be one of {', '.join(FORMAT_CHOICES)}; found {format!r}")
+    rule = ranks if isinstance(ranks, TotalError | Budget) else as_rule(ranks)
+    if isinstance(rule, FixedRank) and format in ("auto", "lora"):
+        raise OptionError(
+            f"--format {format} has no ranks to be told; ask for an error or a size, or for "
+            "another format"
         )
-    chosen = _storage_dtype(adapter.dtype, rule) if dtype == "auto" else dtype
-    groups: dict[str, LoTRGroup] = {}
-    reports = []
-    for name, group in group_modules(adapter, group_by).items():
-        if progress is not None:
-            progress(name)
-        assert isinstance(group, LoRAGroup)
-        source = group.to_stack(backend, device)
-        stack = _compress_as(source, rule, METHODS[method], chosen, may_widen=dtype == "auto")
-        groups[name] = LoTRGroup(name, group.targets, stack)
-        reports.append(_report(group, source, stack, rule))
-    origin = {"format": "peft-lora", "dtype": adapter.dtype, "group_by": group_by}
-    converted = LoTRAdapter(groups, adapter.extras, adapter.config_text, origin)
-    return Conversion(converted, tuple(reports))
+    chosen = storage_dtype_for(adapter.dtype, rule) if dtype == "auto" else dtype
+    formats = FORMATS if format == "auto" else (format,)
+    options = Options(formats, chosen, method, limits or RankLimits())
+    groups, kept = kept_apart(lora_groups(adapter, group_by), keep)
+    job = _Job(adapter, groups, kept, options, group_by, backend, device, progress, dtype == "auto")
+    if isinstance(rule, Budget | TotalError):
+        return job.together(rule)
+    return job.each(rule)
 
 
-def _storage_dtype(own: str, rule: GroupRule) -> str:
-    if isinstance(rule, FixedRank):
+def storage_dtype_for(own: str, rule: AdapterRule) -> str:
+    """The storage dtype that an error needs: the LoRA's own, else float32, else float64."""
+    if isinstance(rule, FixedRank | Budget):
         return own
     for dtype in (own, "float32"):
         if UNIT_ROUNDOFF[dtype] <= DTYPE_MARGIN * rule.epsilon:
@@ -151,31 +195,219 @@ def _storage_dtype(own: str, rule: GroupRule) -> str:
     return "float64" if rule.epsilon or own == "float64" else "float32"
 
 
-def _compress_as(
-    source: LoRAStack,
-    rule: GroupRule,
-    decompose: Callable[..., Tucker2],
-    dtype: str,
-    *,
-    may_widen: bool,
-) -> Tucker2:
-    """Compress, and where `may_widen`, again in float32 if float16 has no room for the cores."""
+def kept_apart(
+    groups: Mapping[str, LoRAGroup], keep: str | None
+) -> tuple[dict[str, LoRAGroup], dict[str, LoRAGroup]]:
+    """Groups to convert, and groups of the modules that are to be kept as they are.
+
+    Raises:
+        OptionError: the expression is not valid, or is found in no module.
+    """
+    if keep is None:
+        return dict(groups), {}
     try:
-        stack = _compress(source, rule, decompose, dtype)
-        if dtype != "float16" or not may_widen or all(map(suits_float16, stack.core)):
-            return stack
-    except FormatError:
-        if not may_widen:
-            raise
-    return _compress(source, rule, decompose, "float32")
+        pattern = re.compile(keep)
+    except re.error as error:
+        raise OptionError(
+            f"--keep takes a regular expression; {keep!r} is none ({error})"
+        ) from None
+    apart, kept = {}, {}
+    for name, group in groups.items():
+        inside = [bool(pattern.search(target.name)) for target in group.targets]
+        sides = [
+            tuple(m for m, found in zip(group.modules, inside, strict=True) if found is side)
+            for side in (False, True)
+        ]
+        if sides[0]:
+            apart[name] = LoRAGroup(name, sides[0])
+        if sides[1]:
+            kept[f"{name}.kept"] = LoRAGroup(f"{name}.kept", sides[1])
+    if not kept:
+        raise OptionError(
+            f"--keep {keep!r} is found in no module; see `lotr inspect` for the paths"
+        )
+    return apart, kept
 
 
-def _compress(
-    source: LoRAStack, rule: GroupRule, decompose: Callable[..., Tucker2], dtype: str
-) -> Tucker2:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PrecisionWarning)  # reported by `met`
-        stack = decompose(source, rule, dtype=dtype)
+@dataclass(frozen=True)
+class _Job:
+    """One conversion: what is converted, and how."""
+
+    adapter: LoRAAdapter
+    groups: Mapping[str, LoRAGroup]
+    kept: Mapping[str, LoRAGroup]
+    options: Options
+    group_by: str
+    backend: str
+    device: str | None
+    progress: Callable[[str], None] | None
+    may_widen: bool
+
+    def each(self, rule: RankRule) -> Conversion:
+        """Every group by the same rule."""
+        converted = []
+        for name, stack in self._stacks():
+            group = self.groups[name]
+            if self.options.formats == ("lotr",) and self.options.limits == RankLimits():
+                made: LoTRGroup | LoRAGroup = self._lotr(group, stack, rule)
+            elif isinstance(rule, FixedRank):
+                fixed = make_at_ranks(stack, self.options.formats[0], rule, self.options)
+                made = _stored(group, fixed)
+            else:
+                assert isinstance(rule, RelativeError | Energy)
+                subject = self._subject(group, stack)
+                made = _chosen(group, choose_within(stack, subject, rule, self.options))
+            met = isinstance(rule, FixedRank | Budget) or _keeps_to(made, rule.epsilon)
+            converted.append((made, self._report(group, stack, made, met)))
+        return self._finished(converted)
+
+    def together(self, rule: Budget | TotalError) -> Conversion:
+        """A budget or an error divided over all groups."""
+        subjects = [self._subject(self.groups[name], stack) for name, stack in self._stacks()]
+        size = Norms(sum(s.coordinates.energy for s in subjects), self._kept_energy())
+        spent = self._spent(rule)
+        only = _without_kept(rule, size)
+        division, choices = settle(self._each_stack, subjects, only, self.options, spent)
+        converted = []
+        for group, choice in zip(self.groups.values(), choices, strict=True):
+            made = _chosen(group, choice)
+            converted.append((made, self._report(group, group.stack, made, met=True)))
+        conversion = self._finished(converted)
+        met = isinstance(rule, Budget) or conversion.relative_error <= rule.epsilon
+        bound = _bound(rule, division, size)
+        unit = "bytes" if isinstance(rule, TotalError) else "relative error"
+        return dataclasses.replace(conversion, met=met, bound=bound, bound_unit=unit)
+
+    def _each_stack(self) -> Iterator[LoRAStack]:
+        return (stack for _, stack in self._stacks())
+
+    def _stacks(self) -> Iterator[tuple[str, LoRAStack]]:
+        for name, group in self.groups.items():
+            if self.progress is not None:
+                self.progress(name)
+            yield name, group.to_stack(self.backend, self.device)
+
+    def _subject(self, group: LoRAGroup, stack: LoRAStack) -> Subject:
+        return Subject.of(coordinates_of(stack), group.stored, group.dtype, self.options)
+
+    def _lotr(self, group: LoRAGroup, stack: LoRAStack, rule: RankRule) -> LoTRGroup:
+        """A LoTR; where float16 has no room for the cores and may be left, in float32."""
+        decompose, dtype = DECOMPOSITIONS[self.options.method], self.options.dtype
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrecisionWarning)  # reported by `met`
+            try:
+                made = decompose(stack, rule, dtype=dtype)
+                roomy = dtype != "float16" or all(map(suits_float16, to_numpy(made.core)))
+                if roomy or not self.may_widen:
+                    return _stored(group, made)
+            except FormatError:
+                if not self.may_widen:
+                    raise
+            return _stored(group, decompose(stack, rule, dtype="float32"))
+
+    def _kept_energy(self) -> float:
+        return sum(float((layer_norms(g.stack) ** 2).sum()) for g in self.kept.values())
+
+    def _spent(self, rule: Budget | TotalError) -> int:
+        """What of a budget the modules that are kept take, and of bytes all that is no number."""
+        if not isinstance(rule, Budget):
+            return 0
+        if rule.params is not None:
+            return sum(group.stored for group in self.kept.values())
+        own = sum(_bytes_of(group) for group in self.kept.values())
+        return own + overhead(self.adapter, {**self.groups, **self.kept}, self.group_by)
+
+    def _report(
+        self, group: LoRAGroup, stack: LoRAStack, made: LoTRGroup | LoRAGroup, met: bool
+    ) -> GroupConversion:
+        certificate = made.certificate
+        assert certificate is not None
+        return GroupConversion(
+            name=group.name,
+            shape=group.shape,
+            parameters_before=group.stored,
+            parameters_after=made.stored,
+            parameters_truncated=truncated_parameters(stack, certificate.relative_error),
+            certificate=certificate,
+            ranks=tuple(stored_ranks(made)),
+            modules=tuple(target.name for target in group.targets),
+            met=met,
+            format=format_of(made),
+        )
+
+    def _finished(
+        self, converted: list[tuple[LoTRGroup | LoRAGroup, GroupConversion]]
+    ) -> Conversion:
+        groups = {made.name: made for made, _ in converted}
+        reports = [report for _, report in converted]
+        for name, group in self.kept.items():
+            stack = group.stack
+            groups[name] = kept_as_is(group, stack)
+            reports.append(self._report(group, stack, groups[name], met=True))
+        origin = {
+            "format": "peft-lora",
+            "dtype": self.adapter.dtype,
+            "group_by": self.group_by,
+        }
+        adapter = LoTRAdapter(groups, self.adapter.extras, self.adapter.config_text, origin)
+        return Conversion(adapter, tuple(reports), all(report.met for report in reports))
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Squared norms of what is converted and of what is kept as it is."""
+
+    converted: float
+    kept: float
+
+    @property
+    def share(self) -> float:
+        """The share of the whole norm that is converted."""
+        whole = self.converted + self.kept
+        return (self.converted / whole) ** 0.5 if whole else 1.0
+
+
+def _without_kept(rule: Budget | TotalError, size: Norms) -> Budget | TotalError:
+    """The rule for the groups that are converted: those that are kept lose nothing."""
+    if isinstance(rule, Budget) or size.share in (0.0, 1.0):
+        return rule
+    return TotalError(min(rule.epsilon / size.share, 1 - 1e-9))
+
+
+def _bound(rule: Budget | TotalError, division: Division, size: Norms) -> float:
+    if isinstance(rule, TotalError):
+        return division.bound
+    whole = size.converted + size.kept
+    return (division.bound / whole) ** 0.5 if whole else 0.0
+
+
+def _keeps_to(made: LoTRGroup | LoRAGroup, epsilon: float) -> bool:
+    certificate = made.certificate
+    assert certificate is not None
+    return epsilon == 0 or certificate.relative_error <= epsilon
+
+
+def _bytes_of(group: LoRAGroup) -> int:
+    return sum(module.up.nbytes + module.down.nbytes for module in group.modules)
+
+
+def _chosen(group: LoRAGroup, choice: Choice) -> LoTRGroup | LoRAGroup:
+    if choice.candidate.format == "lora":
+        assert isinstance(choice.stack, LoRAStack)
+        return kept_as_is(group, choice.stack)
+    return _stored(group, choice.stack)
+
+
+def kept_as_is(group: LoRAGroup, stack: LoRAStack) -> LoRAGroup:
+    """The group with its own factors, and a certificate that nothing is lost."""
+    norms = to_numpy(layer_norms(stack))
+    nothing = np.float64(0.0)
+    certificate = Certificate(np.zeros_like(norms), norms, nothing, nothing, "as it is", 0)
+    return LoRAGroup(group.name, group.modules, certificate)
+
+
+def _stored(group: LoRAGroup, stack: Compressed) -> LoTRGroup:
+    """The group as a compressed stack on NumPy."""
     certificate = stack.certificate
     assert certificate is not None
     on_host = dataclasses.replace(
@@ -185,24 +417,6 @@ def _compress(
         lower=np.float64(float(certificate.lower)),
         upper=np.float64(float(certificate.upper)),
     )
-    return Tucker2(to_numpy(stack.u), to_numpy(stack.core), to_numpy(stack.v), on_host)
-
-
-def _report(
-    group: LoRAGroup, source: LoRAStack, stack: Tucker2, rule: GroupRule
-) -> GroupConversion:
-    certificate = stack.certificate
-    assert certificate is not None
-    error = certificate.relative_error
-    met = isinstance(rule, FixedRank) or rule.epsilon == 0 or error <= rule.epsilon
-    return GroupConversion(
-        name=group.name,
-        shape=group.shape,
-        parameters_before=sum(module.stored for module in group.modules),
-        parameters_after=sum(array.size for array in (stack.u, stack.core, stack.v)),
-        parameters_truncated=truncated_parameters(source, error),
-        certificate=certificate,
-        ranks=stack.ranks,
-        modules=tuple(target.name for target in group.targets),
-        met=met,
-    )
+    arrays = {name: to_numpy(array) for name, array in arrays_of(stack).items()}
+    on_numpy = dataclasses.replace(stack, **arrays, certificate=on_host)
+    return LoTRGroup(group.name, group.targets, on_numpy)

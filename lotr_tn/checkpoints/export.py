@@ -10,14 +10,23 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, suits_float16
-from lotr_tn.checkpoints.adapter import LoRAAdapter, LoRAModule, LoTRAdapter, LoTRGroup, Target
+from lotr_tn.checkpoints.adapter import (
+    LoRAAdapter,
+    LoRAGroup,
+    LoRAModule,
+    LoTRAdapter,
+    LoTRGroup,
+    Target,
+)
 from lotr_tn.checkpoints.peft import config_text
 from lotr_tn.checkpoints.peft_config import portable_config
 from lotr_tn.errors import CheckpointError
-from lotr_tn.formats import Tucker2
-from lotr_tn.linalg import smallest_rank
+from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.linalg import smallest_rank, svd_of_product
 from lotr_tn.linalg.factor import svd
+from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.distance import Frame, frame_of
+from lotr_tn.ops.layers import layer_of, left_times_middle, storage_dtype
 
 __all__ = ["Export", "to_lora"]
 
@@ -87,9 +96,9 @@ def to_lora(
 
 def _export_dtype(adapter: LoTRAdapter) -> str:
     errors = [
-        group.stack.certificate.relative_error
+        group.certificate.relative_error
         for group in adapter.groups.values()
-        if group.stack.certificate is not None
+        if group.certificate is not None
     ]
     smallest = min((error for error in errors if error > 0), default=0.0)
     own = str(adapter.origin.get("dtype", "float32"))
@@ -99,8 +108,12 @@ def _export_dtype(adapter: LoTRAdapter) -> str:
     return "float64" if adapter.dtype == "float64" else "float32"
 
 
-def _modules(group: LoTRGroup) -> list[LoRAModule]:
+def _modules(group: LoTRGroup | LoRAGroup) -> list[LoRAModule]:
+    if isinstance(group, LoRAGroup):
+        return [_as_linear(module) for module in group.modules]
     stack = group.stack
+    if not isinstance(stack, Tucker2):
+        return [_own_factors(target, stack, i) for i, target in enumerate(group.targets)]
     frame = frame_of(stack.u, stack.v, xp=xp)
     roundoff = UNIT_ROUNDOFF[stack.core.dtype.name]
     return [
@@ -108,26 +121,61 @@ def _modules(group: LoTRGroup) -> list[LoRAModule]:
     ]
 
 
+def _as_linear(module: LoRAModule) -> LoRAModule:
+    """A module that was kept as it is, with its scale inside and a full output factor."""
+    up, down = module.factors()
+    return LoRAModule(module.target, up, down)
+
+
+def _own_factors(
+    target: Target, stack: LowRankTucker2 | Tucker1 | LoRAStack, index: int
+) -> LoRAModule:
+    """One update of any format in its own rank; a LoRA's factors stay as they are."""
+    layer = layer_of(stack, index, xp=xp)
+    left, right = left_times_middle(layer, xp=xp), layer.right.astype(np.float64)
+    if left.shape[1] == 0:
+        return _zero(target, left.shape[0], right.shape[0])
+    if isinstance(stack, LoRAStack):
+        return LoRAModule(_at_rank(target, left.shape[1]), left, right.T)
+    u, s, vt = svd_of_product(left, right.T)
+    rank = _rank(s, target, UNIT_ROUNDOFF[storage_dtype(stack)])
+    root = np.sqrt(s[:rank])
+    return LoRAModule(_at_rank(target, rank), u[:, :rank] * root, root[:, None] * vt[:rank])
+
+
+def _zero(target: Target, m: int, n: int) -> LoRAModule:
+    """No update, at rank 1: a LoRA file cannot say rank 0."""
+    return LoRAModule(_at_rank(target, 1), np.zeros((m, 1)), np.zeros((1, n)))
+
+
+def _rank(s: np.ndarray, target: Target, roundoff: float) -> int:
+    """How many singular values (k,) of an update are more than rounding, at least 1."""
+    tails = tail_energies(s)
+    rank = smallest_rank(tails, min(roundoff, UNIT_ROUNDOFF["float32"]) ** 2 * tails[0])
+    if rank > target.rank and tails[target.rank] <= (2 * roundoff) ** 2 * tails[0]:
+        rank = target.rank  # the rest is rounding: it had the rank of the LoRA it came from
+    return max(rank, 1)
+
+
+def _at_rank(target: Target, rank: int) -> Target:
+    return Target(target.name, target.layout, rank)
+
+
 def _module(
     target: Target, stack: Tucker2, index: int, frame: Frame, roundoff: float
 ) -> LoRAModule:
     """One update in its own rank, both factors of equal norm."""
     core = frame.core(stack.core[index], xp=xp)
+    if 0 in core.shape:
+        return _zero(target, *stack.shape[1:])
     u, s, vt = svd(core, xp=xp)
-    tails = np.append(np.cumsum((s**2)[::-1])[::-1], 0.0)
-    budget = min(roundoff, UNIT_ROUNDOFF["float32"]) ** 2 * tails[0]
-    rank = smallest_rank(tails, budget) if s.size else 0
-    if rank > target.rank and tails[target.rank] <= (2 * roundoff) ** 2 * tails[0]:
-        rank = target.rank  # the rest is rounding: the core had the rank of the LoRA it came from
-    rank = max(rank, 1)  # a LoRA file cannot say rank 0
-    if s.size == 0:
-        u, s, vt = np.zeros((core.shape[0], 1)), np.zeros(1), np.zeros((1, core.shape[1]))
+    rank = _rank(s, target, roundoff)
     if (plain := _plain_factors(target, stack, index, rank)) is not None:
         return plain
     root = np.sqrt(s[:rank])
     up = frame.left @ (u[:, :rank] * root)
     down = (root[:, None] * vt[:rank]) @ frame.right.T
-    return LoRAModule(Target(target.name, target.layout, rank), up, down)
+    return LoRAModule(_at_rank(target, rank), up, down)
 
 
 def _plain_factors(target: Target, stack: Tucker2, index: int, rank: int) -> LoRAModule | None:

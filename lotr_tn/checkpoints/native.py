@@ -2,23 +2,54 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lotr_tn.checkpoints.adapter import Layout, LoTRAdapter, LoTRGroup, Target
+from lotr_tn.analysis.curves import FormatName
+from lotr_tn.checkpoints.adapter import (
+    Compressed,
+    Layout,
+    LoRAAdapter,
+    LoRAGroup,
+    LoRAModule,
+    LoTRAdapter,
+    LoTRGroup,
+    Target,
+)
 from lotr_tn.checkpoints.tensors import RawTensor, read_safetensors, write_safetensors
 from lotr_tn.checkpoints.writing import write_file
 from lotr_tn.errors import CheckpointError, LotrError
-from lotr_tn.formats import Certificate, Tucker2
+from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 
-__all__ = ["METADATA_KEY", "is_native", "load_native", "save_native"]
+__all__ = [
+    "METADATA_KEY",
+    "format_of",
+    "is_native",
+    "load_native",
+    "overhead",
+    "save_native",
+    "stored_ranks",
+]
 
 METADATA_KEY = "lotr"
 SCHEMA = 1
-FIELDS = ("u", "core", "v")
+
+FIELDS = {
+    "lotr": ("u", "core", "v"),
+    "lotr-low-rank": ("u", "up", "down", "v"),
+    "shared-in": ("shared", "own"),
+    "shared-out": ("shared", "own"),
+    "truncated": ("up", "down"),
+    "lora": ("up", "down"),
+}
+"""The tensors of a group, by its format."""
+
+TENSOR_ENTRY = 160
+"""Bytes of the header that one tensor's dtype, shape and place take, at most."""
 
 
 def is_native(path: Path) -> bool:
@@ -40,16 +71,10 @@ def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
     """
     tensors: dict[str, RawTensor] = {}
     for name, group in adapter.groups.items():
-        for field in FIELDS:
-            tensors[f"groups.{name}.{field}"] = RawTensor.of(getattr(group.stack, field))
+        for field, array in _arrays(group).items():
+            tensors[f"groups.{name}.{field}"] = RawTensor.of(array)
     tensors |= {f"extras.{key}": tensor for key, tensor in adapter.extras.items()}
-    header = {
-        "schema": SCHEMA,
-        "tool": f"lotr_tn {_version()}",
-        "groups": {name: _describe(group) for name, group in adapter.groups.items()},
-        "source": dict(adapter.origin) | {"config": adapter.config_text},
-    }
-    metadata = {METADATA_KEY: json.dumps(header)}  # one key: the writer keeps no order
+    metadata = {METADATA_KEY: json.dumps(_header(adapter))}  # one key: the writer keeps no order
     write_file(path, lambda file: write_safetensors(file, tensors, metadata), force=force)
 
 
@@ -60,12 +85,88 @@ def _version() -> str:
         return "unknown"
 
 
-def _describe(group: LoTRGroup) -> dict[str, Any]:
-    certificate = group.stack.certificate
+def overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: str) -> int:
+    """Bytes, at most, that the native file of an adapter takes beside the numbers of its groups.
+
+    Other tensors, and the header with everything that it can say about these groups.
+    """
+    longest = -1.2345678901234567e-123
+    kept = {}
+    for name, group in groups.items():
+        each = np.full(group.shape[0], longest)
+        none = np.float64(longest)
+        certificate = Certificate(each, each, none, none, "randomised st-hosvd" * 2, 1000)
+        kept[name] = replace(group, certificate=certificate)
+    origin = {"format": "peft-lora", "dtype": adapter.dtype, "group_by": group_by}
+    header = _header(LoTRAdapter(kept, adapter.extras, adapter.config_text, origin))
+    for described, group in zip(header["groups"].values(), groups.values(), strict=True):
+        described["ranks"] = [10**6] * (group.shape[0] + 2)
+    keys = [f"groups.{name}.shared" for name in groups for _ in range(4)]
+    keys += [f"extras.{key}" for key in adapter.extras]
+    entries = sum(len(json.dumps(key)) + TENSOR_ENTRY for key in keys)
+    text = len(json.dumps(json.dumps(header)))
+    return text + entries + sum(tensor.data.nbytes for tensor in adapter.extras.values()) + 256
+
+
+def _header(adapter: LoTRAdapter) -> dict[str, Any]:
     return {
+        "schema": SCHEMA,
+        "tool": f"lotr_tn {_version()}",
+        "groups": {name: _describe(group) for name, group in adapter.groups.items()},
+        "source": dict(adapter.origin) | {"config": adapter.config_text},
+    }
+
+
+def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
+    """The tensors of a group by field; a group kept as it is has its modules' side by side."""
+    if isinstance(group, LoTRGroup):
+        return {field: getattr(group.stack, field) for field in FIELDS[format_of(group)]}
+    return {
+        "up": np.concatenate([module.up for module in group.modules], axis=1),
+        "down": np.concatenate([module.down for module in group.modules], axis=0),
+    }
+
+
+def format_of(group: LoTRGroup | LoRAGroup) -> FormatName:
+    """The name of the format in which a group is stored."""
+    if isinstance(group, LoRAGroup):
+        return "lora"
+    match group.stack:
+        case Tucker2():
+            return "lotr"
+        case LowRankTucker2():
+            return "lotr-low-rank"
+        case Tucker1():
+            return "shared-in" if group.stack.side == "in" else "shared-out"
+        case LoRAStack():
+            return "truncated"
+
+
+def stored_ranks(group: LoTRGroup | LoRAGroup) -> list[int]:
+    """The ranks of a group.
+
+    Returns:
+        (r1, r2) of a LoTR, and with low-rank cores then each core's; r of one shared side; else
+        each layer's rank.
+    """
+    if isinstance(group, LoRAGroup):
+        return [target.rank for target in group.targets]
+    match group.stack:
+        case LowRankTucker2():
+            return [*group.stack.shared_ranks, *group.stack.ranks]
+        case Tucker1():
+            return [group.stack.rank]
+        case _:
+            return list(group.stack.ranks)
+
+
+def _describe(group: LoTRGroup | LoRAGroup) -> dict[str, Any]:
+    scales = [module.scale for module in group.modules] if isinstance(group, LoRAGroup) else []
+    described = {
+        "format": format_of(group),
         "shape": list(group.shape),
-        "ranks": list(group.stack.ranks),
-        "dtype": group.stack.core.dtype.name,
+        "ranks": stored_ranks(group),
+        "dtype": group.dtype,
         "modules": [
             {
                 "name": target.name,
@@ -76,17 +177,24 @@ def _describe(group: LoTRGroup) -> dict[str, Any]:
             }
             for target in group.targets
         ],
-        "certificate": None
-        if certificate is None
-        else {
-            "relative_error": certificate.relative_error,
-            "layer_distances": [float(d) for d in np.asarray(certificate.distances)],
-            "layer_norms": list(certificate.layer_norms),
-            "lower": float(certificate.lower),
-            "upper": float(certificate.upper),
-            "method": certificate.method,
-            "sweeps": certificate.sweeps,
-        },
+        "certificate": _describe_certificate(group.certificate),
+    }
+    for module, scale in zip(described["modules"], scales, strict=False):
+        module["scale"] = scale
+    return described
+
+
+def _describe_certificate(certificate: Certificate | None) -> dict[str, Any] | None:
+    if certificate is None:
+        return None
+    return {
+        "relative_error": certificate.relative_error,
+        "layer_distances": [float(d) for d in np.asarray(certificate.distances)],
+        "layer_norms": list(certificate.layer_norms),
+        "lower": float(certificate.lower),
+        "upper": float(certificate.upper),
+        "method": certificate.method,
+        "sweeps": certificate.sweeps,
     }
 
 
@@ -123,7 +231,11 @@ def load_native(path: Path) -> LoTRAdapter:
         for key, tensor in tensors.items()
         if key.startswith("extras.")
     }
-    known = {f"groups.{name}.{field}" for name in groups for field in FIELDS}
+    known = {
+        f"groups.{name}.{field}"
+        for name, group in groups.items()
+        for field in FIELDS[format_of(group)]
+    }
     strange = [k for k in tensors if not k.startswith("extras.") and k not in known]
     if strange:
         raise CheckpointError(f"{path}: unknown key {strange[0]!r}; needed groups.* or extras.*")
@@ -132,17 +244,13 @@ def load_native(path: Path) -> LoTRAdapter:
 
 def _group(
     name: str, described: Mapping[str, Any], tensors: Mapping[str, RawTensor], path: Path
-) -> LoTRGroup:
-    arrays = {}
-    for field in FIELDS:
-        key = f"groups.{name}.{field}"
-        if key not in tensors or not tensors[key].is_float:
-            raise CheckpointError(f"{path} has no tensor {key} of floats; copy it again")
-        arrays[field] = tensors[key].array()
-        if not np.isfinite(arrays[field].astype(np.float32, copy=False)).all():
-            raise CheckpointError(
-                f"{path}: {key} holds NaN or infinite entries; the file is broken"
-            )
+) -> LoTRGroup | LoRAGroup:
+    format = described.get("format", "lotr")  # the only one there was, and not named, at first
+    if format not in FIELDS:
+        raise CheckpointError(
+            f"{path}: group {name} has the unknown format {format!r}; upgrade lotr-tn"
+        )
+    arrays = {field: _finite(f"groups.{name}.{field}", tensors, path) for field in FIELDS[format]}
     targets = tuple(
         Target(
             entry["name"],
@@ -151,12 +259,59 @@ def _group(
         )
         for entry in described["modules"]
     )
-    stack = Tucker2(**arrays, certificate=_certificate(described["certificate"]))
-    if list(stack.shape) != described["shape"]:
+    certificate = _certificate(described["certificate"])
+    if format == "lora":
+        scales = [float(entry["scale"]) for entry in described["modules"]]
+        group = LoRAGroup(name, _modules(targets, scales, arrays, path), certificate)
+    else:
+        stack = _stack(format, arrays, [int(r) for r in described["ranks"]], certificate)
+        group = LoTRGroup(name, targets, stack)
+    if list(group.shape) != described["shape"]:
         raise CheckpointError(
-            f"{path}: group {name} is said to be {described['shape']} and is {list(stack.shape)}"
+            f"{path}: group {name} is said to be {described['shape']} and is {list(group.shape)}"
         )
-    return LoTRGroup(name, targets, stack)
+    return group
+
+
+def _finite(key: str, tensors: Mapping[str, RawTensor], path: Path) -> np.ndarray:
+    if key not in tensors or not tensors[key].is_float:
+        raise CheckpointError(f"{path} has no tensor {key} of floats; copy it again")
+    array = tensors[key].array()
+    if not np.isfinite(array.astype(np.float32, copy=False)).all():
+        raise CheckpointError(f"{path}: {key} holds NaN or infinite entries; the file is broken")
+    return array
+
+
+def _stack(
+    format: str, arrays: dict[str, np.ndarray], ranks: list[int], certificate: Certificate | None
+) -> Compressed:
+    match format:
+        case "lotr":
+            return Tucker2(**arrays, certificate=certificate)
+        case "lotr-low-rank":
+            return LowRankTucker2(**arrays, ranks=tuple(ranks[2:]), certificate=certificate)
+        case "shared-in" | "shared-out":
+            side = "in" if format == "shared-in" else "out"
+            return Tucker1(**arrays, side=side, certificate=certificate)
+        case _:
+            return LoRAStack(**arrays, ranks=tuple(ranks), certificate=certificate)
+
+
+def _modules(
+    targets: tuple[Target, ...], scales: list[float], arrays: Mapping[str, np.ndarray], path: Path
+) -> tuple[LoRAModule, ...]:
+    """The modules of a group that was kept as it is, as views of its two tensors."""
+    widths = [target.rank // target.layout.groups for target in targets]
+    found = arrays["up"].shape[1], arrays["down"].shape[0]
+    if found != (sum(widths), sum(target.rank for target in targets)) or not targets:
+        raise CheckpointError(f"{path}: the ranks of {targets[0].name} do not fit; copy it again")
+    modules, column, row = [], 0, 0
+    for target, width, scale in zip(targets, widths, scales, strict=True):
+        up = arrays["up"][:, column : column + width]
+        down = arrays["down"][row : row + target.rank, :]
+        modules.append(LoRAModule(target, up, down, scale))
+        column, row = column + width, row + target.rank
+    return tuple(modules)
 
 
 def _certificate(described: Mapping[str, Any] | None) -> Certificate | None:

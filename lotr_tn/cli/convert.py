@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,20 +24,24 @@ from lotr_tn.cli.console import (
     progress,
     show,
 )
+from lotr_tn.cli.questions import (
+    DtypeOption,
+    FormatOption,
+    MaxBytesOption,
+    MaxParamsOption,
+    MaxRankOption,
+    MinRankOption,
+    RelErrorOption,
+    TotalErrorOption,
+    asked_rule,
+    asked_text,
+)
 from lotr_tn.errors import CheckpointError
-from lotr_tn.linalg.ranks import Energy, FixedRank, RankRule, RelativeError
+from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RankRule, TotalError
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text
 
 __all__ = ["convert"]
-
-DtypeOption: TypeAlias = Annotated[
-    Literal["auto", "bfloat16", "float16", "float32", "float64"],
-    typer.Option(
-        metavar="TYPE",
-        help="Storage: auto (what the error needs), bfloat16, float16, float32 or float64.",
-    ),
-]
 
 
 def convert(
@@ -49,13 +53,20 @@ def convert(
     rank: Annotated[
         str | None, typer.Option(metavar="R | R1,R2", help="These ranks for every group.")
     ] = None,
-    rel_error: Annotated[
-        float | None,
-        typer.Option(metavar="E", help="The cheapest ranks within this relative error."),
-    ] = None,
+    rel_error: RelErrorOption = None,
     energy: Annotated[
         float | None,
-        typer.Option(metavar="E", help="The cheapest ranks that keep this share of squared norm."),
+        typer.Option(metavar="E", help="The least size that keeps this share of squared norm."),
+    ] = None,
+    total_error: TotalErrorOption = None,
+    max_params: MaxParamsOption = None,
+    max_bytes: MaxBytesOption = None,
+    format: FormatOption = "lotr",
+    min_rank: MinRankOption = 0,
+    max_rank: MaxRankOption = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Modules to keep exactly as they are, by their paths."),
     ] = None,
     method: Annotated[
         Literal["hooi", "st-hosvd", "hosvd"], typer.Option(help="The decomposition.")
@@ -77,10 +88,11 @@ def convert(
 ) -> None:
     """Convert a LoRA adapter to LoTR: shared factors and one small core a layer.
 
-    Ask for an error, an energy or ranks. The error shown is measured on what was written. Nothing
-    of the size of the model is ever formed.
+    Ask for an error, an energy, a size or ranks. With `--format auto` every group gets the form
+    that is smallest. The error shown is measured on what was written. Nothing of the size of the
+    model is ever formed.
     """
-    rule, asked = _rule(rank, rel_error, energy)
+    rule = _rule(rank, rel_error, energy, total_error, max_params, max_bytes)
     begun = time.perf_counter()
     destination = output or Path(f"{_plain_name(source)}.lotr.safetensors")
     refuse_existing(destination, force=force)
@@ -89,13 +101,18 @@ def convert(
         raise CheckpointError(
             f"{source} is a LoTR file already; export it to a LoRA first to convert it anew"
         )
-    with progress(len(group_modules(adapter, group_by)), quiet=quiet or as_json) as step:
+    steps = len(group_modules(adapter, group_by))
+    steps *= 2 if isinstance(rule, Budget | TotalError) else 1  # once to divide, once to make
+    with progress(steps, quiet=quiet or as_json) as step:
         conversion = convert_adapter(
             adapter,
             rule,
+            format=format,
             method=method,
             group_by=group_by,
             dtype=dtype,
+            limits=RankLimits(min_rank, max_rank),
+            keep=keep,
             backend=backend,
             device=device,
             progress=step,
@@ -103,11 +120,11 @@ def convert(
         save_adapter(conversion.adapter, destination, force=force)
     sizes = file_size(source), file_size(destination)
     record = conversion_record(conversion, destination, sizes, time.perf_counter() - begun)
-    show(record, lambda: conversion_text(record, asked), as_json=as_json, quiet=quiet)
+    show(record, lambda: conversion_text(record, asked_text(rule)), as_json=as_json, quiet=quiet)
     if not conversion.met:
         typer.echo(
-            f"lotr: {record['dtype']} cannot hold the error asked for ({asked}); the file has "
-            f"{record['relative_error']:.2g}: use --dtype auto or a wider dtype",
+            f"lotr: {record['dtype']} cannot hold the error asked for ({asked_text(rule)}); the "
+            f"file has {record['relative_error']:.2g}: use --dtype auto or a wider dtype",
             err=True,
         )
         raise typer.Exit(NOT_MET)
@@ -118,20 +135,33 @@ def _plain_name(source: Path) -> str:
     return source.stem if source.is_file() else source.resolve().name
 
 
-def _rule(rank: str | None, rel_error: float | None, energy: float | None) -> tuple[RankRule, str]:
-    """The one rule that was asked for, and its wording."""
-    given = [x for x in (rank, rel_error, energy) if x is not None]
+def _rule(
+    rank: str | None,
+    rel_error: float | None,
+    energy: float | None,
+    total_error: float | None,
+    max_params: int | None,
+    max_bytes: str | None,
+) -> RankRule | TotalError:
+    """The one rule that was asked for."""
+    given = [
+        x for x in (rank, rel_error, energy, total_error, max_params, max_bytes) if x is not None
+    ]
     if len(given) != 1:
         raise typer.BadParameter(
-            "give exactly one of --rel-error, --energy and --rank, such as --rel-error 0.05"
+            "give exactly one of --rel-error, --total-error, --max-params, --max-bytes, --energy "
+            "and --rank, such as --rel-error 0.05"
         )
-    if rel_error is not None:
-        asked = f"at most {rel_error:g}" if rel_error else "exact, but for rounding"
-        return RelativeError(rel_error), asked
     if energy is not None:
-        return Energy(energy), f"at least {energy:g} of the energy"
-    assert rank is not None
+        return Energy(energy)
+    if rank is None:
+        return asked_rule(
+            rel_error=rel_error,
+            total_error=total_error,
+            max_params=max_params,
+            max_bytes=max_bytes,
+        )
     parts = rank.split(",")
     if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
         raise typer.BadParameter(f"--rank takes R or R1,R2, such as 32 or 32,48; found {rank!r}")
-    return FixedRank(*(int(part) for part in parts)), f"ranks {rank}"
+    return FixedRank(*(int(part) for part in parts))

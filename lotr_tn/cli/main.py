@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 import lotr_tn
+from lotr_tn.cli.analyze import analyze
 from lotr_tn.cli.compare import compare
 from lotr_tn.cli.convert import convert
+from lotr_tn.cli.count import count
 from lotr_tn.cli.demo import demo
 from lotr_tn.cli.export import export
 from lotr_tn.cli.inspect import inspect
@@ -27,11 +29,16 @@ app = typer.Typer(
 
 app.command(epilog="Example: lotr demo")(demo)
 app.command(epilog="Example: lotr inspect my-lora")(inspect)
+app.command(epilog="Example: lotr analyze my-lora --rel-error 0.05 --html my-lora.html")(analyze)
 app.command(epilog="Example: lotr convert my-lora --rel-error 0.05 -o my-lora.lotr.safetensors")(
     convert
 )
 app.command(epilog="Example: lotr export my-lora.lotr.safetensors -o my-lora-again")(export)
 app.command(epilog="Example: lotr compare my-lora my-lora.lotr.safetensors")(compare)
+app.command(
+    epilog="Example: lotr count --model roberta-base --target query,value --group-by shape "
+    "--rank 1,2,4,8,16,32"
+)(count)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from lotr_tn.decompose.initialise import (
     initial_factors,
     initial_factors_of_weights,
 )
+from lotr_tn.decompose.low_rank_cores import low_rank_tucker2
 from lotr_tn.decompose.metric import hooi_in_metric, metric_distances
 from lotr_tn.decompose.rounding import canonicalize, round_stack
 from lotr_tn.decompose.tucker import hooi, hosvd, st_hosvd
@@ -22,6 +23,7 @@ __all__ = [
     "hosvd",
     "initial_factors",
     "initial_factors_of_weights",
+    "low_rank_tucker2",
     "metric_distances",
     "random_factors",
     "regauge",

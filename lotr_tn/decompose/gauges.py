@@ -62,7 +62,8 @@ def regauge(stack: Kind, gauge: Gauge) -> Kind:
 
     Raises:
         OptionError: an unknown gauge.
-        FormatError: the stack is a `Dense` or a `Tucker1`, or an entry does not fit float16.
+        FormatError: the stack is a `Dense`, a `Tucker1` or a `LowRankTucker2`, or an entry does not
+            fit float16.
         DerivativeError: torch would record the change.
 
     Cost: 4·(m·r1² + n·r2²) flops and O(L·r1·r2·(r1 + r2)) for Tucker-2, O((m + n)·r_l²) a layer

@@ -169,7 +169,7 @@ def initial_factors(
         raise OptionError(f"method must be svd, hosvd or hooi; found {method!r}")
     require_gauge(gauge, GAUGES)
     refuse_gradient("initial_factors", stack)
-    rule = as_rule(ranks)
+    rule = as_rule(ranks, storage_dtype(stack))
     if isinstance(rule, FixedRank):
         _check_ranks(rule, stack.shape, method)
     # a rule that names an error has to see the rounding of the dtype

@@ -90,7 +90,7 @@ def hooi_in_metric(
     refuse_gradient("hooi_in_metric", stack)
     dtype = asked_dtype(stack, dtype)
     xp = common_namespace(stack)
-    lora = astype(as_lora(stack), "float64")
+    lora = as_lora(astype(stack, "float64"))
     factors = _factors(stack, metric, xp=xp)
     shares = None if weights is None else layer_weighting(stack, weights)
     weighed = factors
@@ -129,7 +129,7 @@ def metric_distances(a: Stack, b: Stack, metric: Metric) -> Array:
 
 def in_metric(stack: Stack, factors: Sequence[Array], *, xp: Namespace) -> LoRAStack:
     """The stack with layer l times F_l, (L, m, k), in float64; each F_l a diagonal or (n, k_l)."""
-    lora = astype(as_lora(stack), "float64")
+    lora = as_lora(astype(stack, "float64"))
     down = [
         xp.matrix_transpose(_seen(f, xp.matrix_transpose(lora.down[part, :]), xp=xp))
         for part, f in zip(lora.slices, factors, strict=True)

@@ -7,7 +7,7 @@ every later step costs as much as the ranks, not as much as m and n.
 from dataclasses import dataclass
 
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, float64, zeros
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.layers import common_namespace, first_array
@@ -37,6 +37,13 @@ def reduced(stack: Stack) -> Reduction:
             (left, r_left), (right, r_right) = qr(stack.u, xp=xp), qr(stack.v, xp=xp)
             cores = r_left @ float64(stack.core, xp=xp) @ xp.matrix_transpose(r_right)
             return Reduction(as_lora(Dense(cores)), left, right)
+        case LowRankTucker2():
+            if 0 in stack.shared_ranks or sum(stack.ranks) == 0:
+                return Reduction(_zero(stack, xp=xp))
+            (left, r_left), (right, r_right) = qr(stack.u, xp=xp), qr(stack.v, xp=xp)
+            up = r_left @ float64(stack.up, xp=xp)
+            down = float64(stack.down, xp=xp) @ xp.matrix_transpose(r_right)
+            return Reduction(LoRAStack(up, down, stack.ranks), left, right)
         case Tucker1():
             if stack.rank == 0:
                 return Reduction(_zero(stack, xp=xp))

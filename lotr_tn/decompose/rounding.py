@@ -4,12 +4,16 @@ from typing import Any, TypeAlias
 
 from lotr_tn._arrays import Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.core_space import core_space
+from lotr_tn.decompose.low_rank_rounding import (
+    canonical_low_rank_tucker2,
+    round_low_rank_tucker2,
+)
 from lotr_tn.decompose.search import asked_dtype, resolution
 from lotr_tn.decompose.truncation import differentiable_rule, truncate, without_null_terms
 from lotr_tn.decompose.tucker import hosvd
 from lotr_tn.decompose.tucker1 import tucker1
 from lotr_tn.errors import RankError
-from lotr_tn.formats import LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.derivatives import leading_vectors_with_gradient
 from lotr_tn.linalg.ranks import RankRule, as_rule
 from lotr_tn.ops.conversion import as_lora
@@ -36,6 +40,11 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
       parameters lose less. A fixed rank holds for every layer.
     - `Tucker2`: the truncated HOSVD, at most √2 times the best; `hooi` comes closer. A rank of a
       side as large as it is leaves that side whole, so `(r1, stack.ranks[1])` cuts U alone.
+    - `LowRankTucker2`: each core's leading singular values, by one threshold over all cores: every
+      term costs r1 + r2, so among stacks with these U and V none of as many terms loses less. A
+      fixed rank is the most that any layer keeps. U and V come out orthonormal; with a rule that
+      names no rank, without the directions that the kept terms do not use. A budget pays for the
+      others only.
     - `Tucker1`: the best of its rank, sharing the same side.
     - `Dense`: a `LoRAStack`, as rounding makes it low-rank.
 
@@ -52,13 +61,13 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
         RankError: a rank is negative or a rule is out of range.
         DerivativeError: torch records the factors, and the ranks are not fixed; or, in its
             backward pass, singular values are equal or zero so that no derivative exists. With a
-            derivative there is no certificate.
+            derivative there is no certificate, and a `LowRankTucker2` keeps its U and V.
 
     Warns:
         PrecisionWarning: the storage dtype is too coarse for the error asked for.
 
-    Cost: O((m + n)·Σ r_l²) flops for LoRA; 4·(m·r1² + n·r2²) and O(L·r³) for Tucker-2; no more
-    memory than the factors a few times, and never m·n.
+    Cost: O((m + n)·Σ r_l²) flops for LoRA; 4·(m·r1² + n·r2²) and O(L·r³) for Tucker-2, or O(K·r²)
+    with low-rank cores; no more memory than the factors a few times, and never m·n.
 
     Examples:
         >>> import numpy as np
@@ -69,8 +78,8 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
         >>> round(twice, RelativeError(1e-12)).ranks
         (2, 3, 1)
     """
-    rule = as_rule(ranks)
     dtype = asked_dtype(stack, dtype)
+    rule = as_rule(ranks, dtype)
     match stack:
         case Tucker2():
             if differentiable(stack):
@@ -80,6 +89,8 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
             if differentiable(stack):
                 return _round_tucker1_with_gradient(stack, rule, dtype)
             return tucker1(stack, rule, stack.side, dtype=dtype)
+        case LowRankTucker2():
+            return round_low_rank_tucker2(stack, rule, dtype, stacklevel=4)
         case _:
             return truncate(as_lora(stack), rule, dtype, stacklevel=4)
 
@@ -88,9 +99,10 @@ def canonicalize(stack: Kind) -> Kind:
     """The same stack in the one set of factors that belongs to it.
 
     Shared factors become orthonormal, their columns the singular vectors of the stack's unfoldings,
-    largest first. Layers of a LoRA get their singular vectors, times the roots of the singular
-    values on both sides. In each column of U (of V, where V alone is shared) the entry of largest
-    size is positive; directions that hold only rounding are dropped. Equal stacks come out with
+    largest first. Layers of a LoRA, and low-rank cores, get their singular vectors, times the roots
+    of the singular values on both sides. In each column of U (of V, where V alone is shared) the
+    entry of largest size is positive; directions that hold only rounding are dropped. Equal stacks
+    come out with
     equal factors, up to rounding, where their singular values differ from each other; for equal
     singular values the columns are any orthonormal basis of their common space.
 
@@ -116,6 +128,8 @@ def canonicalize(stack: Kind) -> Kind:
             canonical = tucker1(stack, kept[stack.side == "in"], stack.side)
         case Tucker2():
             canonical = hosvd(stack, _numerical_ranks(stack))
+        case LowRankTucker2():
+            canonical = canonical_low_rank_tucker2(stack)
     return canonical
 
 

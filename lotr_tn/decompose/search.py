@@ -11,7 +11,7 @@ from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, namespace_of, to_numpy
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.errors import PrecisionWarning, RankError
-from lotr_tn.formats import LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, best_pair, cheapest_pair
 from lotr_tn.linalg.surface import lost_energy_surface
@@ -21,7 +21,7 @@ __all__ = ["Fit", "PairSearch", "asked_dtype", "lost_energies", "meet_error", "r
 
 Pair: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Callable[[CoreSpace, Pair], Subspaces]
-Result = TypeVar("Result", LoRAStack, Tucker1, Tucker2)
+Result = TypeVar("Result", bound="LoRAStack | LowRankTucker2 | Tucker1 | Tucker2")
 
 LOWERING_ATTEMPTS = 4
 
@@ -38,7 +38,7 @@ class PairSearch:
     def asked(self, rule: FixedRank | Budget) -> Subspaces:
         """Fitted subspaces of the ranks that a rule names, or of the best within a budget."""
         if isinstance(rule, Budget):
-            return self.fit(self.space, best_pair(self.lost(), rule.params, self.shape))
+            return self.fit(self.space, best_pair(self.lost(), rule.count, self.shape))
         most = self.space.left.sigma.shape[0], self.space.right.sigma.shape[0]
         return self.fit(self.space, (min(rule.pair[0], most[0]), min(rule.pair[1], most[1])))
 

@@ -1,5 +1,6 @@
 """Each layer's own rank, cut where the whole stack gains most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +22,24 @@ from lotr_tn.errors import DerivativeError
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
-from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, rank_for, tail_energies
+from lotr_tn.linalg.ranks import (
+    Budget,
+    FixedRank,
+    RankLimits,
+    RankRule,
+    rank_for,
+    tail_energies,
+)
 from lotr_tn.ops.distance import Frame, distances_from, layer_distances, project
 from lotr_tn.ops.layers import common_namespace, storage_dtype
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
 
 __all__ = [
     "GlobalOrder",
+    "cut_layers",
     "differentiable_rule",
     "global_order",
+    "limited_order",
     "truncate",
     "without_null_terms",
 ]
@@ -57,6 +67,18 @@ class GlobalOrder:
         counts = np.bincount(self.layers[:kept], minlength=self.count)
         return tuple(int(rank) for rank in counts)
 
+    def with_first(self, least: list[int], values: list[np.ndarray]) -> "GlobalOrder":
+        """The same order, but with the `least` largest values of each layer before all others."""
+        seen = np.zeros(self.count, dtype=int)
+        must, sizes = np.zeros(len(self.layers), dtype=bool), np.zeros(len(self.layers))
+        for place, layer in enumerate(self.layers):
+            must[place] = seen[layer] < least[layer]
+            sizes[place] = values[layer][seen[layer]]
+            seen[layer] += 1
+        order = np.argsort(~must, kind="stable")
+        tails = tail_energies(sizes[order])
+        return GlobalOrder(self.layers[order], tails, self.count)
+
 
 def global_order(values: list[np.ndarray]) -> GlobalOrder:
     """The order of the singular values of L layers, each (r_l,) descending."""
@@ -69,6 +91,20 @@ def global_order(values: list[np.ndarray]) -> GlobalOrder:
     clusters = np.concatenate([[0], np.cumsum(gaps)])[: len(order)]
     order = order[np.lexsort((places[order], layers[order], clusters))]
     return GlobalOrder(layers[order].astype(np.int64), tail_energies(sizes[order]), len(values))
+
+
+def limited_order(values: Sequence[np.ndarray], limits: RankLimits) -> GlobalOrder:
+    """The order within limits: each layer's least ranks first, then the largest values.
+
+    Values beyond the largest rank are in no layer's list, and are always lost.
+    """
+    bounds = [limits.bounds(len(s)) for s in values]
+    within = [s[:most] for s, (_, most) in zip(values, bounds, strict=True)]
+    order = global_order(within)
+    if limits.least:
+        order = order.with_first([least for least, _ in bounds], within)
+    beyond = sum(float((s[most:] ** 2).sum()) for s, (_, most) in zip(values, bounds, strict=True))
+    return GlobalOrder(order.layers, order.tails + beyond, order.count)
 
 
 def truncate(stack: LoRAStack, rule: RankRule, dtype: str, stacklevel: int) -> LoRAStack:
@@ -85,14 +121,14 @@ def truncate(stack: LoRAStack, rule: RankRule, dtype: str, stacklevel: int) -> L
         return _truncate_with_gradient(stack, rule, dtype)
     _, m, n = stack.shape
     if isinstance(rule, FixedRank):
-        return _cut(stack, tuple(min(rule.r1, rank, m, n) for rank in stack.ranks), dtype)
+        return cut_layers(stack, tuple(min(rule.r1, rank, m, n) for rank in stack.ranks), dtype)
     order = global_order([to_numpy(s) for s in layer_singular_values(stack)])
     if isinstance(rule, Budget):
-        return _cut(stack, order.ranks(rank_for(rule, order.tails, m + n)), dtype)
+        return cut_layers(stack, order.ranks(rank_for(rule, order.tails, m + n)), dtype)
 
     def attempt(budget: float) -> LoRAStack:
         within = int(np.flatnonzero(order.tails <= max(budget, order.tails[-1]))[0])
-        return _cut(stack, order.ranks(within), dtype)
+        return cut_layers(stack, order.ranks(within), dtype)
 
     total = float(order.tails[0])
     floor = resolution(wide=dtype == "float64") ** 2 * total
@@ -104,7 +140,7 @@ def without_null_terms(stack: LoRAStack) -> LoRAStack:
     dtype = storage_dtype(stack)
     values = [to_numpy(s) for s in layer_singular_values(stack)]
     floor = resolution(dtype == "float64") * max(float(s.max(initial=0.0)) for s in values)
-    return _cut(stack, tuple(int((s > floor).sum()) for s in values), dtype, keep_whole=False)
+    return cut_layers(stack, tuple(int((s > floor).sum()) for s in values), dtype, keep_whole=False)
 
 
 @dataclass(frozen=True)
@@ -118,10 +154,10 @@ class _Cut:
     untouched: bool = False
 
 
-def _cut(
+def cut_layers(
     stack: LoRAStack, ranks: tuple[int, ...], dtype: str, *, keep_whole: bool = True
 ) -> LoRAStack:
-    """Each layer with its leading singular values, √σ in both factors.
+    """Each layer at its own rank: the leading singular values, √σ in both factors; certified.
 
     With `keep_whole` layers that lose nothing keep the factors they have.
     """

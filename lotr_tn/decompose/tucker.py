@@ -177,9 +177,9 @@ class _Options:
 
 
 def _decompose(stack: Stack, options: _Options, name: str, fit: Fit) -> Tucker2:
-    rule = as_rule(options.ranks)
-    refuse_gradient(name, stack)
     dtype = asked_dtype(stack, options.dtype)
+    rule = as_rule(options.ranks, dtype)
+    refuse_gradient(name, stack)
     if isinstance(stack, Dense):
         stack = as_lora(stack)
     weighed, weights = weighted(stack, options.weights)

@@ -80,9 +80,9 @@ def tucker1(
     """
     if side not in ("in", "out"):
         raise OptionError(f'side must be "in" or "out"; found {side!r}')
-    rule = as_rule(ranks)
-    refuse_gradient("tucker1", stack)
     dtype = asked_dtype(stack, dtype)
+    rule = as_rule(ranks, dtype)
+    refuse_gradient("tucker1", stack)
     weighed, weight = weighted(stack, weights)
     space = core_space(weighed)
     found = space.right if side == "in" else space.left

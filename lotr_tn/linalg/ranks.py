@@ -1,6 +1,7 @@
 """How ranks are asked for, and the one place where they are chosen."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -9,13 +10,17 @@ import numpy as np
 from lotr_tn.errors import RankError
 
 __all__ = [
+    "ITEM_SIZES",
     "Budget",
     "Energy",
     "FixedRank",
+    "RankLimits",
     "RankRule",
     "RelativeError",
+    "TotalError",
     "as_rule",
     "best_pair",
+    "byte_count",
     "cheapest_pair",
     "pair_parameters",
     "rank_for",
@@ -87,23 +92,144 @@ class Energy:
 
 @final
 @dataclass(frozen=True)
-class Budget:
-    """The least error among results of at most `params` stored numbers."""
+class TotalError:
+    """For a whole adapter: the least size whose groups together lose at most this, 0 ≤ ε < 1.
 
-    params: int
+    Where `RelativeError` holds for every group on its own, this one may lose more in one group and
+    less in another. For a single stack both ask the same.
+    """
+
+    epsilon: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.params, bool) or not isinstance(self.params, int) or self.params < 0:
+        RelativeError(self.epsilon)
+
+
+@final
+@dataclass(frozen=True)
+class Budget:
+    """The least error among results of at most so many stored numbers, or bytes.
+
+    Attributes:
+        params: the most numbers stored.
+        bytes: instead, the most bytes: a number, or text with a unit such as "5MiB" or "800 kB".
+
+    Examples:
+        >>> Budget(bytes="5MiB").limit("float32")
+        1310720
+    """
+
+    params: int | None = None
+    bytes: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.params is None) == (self.bytes is None):
+            raise RankError(
+                "a budget takes params or bytes, one of both, such as Budget(params=100_000) or "
+                'Budget(bytes="5MiB")'
+            )
+        if self.params is not None and not _is_count(self.params):
             raise RankError(
                 f"a budget must be a whole number of parameters, at least 0; found {self.params!r}"
             )
+        if self.bytes is not None:
+            byte_count(self.bytes)
+
+    @property
+    def size(self) -> int:
+        """The most numbers, or bytes, whichever it counts."""
+        return self.count if self.bytes is None else byte_count(self.bytes)
+
+    @property
+    def count(self) -> int:
+        """The most numbers stored, of a budget that counts in numbers, as `as_rule` returns it."""
+        assert self.params is not None
+        return self.params
+
+    def limit(self, dtype: str) -> int:
+        """The most numbers stored, when each takes what the dtype does."""
+        if self.params is not None:
+            return self.params
+        return self.size // ITEM_SIZES[dtype]
+
+
+@final
+@dataclass(frozen=True)
+class RankLimits:
+    """The ranks that a conversion may choose.
+
+    Attributes:
+        least: the smallest shared rank, and the smallest rank of any layer that has one.
+        most: the largest; None for no limit.
+    """
+
+    least: int = 0
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.least < 0 or (self.most is not None and self.most < max(self.least, 1)):
+            raise RankError(
+                "the smallest rank must be at least 0 and no larger than the largest; found "
+                f"{self.least} and {self.most}"
+            )
+
+    def bounds(self, full: int) -> tuple[int, int]:
+        """The least and the most of a rank that can be at most `full`."""
+        most = full if self.most is None else min(self.most, full)
+        return min(self.least, most), most
 
 
 RankRule: TypeAlias = FixedRank | RelativeError | Energy | Budget
+"""How ranks are asked for."""
+
+ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+"""Bytes of one number, by storage dtype."""
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{k}{b}": 1000**p for p, k in ((1, "k"), (2, "M"), (3, "G")) for b in ("", "B")}
+_UNITS |= {f"{k}iB": 1024**p for p, k in ((1, "k"), (2, "M"), (3, "G"))} | {"K": 1000, "KiB": 1024}
 
 
-def as_rule(ranks: RankRule | int | tuple[int, int]) -> RankRule:
-    """A rank rule from a rule, one rank, or a pair of ranks."""
+def byte_count(size: int | str) -> int:
+    """A number of bytes from a number, or from text with a unit.
+
+    Raises:
+        RankError: it is no size.
+
+    Examples:
+        >>> byte_count("5MiB"), byte_count("800 kB"), byte_count(12)
+        (5242880, 800000, 12)
+    """
+    if _is_count(size):
+        return int(size)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if isinstance(size, bool) or found is None or found[2] not in _UNITS:
+        raise RankError(f"a size must be bytes, or such as 5MiB or 800kB; found {size!r}")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def as_rule(
+    ranks: "RankRule | TotalError | int | tuple[int, int]", dtype: str | None = None
+) -> RankRule:
+    """A rank rule from a rule, one rank, or a pair of ranks; a budget counts in numbers.
+
+    Args:
+        ranks: how ranks are asked for.
+        dtype: in which the result is stored, for a budget of bytes.
+
+    Raises:
+        RankError: it is no rule, or a budget of bytes with no dtype to count in.
+    """
+    if isinstance(ranks, TotalError):
+        return RelativeError(ranks.epsilon)
+    if isinstance(ranks, Budget) and ranks.params is None:
+        if dtype is None:
+            raise RankError(f"a budget must count parameters here; found {ranks}")
+        return Budget(ranks.limit(dtype))
     if isinstance(ranks, FixedRank | RelativeError | Energy | Budget):
         return ranks
     if isinstance(ranks, tuple) and len(ranks) == 2:
@@ -212,6 +338,6 @@ def rank_for(rule: RankRule, tails: np.ndarray, cost: int) -> int:
         case FixedRank():
             return min(rule.r1, most)
         case Budget():
-            return min(rule.params // cost, most) if cost else most
+            return min(rule.count // cost, most) if cost else most
         case RelativeError() | Energy():
             return smallest_rank(tails, max(rule.epsilon**2 * tails[0], tails[-1]))

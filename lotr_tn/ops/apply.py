@@ -7,9 +7,10 @@ import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, is_wide, namespace_of, to_numpy
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.arithmetic import transpose
-from lotr_tn.ops.layers import first_array, layer_of, require_layer
+from lotr_tn.ops.chain import chain_product, rows_of
+from lotr_tn.ops.layers import cores_as_lora, first_array, layer_of, require_layer
 from lotr_tn.ops.moving import astype
 
 __all__ = ["Order", "apply", "apply_transpose", "cheapest_order", "merge_break_even"]
@@ -158,11 +159,14 @@ def merge_break_even(m: int, n: int, r1: int, r2: int | None = None) -> int | No
 def _one_layer(stack: Stack, x: Array, index: int, *, xp: Namespace) -> Array:
     if isinstance(stack, Tucker2):
         return _through_core(stack.u, stack.core[index, ...], stack.v, x)
+    if isinstance(stack, LowRankTucker2):
+        part = stack.slices[index]
+        return chain_product([x, stack.v, stack.down[part, :].mT, stack.up[:, part].mT, stack.u.mT])
     if isinstance(stack, Dense):
         return x @ stack.w[index, ...].mT
     layer = layer_of(stack, index, xp=xp)
     m, n, rank = layer.left.shape[0], layer.right.shape[0], layer.left.shape[1]
-    if _rows(x) * (rank * (m + n) - m * n) > m * n * rank:
+    if rows_of(x) * (rank * (m + n) - m * n) > m * n * rank:
         return x @ (layer.left @ layer.right.mT).mT
     return (x @ layer.right) @ layer.left.mT
 
@@ -170,7 +174,7 @@ def _one_layer(stack: Stack, x: Array, index: int, *, xp: Namespace) -> Array:
 def _through_core(u: Array, core: Array, v: Array, x: Array) -> Array:
     """X V Gᵀ Uᵀ, in the cheapest order."""
     m, n, (r1, r2) = u.shape[0], v.shape[0], core.shape
-    order = cheapest_order(_rows(x), m, n, r1, r2)[0]
+    order = cheapest_order(rows_of(x), m, n, r1, r2)[0]
     if order == "chain":
         return ((x @ v) @ core.mT) @ u.mT
     if order == "fold left":
@@ -182,17 +186,10 @@ def _through_core(u: Array, core: Array, v: Array, x: Array) -> Array:
     return x @ (u @ (core @ v.mT)).mT
 
 
-def _rows(x: Array) -> int:
-    rows = 1
-    for size in x.shape[:-1]:
-        rows *= size
-    return rows
-
-
 def _all_layers(stack: Stack, x: Array, *, xp: Namespace) -> Array:
     """(L, ..., m): what the layers share is computed once."""
     layers, m, n = stack.shape
-    rows = _rows(x)
+    rows = rows_of(x)
     flat = xp.reshape(x, (rows, n))
     match stack:
         case Tucker2():
@@ -202,6 +199,8 @@ def _all_layers(stack: Stack, x: Array, *, xp: Namespace) -> Array:
                 y = (inside @ stack.core.mT) @ stack.u.mT
             else:
                 y = inside @ (stack.u @ stack.core).mT
+        case LowRankTucker2():
+            y = _all_low_rank_layers(stack, flat, xp=xp)
         case Tucker1(side="in"):
             y = (flat @ stack.shared) @ stack.own.mT
         case Tucker1():
@@ -212,6 +211,17 @@ def _all_layers(stack: Stack, x: Array, *, xp: Namespace) -> Array:
         case Dense():
             y = flat @ stack.w.mT
     return xp.reshape(y, (layers, *x.shape[:-1], m))
+
+
+def _all_low_rank_layers(stack: LowRankTucker2, x: Array, *, xp: Namespace) -> Array:
+    """(L, b, m) for x (b, n)."""
+    layers, m, _ = stack.shape
+    rows, r1, total = x.shape[0], stack.shared_ranks[0], sum(stack.ranks)
+    inside = chain_product([x, stack.v, stack.down.mT])  # (b, K)
+    folds = m * total * (r1 + rows) < rows * r1 * (total + layers * m)
+    up = stack.u @ stack.up if folds else stack.up
+    y = xp.stack([inside[:, part] @ up[:, part].mT for part in stack.slices])
+    return y if folds else y @ stack.u.mT
 
 
 def _layer_a_row(stack: Stack, x: Array, layer: Sequence[int] | Array, *, xp: Namespace) -> Array:
@@ -225,15 +235,19 @@ def _layer_a_row(stack: Stack, x: Array, layer: Sequence[int] | Array, *, xp: Na
     chosen = _indices(stack, layer)
     if count == 0:
         return xp.zeros((0, *x.shape[1:-1], m), dtype=x.dtype, device=x.device)
-    if isinstance(stack, Tucker2) and count <= GATHERED_ROWS_PER_LAYER * stack.shape[0]:
-        r1, r2 = stack.ranks
+    few = count <= GATHERED_ROWS_PER_LAYER * stack.shape[0]
+    if isinstance(stack, Tucker2 | LowRankTucker2) and few:
+        r1, r2 = stack.u.shape[1], stack.v.shape[1]
         # what all rows share is one product of two matrices, not a product for each row
-        each = _rows(x) // count
+        each = rows_of(x) // count
         inside = xp.reshape(xp.reshape(x, (count * each, n)) @ stack.v, (count, each, r2))
-        inside = _through_own_cores(stack.core, inside, chosen, xp=xp)
+        if isinstance(stack, Tucker2):
+            inside = _through_own_cores(stack.core, inside, chosen, xp=xp)
+        else:
+            inside = _through_low_rank_cores(stack, inside, chosen, xp=xp)
         y = xp.reshape(inside, (count * each, r1)) @ stack.u.mT
     else:
-        y = _layer_by_layer(stack, xp.reshape(x, (count, _rows(x) // count, n)), chosen, xp=xp)
+        y = _layer_by_layer(stack, xp.reshape(x, (count, rows_of(x) // count, n)), chosen, xp=xp)
     return xp.reshape(y, (*x.shape[:-1], m))
 
 
@@ -247,6 +261,18 @@ def _through_own_cores(core: Array, z: Array, chosen: np.ndarray, *, xp: Namespa
         for start in range(0, len(chosen), step)
     ]
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+
+
+def _through_low_rank_cores(
+    stack: LowRankTucker2, z: Array, chosen: np.ndarray, *, xp: Namespace
+) -> Array:
+    """The same for cores up_l down_l: both gathered where all have one rank."""
+    if len({*stack.ranks}) > 1:
+        return _layer_by_layer(cores_as_lora(stack), z, chosen, xp=xp)
+    layers, rank, (r1, r2) = stack.shape[0], stack.ranks[0], stack.shared_ranks
+    down = xp.reshape(stack.down, (layers, rank, r2))
+    up = xp.permute_dims(xp.reshape(stack.up, (r1, layers, rank)), (1, 0, 2))
+    return _through_own_cores(up, _through_own_cores(down, z, chosen, xp=xp), chosen, xp=xp)
 
 
 def _layer_by_layer(stack: Stack, rows: Array, chosen: np.ndarray, *, xp: Namespace) -> Array:

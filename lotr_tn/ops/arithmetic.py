@@ -4,10 +4,16 @@ from collections.abc import Sequence
 
 from lotr_tn._arrays import Array, Namespace, at_least_float32, dtype_name, narrow
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.conversion import in_one_format
-from lotr_tn.ops.layers import Kind, common_namespace, require_same_shape, with_arrays
-from lotr_tn.ops.padding import block_diagonal
+from lotr_tn.ops.layers import (
+    Kind,
+    common_namespace,
+    cores_as_lora,
+    require_same_shape,
+    with_arrays,
+)
+from lotr_tn.ops.padding import block_diagonal, zero_blocks
 
 __all__ = ["add", "scale", "subtract", "transpose"]
 
@@ -17,8 +23,9 @@ def add(a: Stack, b: Stack) -> Stack:
 
     Two stacks of one format give that format: LoRA of ranks r_l + s_l, Tucker-1 and Tucker-2 with
     factors side by side (factors that are the same arrays stay one, and then the cores are
-    added). In mixtures a dense stack makes the result dense, else a Tucker-2 makes it Tucker-2
-    (where a LoRA enters with its summed rank), else it is a LoRA.
+    added). In mixtures a dense stack makes the result dense, else a low-rank Tucker-2 makes it
+    one, which holds every other format as it is; else a Tucker-2 makes it Tucker-2 (where a LoRA
+    enters with its summed rank), else it is a LoRA.
 
     Args:
         a: any stack (L, m, n).
@@ -28,7 +35,8 @@ def add(a: Stack, b: Stack) -> Stack:
         FormatError: the shapes differ.
         BackendError: library, dtype or device differ.
 
-    Cost: a copy of both; L·(r1 + s1)·(r2 + s2) for Tucker-2 cores. `round` brings ranks back.
+    Cost: a copy of both; L·(r1 + s1)·(r2 + s2) for Tucker-2 cores, and (K + J)·(r1 + s1 + r2 + s2)
+    for low-rank ones of ranks that sum to K and J. `round` brings ranks back.
     """
     require_same_shape(a, b)
     xp = common_namespace(a, b)
@@ -43,6 +51,8 @@ def add(a: Stack, b: Stack) -> Stack:
                 return Tucker1(one.shared, one.own + two.own, one.side)
             shared = xp.concat([one.shared, two.shared], axis=1)
             return Tucker1(shared, xp.concat([one.own, two.own], axis=2), one.side)
+        case LowRankTucker2():
+            return _add_low_rank_tucker2(one, two, xp=xp)
         case _:
             return _add_tucker2(one, two, xp=xp)
 
@@ -75,7 +85,7 @@ def scale(stack: Kind, factor: float | Sequence[float] | Array) -> Kind:
     xp = common_namespace(stack)
     factors = _factors(stack, factor, xp=xp)
     match stack:
-        case LoRAStack():
+        case LoRAStack() | LowRankTucker2():
             wide = at_least_float32(stack.up, xp=xp)
             parts = [wide[:, part] * f for part, f in zip(stack.slices, factors, strict=True)]
             up = narrow(xp.concat(parts, axis=1), dtype_name(stack.up), xp=xp)
@@ -101,6 +111,9 @@ def transpose(stack: Kind) -> Kind:
         case Tucker2():
             core = xp.matrix_transpose(stack.core)
             return with_arrays(stack, u=stack.v, core=core, v=stack.u)
+        case LowRankTucker2():
+            up, down = xp.matrix_transpose(stack.down), xp.matrix_transpose(stack.up)
+            return with_arrays(stack, u=stack.v, up=up, down=down, v=stack.u)
         case Tucker1():
             return with_arrays(stack, side="out" if stack.side == "in" else "in")
         case Dense():
@@ -144,3 +157,19 @@ def _add_tucker2(a: Tucker2, b: Tucker2, *, xp: Namespace) -> Tucker2:
         return Tucker2(xp.concat([a.u, b.u], axis=1), xp.concat([a.core, b.core], axis=1), a.v)
     u, v = xp.concat([a.u, b.u], axis=1), xp.concat([a.v, b.v], axis=1)
     return Tucker2(u, block_diagonal(a.core, b.core, xp=xp), v)
+
+
+def _add_low_rank_tucker2(a: LowRankTucker2, b: LowRankTucker2, *, xp: Namespace) -> LowRankTucker2:
+    """Cores side by side as LoRAs are; each on its own columns of U and V, where these differ."""
+    one, two = cores_as_lora(a), cores_as_lora(b)
+    u, v = a.u, a.v
+    up, other_up, down, other_down = one.up, two.up, one.down, two.down
+    if a.u is not b.u:
+        u, (r1, s1) = xp.concat([a.u, b.u], axis=1), (a.shared_ranks[0], b.shared_ranks[0])
+        up, other_up = zero_blocks(up, 0, 0, s1, xp=xp), zero_blocks(other_up, 0, r1, 0, xp=xp)
+    if a.v is not b.v:
+        v, (r2, s2) = xp.concat([a.v, b.v], axis=1), (a.shared_ranks[1], b.shared_ranks[1])
+        down = zero_blocks(down, 1, 0, s2, xp=xp)
+        other_down = zero_blocks(other_down, 1, r2, 0, xp=xp)
+    cores = _add_lora(LoRAStack(up, down, a.ranks), LoRAStack(other_up, other_down, b.ranks), xp=xp)
+    return LowRankTucker2(u, cores.up, cores.down, v, cores.ranks)

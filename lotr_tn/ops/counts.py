@@ -11,7 +11,8 @@ __all__ = ["parameter_count"]
 def parameter_count(stack: Stack) -> int:
     """The number of stored entries.
 
-    LoRA: Σ r_l (m + n). Tucker-2: m r1 + n r2 + L r1 r2. Dense: L m n.
+    LoRA: Σ r_l (m + n). Tucker-2: m r1 + n r2 + L r1 r2; with low-rank cores
+    m r1 + n r2 + Σ k_l (r1 + r2). Dense: L m n.
 
     Examples:
         >>> import numpy as np

@@ -21,7 +21,7 @@ from lotr_tn._arrays import (
     row_blocks,
     zeros,
 )
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.arithmetic import subtract
@@ -29,6 +29,7 @@ from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.layers import (
     Layer,
     common_namespace,
+    core_of,
     differentiable,
     first_array,
     layer_of,
@@ -89,9 +90,9 @@ def layer_distances(a: Stack, b: Stack) -> Array:
         return layer_norms(subtract(a, b))
     if isinstance(a, Dense) or isinstance(b, Dense):
         return xp.stack([_dense_distance(a, b, i, xp=xp) for i in range(a.shape[0])])
-    if not isinstance(b, Tucker2):
+    if not isinstance(b, Tucker2 | LowRankTucker2):
         a, b = b, a
-    if not isinstance(b, Tucker2):
+    if not isinstance(b, Tucker2 | LowRankTucker2):
         quick = _quick_distances(a, b, xp=xp)
         return xp.stack(
             [
@@ -100,9 +101,9 @@ def layer_distances(a: Stack, b: Stack) -> Array:
             ]
         )
     frame = frame_of(b.u, b.v, xp=xp)
-    if isinstance(a, Tucker2):
+    if isinstance(a, Tucker2 | LowRankTucker2):
         return _tucker_distances(a, b, frame, xp=xp)
-    cores = [frame.core(b.core[index, ...], xp=xp) for index in range(a.shape[0])]
+    cores = [frame.core(core_of(b, index, xp=xp), xp=xp) for index in range(a.shape[0])]
     if isinstance(a, LoRAStack):
         return distances_from(project(a, frame, xp=xp), cores, xp=xp)
     assert isinstance(a, Tucker1)
@@ -163,6 +164,10 @@ def cores_in(stack: Stack, frame: Frame, *, xp: Namespace) -> list[Array]:
         case Tucker2():
             a, b = cross_gram(left, stack.u, xp=xp), cross_gram(stack.v, right, xp=xp)
             return [a @ float64(stack.core[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
+        case LowRankTucker2():
+            a = cross_gram(left, stack.u, xp=xp) @ float64(stack.up, xp=xp)
+            b = float64(stack.down, xp=xp) @ cross_gram(stack.v, right, xp=xp)
+            return [a[:, part] @ b[part, :] for part in stack.slices]
         case Tucker1(side="in"):
             b = cross_gram(stack.shared, right, xp=xp)
             return [cross_gram(left, stack.own[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
@@ -314,7 +319,9 @@ def _tucker1_distances(a: Tucker1, frame: Frame, cores: Sequence[Array], *, xp: 
     return xp.stack(found)
 
 
-def _tucker_distances(a: Tucker2, b: Tucker2, frame: Frame, *, xp: Namespace) -> Array:
+def _tucker_distances(
+    a: Tucker2 | LowRankTucker2, b: Tucker2 | LowRankTucker2, frame: Frame, *, xp: Namespace
+) -> Array:
     u, v = float64(a.u, xp=xp), float64(a.v, xp=xp)
     inside_u = xp.matrix_transpose(frame.left) @ u
     inside_v = xp.matrix_transpose(frame.right) @ v
@@ -323,8 +330,8 @@ def _tucker_distances(a: Tucker2, b: Tucker2, frame: Frame, *, xp: Namespace) ->
     inside_v, outside_v = xp.matrix_transpose(inside_v), xp.matrix_transpose(outside_v)
     found = []
     for index in range(a.shape[0]):
-        core = float64(a.core[index, ...], xp=xp)
-        wanted = frame.core(b.core[index, ...], xp=xp)
+        core = core_of(a, index, xp=xp)
+        wanted = frame.core(core_of(b, index, xp=xp), xp=xp)
         terms = (
             inside_u @ core @ inside_v - wanted,
             outside_u @ core @ inside_v,

@@ -10,16 +10,19 @@ from lotr_tn._arrays import (
     dtype_name,
     float64,
     namespace_of,
+    row_blocks,
     wants_gradient,
 )
 from lotr_tn.errors import DerivativeError, FormatError
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 
 __all__ = [
     "Kind",
     "Layer",
     "arrays_of",
     "common_namespace",
+    "core_of",
+    "cores_as_lora",
     "differentiable",
     "first_array",
     "layer_of",
@@ -29,6 +32,7 @@ __all__ = [
     "require_layer",
     "require_same_shape",
     "storage_dtype",
+    "wide_product",
     "with_arrays",
 ]
 
@@ -53,6 +57,8 @@ def arrays_of(stack: Stack) -> dict[str, Array]:
             return {"up": stack.up, "down": stack.down}
         case Tucker2():
             return {"u": stack.u, "core": stack.core, "v": stack.v}
+        case LowRankTucker2():
+            return {"u": stack.u, "up": stack.up, "down": stack.down, "v": stack.v}
         case Tucker1():
             return {"shared": stack.shared, "own": stack.own}
         case Dense():
@@ -62,7 +68,7 @@ def arrays_of(stack: Stack) -> dict[str, Array]:
 def first_array(stack: Stack) -> Array:
     """One of a stack's arrays: all of them have one library, dtype and device."""
     match stack:
-        case Tucker2():
+        case Tucker2() | LowRankTucker2():
             return stack.u
         case LoRAStack():
             return stack.up
@@ -112,11 +118,40 @@ def refuse_gradient(what: str, *stacks: Stack) -> None:
         )
 
 
-def layer_of(stack: LoRAStack | Tucker2 | Tucker1, index: int, *, xp: Namespace) -> Layer:
-    """Layer `index` as factors that view the stack's arrays."""
+def cores_as_lora(stack: LowRankTucker2) -> LoRAStack:
+    """The cores alone, up_l down_l (L, r1, r2), with the stack's own arrays."""
+    return LoRAStack(stack.up, stack.down, stack.ranks)
+
+
+def core_of(stack: Tucker2 | LowRankTucker2, index: int, *, xp: Namespace) -> Array:
+    """The core (r1, r2) of a layer in float64."""
+    if isinstance(stack, Tucker2):
+        return float64(stack.core[index, ...], xp=xp)
+    part = stack.slices[index]
+    return float64(stack.up[:, part], xp=xp) @ float64(stack.down[part, :], xp=xp)
+
+
+def wide_product(x: Array, y: Array, *, xp: Namespace) -> Array:
+    """The product x @ y in float64 for a tall x, of which no float64 copy is held whole."""
+    y = float64(y, xp=xp)
+    return xp.concat([float64(x[rows, :], xp=xp) @ y for rows in row_blocks(x)], axis=0)
+
+
+def layer_of(
+    stack: LoRAStack | Tucker2 | LowRankTucker2 | Tucker1, index: int, *, xp: Namespace
+) -> Layer:
+    """Layer `index` as factors that view the stack's arrays.
+
+    Those of a low-rank Tucker-2 are products, U up_l and V down_lᵀ in float64.
+    """
     match stack:
         case Tucker2():
             return Layer(stack.u, stack.core[index, ...], stack.v)
+        case LowRankTucker2():
+            part = stack.slices[index]
+            down = xp.matrix_transpose(stack.down[part, :])
+            left = wide_product(stack.u, stack.up[:, part], xp=xp)
+            return Layer(left, None, wide_product(stack.v, down, xp=xp))
         case Tucker1(side="in"):
             return Layer(stack.own[index, ...], None, stack.shared)
         case Tucker1():

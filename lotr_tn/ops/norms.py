@@ -4,7 +4,7 @@ from typing import Literal
 
 from lotr_tn._arrays import Array, Namespace, float64, namespace_of
 from lotr_tn.errors import OptionError
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram, triangular_factor
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.ops.layers import common_namespace, differentiable, layer_of, left_times_middle
@@ -21,7 +21,8 @@ def norm(stack: Stack) -> Array:
         A float64 number on the stack's device. Derivatives flow through it in torch; at a zero
         stack the derivative is 0.
 
-    Cost: O((m + n)·Σ r_l²) flops for LoRA, O((m + n)·r² + L·r³) for Tucker-2; O(r²) memory.
+    Cost: O((m + n)·Σ r_l²) flops for LoRA, O((m + n)·r² + L·r³) for Tucker-2; O((m + n)·r² + r²·K)
+    for a low-rank one; O(r²) memory.
     Accuracy: 1e-15 relative for float64 input; 1e-8 for factors stored narrower, and where torch
     records derivatives.
     """
@@ -62,7 +63,7 @@ def layer_singular_values(stack: Stack) -> list[Array]:
 
     Returns:
         L arrays in float64 on the stack's device: r_l values of a LoRA, min(r1, r2) of a
-        Tucker-2, at most min(m, n).
+        Tucker-2, at most k_l of those of a low-rank one; at most min(m, n).
 
     Cost: O((m + n)·r_l²) flops a layer.
     Accuracy: 1e-15 of the largest for float64 input, 1e-8 for factors stored narrower.
@@ -85,6 +86,12 @@ def _small_layers(stack: Stack, layers: range, *, xp: Namespace) -> list[Array]:
             left = triangular_factor(stack.u, xp=xp)
             right = xp.matrix_transpose(triangular_factor(stack.v, xp=xp))
             return [left @ float64(stack.core[i, ...], xp=xp) @ right for i in layers]
+        case LowRankTucker2():
+            up = triangular_factor(stack.u, xp=xp) @ float64(stack.up, xp=xp)
+            right = xp.matrix_transpose(triangular_factor(stack.v, xp=xp))
+            down = float64(stack.down, xp=xp) @ right
+            cores = LoRAStack(up, down, stack.ranks)
+            return [_small_lora(cores, i, xp=xp) for i in layers]
         case Tucker1():
             shared = triangular_factor(stack.shared, xp=xp)
             return [
@@ -139,7 +146,9 @@ def _singular_values_with_gradient(stack: Stack, index: int, *, xp: Namespace) -
     layer = layer_of(stack, index, xp=xp)
     left = left_times_middle(layer, xp=xp)
     right = xp.matrix_transpose(float64(layer.right, xp=xp))
-    rank = min(left.shape[0], *right.shape)
+    rank = min(*layer.left.shape, *right.shape)
+    if isinstance(stack, LowRankTucker2):
+        rank = min(rank, *stack.shared_ranks)
     return truncated_svd_with_gradient(left, right, rank)[1]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from lotr_tn._arrays import Array, Namespace
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.conversion import in_one_format
-from lotr_tn.ops.layers import common_namespace
+from lotr_tn.ops.layers import common_namespace, cores_as_lora
 from lotr_tn.ops.padding import zero_blocks
 
 __all__ = ["concat_layers", "take_layers"]
@@ -44,10 +44,10 @@ def take_layers(stack: Stack, layers: Sequence[int]) -> Stack:
         case Dense():
             return Dense(xp.stack([stack.w[i, ...] for i in chosen]))
         case LoRAStack():
-            slices = stack.slices
-            up = xp.concat([stack.up[:, slices[i]] for i in chosen], axis=1)
-            down = xp.concat([stack.down[slices[i], :] for i in chosen], axis=0)
-            return LoRAStack(up, down, tuple(stack.ranks[i] for i in chosen))
+            return _taken(stack, chosen, xp=xp)
+        case LowRankTucker2():
+            cores = _taken(cores_as_lora(stack), chosen, xp=xp)
+            return LowRankTucker2(stack.u, cores.up, cores.down, stack.v, cores.ranks)
 
 
 def concat_layers(stacks: Sequence[Stack]) -> Stack:
@@ -64,7 +64,8 @@ def concat_layers(stacks: Sequence[Stack]) -> Stack:
         FormatError: no stack, or matrix sizes that differ.
         BackendError: library, dtype or device differ.
 
-    Cost: a copy of all; for Tucker-2 with N different factors N times the cores.
+    Cost: a copy of all; for Tucker-2 with N different factors N² times the cores, for low-rank
+    cores N times.
     """
     if not stacks:
         raise FormatError("stacks must hold at least one stack; found none")
@@ -91,6 +92,8 @@ def concat_layers(stacks: Sequence[Stack]) -> Stack:
                 for s, at in zip(alike, starts, strict=True)
             ]
             return Tucker1(shared, xp.concat(own, axis=0), alike[0].side)
+        case LowRankTucker2():
+            return _concat_low_rank(alike, xp=xp)
         case _:
             u, starts = _side_by_side([s.u for s in alike], xp=xp)
             v, ends = _side_by_side([s.v for s in alike], xp=xp)
@@ -100,6 +103,29 @@ def concat_layers(stacks: Sequence[Stack]) -> Stack:
                 for s, p, q in zip(alike, starts, ends, strict=True)
             ]
             return Tucker2(u, xp.concat(cores, axis=0), v)
+
+
+def _taken(stack: LoRAStack, chosen: Sequence[int], *, xp: Namespace) -> LoRAStack:
+    slices = stack.slices
+    up = xp.concat([stack.up[:, slices[i]] for i in chosen], axis=1)
+    down = xp.concat([stack.down[slices[i], :] for i in chosen], axis=0)
+    return LoRAStack(up, down, tuple(stack.ranks[i] for i in chosen))
+
+
+def _concat_low_rank(stacks: Sequence[LowRankTucker2], *, xp: Namespace) -> LowRankTucker2:
+    u, starts = _side_by_side([s.u for s in stacks], xp=xp)
+    v, ends = _side_by_side([s.v for s in stacks], xp=xp)
+    r1, r2 = int(u.shape[1]), int(v.shape[1])
+    up = [
+        zero_blocks(s.up, 0, p, r1 - p - s.shared_ranks[0], xp=xp)
+        for s, p in zip(stacks, starts, strict=True)
+    ]
+    down = [
+        zero_blocks(s.down, 1, q, r2 - q - s.shared_ranks[1], xp=xp)
+        for s, q in zip(stacks, ends, strict=True)
+    ]
+    ranks = tuple(k for s in stacks for k in s.ranks)
+    return LowRankTucker2(u, xp.concat(up, axis=1), xp.concat(down, axis=0), v, ranks)
 
 
 def _side_by_side(factors: list[Array], *, xp: Namespace) -> tuple[Array, list[int]]:

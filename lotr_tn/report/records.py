@@ -7,7 +7,8 @@ from lotr_tn.checkpoints.adapter import Adapter, LoRAAdapter, LoTRAdapter
 from lotr_tn.checkpoints.comparison import Comparison
 from lotr_tn.checkpoints.conversion import Conversion, GroupConversion
 from lotr_tn.checkpoints.export import Export
-from lotr_tn.checkpoints.grouping import group_modules
+from lotr_tn.checkpoints.grouping import lora_groups
+from lotr_tn.checkpoints.native import format_of, stored_ranks
 
 __all__ = ["comparison_record", "conversion_record", "export_record", "inspection_record"]
 
@@ -25,6 +26,8 @@ def conversion_record(
         "bytes_after": sizes[1],
         "dtype": conversion.adapter.dtype,
         "met": conversion.met,
+        "bound": conversion.bound,
+        "bound_unit": conversion.bound_unit,
         "seconds": seconds,
         "groups": [_group_record(group) for group in conversion.groups],
         "untouched": list(conversion.adapter.extras),
@@ -36,6 +39,7 @@ def _group_record(group: GroupConversion) -> dict[str, Any]:
     certificate = group.certificate
     return {
         "name": group.name,
+        "format": group.format,
         "modules": list(group.modules),
         "shape": list(group.shape),
         "ranks": list(group.ranks),
@@ -93,7 +97,7 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
     if isinstance(adapter, LoTRAdapter):
         record["groups"] = [_lotr_group(adapter, name) for name in adapter.groups]
         return record
-    for name, group in group_modules(adapter, group_by).items():
+    for name, group in lora_groups(adapter, group_by).items():
         modules = [m for m in adapter.modules if m.target in group.targets]
         record["groups"].append(
             {
@@ -110,13 +114,14 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
 
 def _lotr_group(adapter: LoTRAdapter, name: str) -> dict[str, Any]:
     group = adapter.groups[name]
-    stack, certificate = group.stack, group.stack.certificate
+    certificate = group.certificate
     return {
         "name": name,
+        "format": format_of(group),
         "modules": [target.name for target in group.targets],
         "shape": list(group.shape),
-        "ranks": list(stack.ranks),
-        "params": stack.u.size + stack.core.size + stack.v.size,
+        "ranks": stored_ranks(group),
+        "params": group.stored,
         "relative_error": None if certificate is None else certificate.relative_error,
         "method": None if certificate is None else certificate.method,
     }

@@ -9,13 +9,22 @@ from rich.text import Text
 
 from lotr_tn.report.numbers import byte_size, count, error, rank_range, times
 
-__all__ = ["comparison_text", "conversion_text", "export_text", "inspection_text", "verdict"]
+__all__ = [
+    "comparison_text",
+    "conversion_text",
+    "export_text",
+    "inspection_text",
+    "plain_table",
+    "ranks_text",
+    "shape_text",
+    "verdict",
+]
 
 WORST = 8
 SHOWN_EXTRAS = 3
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """A plain table: the first column is text, the others are figures."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
@@ -26,19 +35,24 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _size(shape: list[int]) -> str:
+def shape_text(shape: list[int]) -> str:
+    """A stack's sizes: 8 x 256x128."""
     return f"{shape[0]} x {shape[1]}x{shape[2]}"
 
 
 def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
     """The outcome of `lotr convert`."""
-    table = _table("Group", "Layers x matrix", "Ranks", "Error", "LoRA", "LoTR", "Ratio")
+    mixed = any(group["format"] != "lotr" for group in record["groups"])
+    columns = ["Group", "Layers x matrix", "Ranks", "Error", "LoRA", "LoTR", "Ratio"]
+    if mixed:
+        columns[1], columns[5] = "Format", "After"
+    table = plain_table(*columns)
     for group in record["groups"]:
         before, after = group["params_before"], group["params_after"]
         table.add_row(
             group["name"],
-            _size(group["shape"]),
-            "{}, {}".format(*group["ranks"]),
+            group["format"] if mixed else shape_text(group["shape"]),
+            ranks_text(group["format"], group["ranks"]),
             error(group["relative_error"]),
             count(before),
             count(after),
@@ -52,12 +66,30 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
         f", {record['dtype']}",
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
     ]
+    if record["bound"] is not None:
+        lines.insert(1, f"At best         {_bound(record)}")
     if record["untouched"]:
-        lines.insert(3, f"Carried along   {_tensors(list(record['untouched']))}, unchanged")
+        lines.insert(-1, f"Carried along   {_tensors(list(record['untouched']))}, unchanged")
     parts: list[RenderableType] = [table, Text("\n".join(lines))]
-    if warning := verdict(record):
+    if not mixed and (warning := verdict(record)):
         parts.append(Text("\n" + warning, style="yellow"))
     return Group(*parts)
+
+
+def _bound(record: dict[str, Any]) -> str:
+    """What no other division of the budget, or of the error, could go below."""
+    if record["bound_unit"] == "bytes":
+        return f"no choice of formats and ranks takes less than {byte_size(record['bound'])}"
+    return f"no choice of formats and ranks of this size goes below {error(record['bound'])}"
+
+
+def ranks_text(form: str, ranks: list[int]) -> str:
+    """Ranks of a stored group: r1, r2; with low-rank cores how many terms; layers as a range."""
+    if form in ("lora", "truncated"):
+        return rank_range(ranks)
+    if form == "lotr-low-rank":
+        return f"{ranks[0]}, {ranks[1]}; {sum(ranks[2:])} terms"
+    return ", ".join(map(str, ranks))
 
 
 def verdict(record: dict[str, Any]) -> str | None:
@@ -102,7 +134,7 @@ def comparison_text(record: dict[str, Any], show_all: bool) -> RenderableType:
     """The outcome of `lotr compare`."""
     modules = sorted(record["modules"], key=lambda m: -m["relative_error"])
     shown = record["modules"] if show_all else modules[:WORST]
-    table = _table("Module", "Error", "Cosine")
+    table = plain_table("Module", "Error", "Cosine")
     for module in shown:
         table.add_row(module["name"], error(module["relative_error"]), f"{module['cosine']:.6f}")
     left = len(modules) - len(shown)
@@ -120,7 +152,7 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
     modules = sum(len(group["modules"]) for group in record["groups"])
     lines = [
         f"{record['source']}",
-        f"Format          {'PEFT LoRA' if lora else 'LoTR (Tucker-2)'}, {record['dtype']}, "
+        f"Format          {'PEFT LoRA' if lora else _kinds(record)}, {record['dtype']}, "
         f"{byte_size(record['bytes'])}",
         f"Base model      {config.get('base_model_name_or_path') or 'not named'}",
         f"Updates         {modules} modules, {record['params']:,} parameters",
@@ -135,6 +167,12 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
     return Group(Text("\n".join(lines)), _lora_table(record) if lora else _lotr_table(record))
 
 
+def _kinds(record: dict[str, Any]) -> str:
+    """The formats of a native file."""
+    found = dict.fromkeys(group["format"] for group in record["groups"])
+    return "LoTR (Tucker-2)" if list(found) == ["lotr"] else "LoTR file of " + ", ".join(found)
+
+
 def _scale(config: dict[str, Any]) -> str:
     root = "√" if config.get("use_rslora") else ""
     text = f"alpha / {root}r = {config.get('lora_alpha')} / {root}{config.get('r')}"
@@ -144,12 +182,12 @@ def _scale(config: dict[str, Any]) -> str:
 
 
 def _lora_table(record: dict[str, Any]) -> Table:
-    table = _table("Group", "Layers x matrix", "Ranks", "Scale", "Parameters")
+    table = plain_table("Group", "Layers x matrix", "Ranks", "Scale", "Parameters")
     for group in record["groups"]:
         scales = sorted({f"{scale:.4g}" for scale in group["scales"]})
         table.add_row(
             group["name"],
-            _size(group["shape"]),
+            shape_text(group["shape"]),
             rank_range(group["ranks"]),
             scales[0] if len(scales) == 1 else "mixed",
             f"{group['params']:,}",
@@ -158,12 +196,12 @@ def _lora_table(record: dict[str, Any]) -> Table:
 
 
 def _lotr_table(record: dict[str, Any]) -> Table:
-    table = _table("Group", "Layers x matrix", "Ranks", "Error", "Parameters", "By")
+    table = plain_table("Group", "Layers x matrix", "Ranks", "Error", "Parameters", "By")
     for group in record["groups"]:
         table.add_row(
             group["name"],
-            _size(group["shape"]),
-            "{}, {}".format(*group["ranks"]),
+            shape_text(group["shape"]),
+            ranks_text(group["format"], group["ranks"]),
             error(group["relative_error"]),
             f"{group['params']:,}",
             group["method"] or "-",

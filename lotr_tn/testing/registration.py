@@ -6,7 +6,7 @@ strategies themselves are imported when the first of them is asked for.
 
 from typing import TYPE_CHECKING
 
-from lotr_tn.formats import Dense, LoRAStack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -16,6 +16,7 @@ __all__ = ["register"]
 STRATEGIES = {
     LoRAStack: "lora_stacks",
     Tucker2: "tucker2s",
+    LowRankTucker2: "low_rank_tucker2s",
     Tucker1: "tucker1s",
     Dense: "dense_stacks",
 }

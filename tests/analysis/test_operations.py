@@ -17,6 +17,13 @@ STACKS = {
     "Tucker2": lt.Tucker2(
         RNG.standard_normal((7, 4)), RNG.standard_normal((3, 4, 2)), RNG.standard_normal((5, 2))
     ),
+    "LowRankTucker2": lt.LowRankTucker2(
+        RNG.standard_normal((7, 4)),
+        RNG.standard_normal((4, 6)),
+        RNG.standard_normal((6, 3)),
+        RNG.standard_normal((5, 3)),
+        (2, 1, 3),
+    ),
     "Tucker1": lt.Tucker1(RNG.standard_normal((5, 4)), RNG.standard_normal((3, 7, 4)), "in"),
     "Dense": lt.Dense(RNG.standard_normal((3, 7, 5))),
 }
@@ -61,6 +68,7 @@ TRIALS = {
     "to_dense": [(lt.to_dense, lambda w: w)],
     "convert to LoRAStack": [(lambda s: lt.convert(s, lt.LoRAStack), lambda w: w)],
     "convert to Tucker2": [(lambda s: lt.convert(s, lt.Tucker2), lambda w: w)],
+    "convert to LowRankTucker2": [(lambda s: lt.convert(s, lt.LowRankTucker2), lambda w: w)],
     "convert to Tucker1": [
         (lambda s: lt.convert(s, lt.Tucker1), lambda w: w),
         (lambda s: lt.convert(s, lt.Tucker1, side="out"), lambda w: w),
@@ -103,7 +111,13 @@ def test_what_keeps_the_updates(operation, name):
             assert off <= ROUNDING[cell.exactness] * np.abs(truth).max()
 
 
-SUMMED = ("add, subtract", "convert to Tucker1", "convert to Tucker2", "transpose")
+SUMMED = (
+    "add, subtract",
+    "convert to Tucker1",
+    "convert to Tucker2",
+    "convert to LowRankTucker2",
+    "transpose",
+)
 """Where ranks change or swap, the oracle adds the same products in another order."""
 
 

@@ -306,7 +306,7 @@ def rewrite(file, change):
         (lambda t, h: h.pop("groups"), "damaged header"),
         (lambda t, h: h["groups"]["q"].pop("modules"), "damaged header"),
         (lambda t, h: h["groups"]["q"].update(shape=[9, 5, 4]), "is said to be"),
-        (lambda t, h: h["groups"]["q"].update(modules=[]), "names 0 modules for 1 cores"),
+        (lambda t, h: h["groups"]["q"].update(modules=[]), "names 0 modules for 1 layers"),
         (lambda t, h: t.pop("groups.q.core"), "no tensor groups.q.core"),
         (lambda t, h: t.update({"groups.q.u": np.ones((5, 3), np.float32)}), "is damaged: axis r1"),
         (lambda t, h: t.update({"groups.q.u": np.full((5, 1), np.nan, np.float32)}), "NaN"),

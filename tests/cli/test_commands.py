@@ -35,7 +35,7 @@ def of_json(result):
     return json.loads(out)
 
 
-COMMANDS = ["demo", "inspect", "convert", "export", "compare"]
+COMMANDS = ["demo", "inspect", "convert", "export", "compare", "count"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -47,6 +47,9 @@ def updates(stack):
         return np.stack([up[:, a:b] @ down[a:b] for a, b in itertools.pairwise(ends)])
     if isinstance(stack, lt.Tucker2):
         return np.einsum("mp,lpq,nq->lmn", wide(stack.u), wide(stack.core), wide(stack.v))
+    if isinstance(stack, lt.LowRankTucker2):
+        cores = updates(lt.LoRAStack(stack.up, stack.down, stack.ranks))
+        return np.einsum("mp,lpq,nq->lmn", wide(stack.u), cores, wide(stack.v))
     if isinstance(stack, lt.Tucker1):
         own, shared = wide(stack.own), wide(stack.shared)
         formula = "lmr,nr->lmn" if stack.side == "in" else "lnr,mr->lmn"

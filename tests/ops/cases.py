@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import lotr_tn as lt
 from lotr_tn._arrays import Array
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops import convert
 from lotr_tn.ops.layers import arrays_of
 from lotr_tn.testing import strategies
@@ -19,6 +19,7 @@ from tests.conftest import on_backend
 FORMATS = {
     "LoRAStack": (LoRAStack, strategies.lora_stacks),
     "Tucker2": (Tucker2, strategies.tucker2s),
+    "LowRankTucker2": (LowRankTucker2, strategies.low_rank_tucker2s),
     "Tucker1": (Tucker1, strategies.tucker1s),
     "Dense": (Dense, strategies.dense_stacks),
 }

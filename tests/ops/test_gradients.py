@@ -20,6 +20,10 @@ def numbers(*shape, seed=0):
 MAKERS = {
     "lora": (lambda up, down: lt.LoRAStack(up, down, RANKS), [(M, 6), (6, N)]),
     "tucker2": (lt.Tucker2, [(M, 4), (L, 4, 3), (N, 3)]),
+    "low-rank tucker2": (
+        lambda u, up, down, v: lt.LowRankTucker2(u, up, down, v, RANKS),
+        [(M, 4), (4, 6), (6, 3), (N, 3)],
+    ),
     "tucker1 in": (lambda s, own: lt.Tucker1(s, own, "in"), [(N, 3), (L, M, 3)]),
     "tucker1 out": (lambda s, own: lt.Tucker1(s, own, "out"), [(M, 3), (L, N, 3)]),
     "dense": (lt.Dense, [(L, M, N)]),

@@ -30,6 +30,7 @@ METHODS = {
     "hooi": Method(lt.hooi, strategies.stacks, ranks, alternates=True),
     "round LoRAStack": Method(lt.round, strategies.lora_stacks, one_rank),
     "round Tucker2": Method(lt.round, strategies.tucker2s, ranks),
+    "round LowRankTucker2": Method(lt.round, strategies.low_rank_tucker2s, one_rank),
     "round Tucker1": Method(lt.round, strategies.tucker1s, one_rank),
     "round Dense": Method(lt.round, strategies.dense_stacks, one_rank),
     "tucker1 in": Method(partial(lt.tucker1, side="in"), strategies.stacks, one_rank),

@@ -20,6 +20,7 @@ from tests.conftest import BACKENDS, on_backend
 MAKERS = {
     "LoRAStack": strategies.lora_stacks,
     "Tucker2": strategies.tucker2s,
+    "LowRankTucker2": strategies.low_rank_tucker2s,
     "Tucker1": strategies.tucker1s,
     "Dense": strategies.dense_stacks,
 }
@@ -37,7 +38,7 @@ def layers_of(stack):
 
 
 def rank_of(stack):
-    return sum(stack.ranks) if isinstance(stack, lt.LoRAStack) else min(stack.ranks)
+    return min(stack.ranks) if isinstance(stack, lt.Tucker2) else sum(stack.ranks)
 
 
 def largest_entry(stack):
@@ -89,15 +90,21 @@ def test_special_cases_are_drawn(name, case):
     assert drawn(MAKERS[name](), CASES[case]) is not None
 
 
-@pytest.mark.parametrize("name", ["LoRAStack", "Tucker2"])
+@pytest.mark.parametrize("name", ["LoRAStack", "Tucker2", "LowRankTucker2"])
 @pytest.mark.parametrize("case", FACTORED)
 def test_special_ranks_are_drawn(name, case):
     assert drawn(MAKERS[name](), FACTORED[case]) is not None
 
 
+@pytest.mark.parametrize("name", ["LoRAStack", "LowRankTucker2"])
 @pytest.mark.parametrize("case", RANKED)
-def test_special_ranks_of_layers_are_drawn(case):
-    assert drawn(strategies.lora_stacks(), RANKED[case]) is not None
+def test_special_ranks_of_layers_are_drawn(name, case):
+    assert drawn(MAKERS[name](), RANKED[case]) is not None
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_shared_rank_of_zero_is_drawn(side):
+    assert drawn(strategies.low_rank_tucker2s(), lambda s: s.shared_ranks[side] == 0)
 
 
 @pytest.mark.parametrize("side", ["in", "out"])
@@ -148,6 +155,7 @@ def test_generic_stacks_have_nothing_special(name, data):
     wanted = {
         "LoRAStack": lambda: stack.ranks,
         "Tucker2": lambda: (min(stack.ranks),) * layers,
+        "LowRankTucker2": lambda: [min(k, *stack.shared_ranks) for k in stack.ranks],
         "Tucker1": lambda: (stack.rank,) * layers,
         "Dense": lambda: (m,) * layers,
     }[name]()
@@ -169,6 +177,9 @@ def test_ranks_are_taken(data):
     assert data.draw(strategies.tucker2s(ranks=st.just((3, 3)))).ranks == (3, 3)
     assert data.draw(strategies.tucker1s(ranks=st.just(7))).rank == 7
     assert set(data.draw(strategies.lora_stacks(ranks=st.just(2))).ranks) == {2}
+    low = data.draw(strategies.low_rank_tucker2s(shared_ranks=st.just((4, 3)), ranks=st.just(2)))
+    assert low.shared_ranks == (4, 3)
+    assert set(low.ranks) == {2}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
@@ -301,6 +312,8 @@ def test_state_dicts_take_a_hook(tensors):
         lambda: strategies.lora_stacks(shapes=(2, 3, 4)),
         lambda: strategies.lora_stacks(ranks=2),
         lambda: strategies.tucker2s(ranks=(1, 2)),
+        lambda: strategies.low_rank_tucker2s(shared_ranks=(1, 2)),
+        lambda: strategies.low_rank_tucker2s(ranks=2),
         lambda: strategies.tucker1s(ranks=1),
         lambda: strategies.dense_stacks(shapes=[2, 3, 4]),
         lambda: strategies.stacks(shapes=(2, 3, 4)),

@@ -100,7 +100,9 @@ def test_error_rules_are_met(method, backend, dtype):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method", ["hosvd", "st_hosvd", "hooi", "round Tucker2"])
+@pytest.mark.parametrize(
+    "method", ["hosvd", "st_hosvd", "hooi", "round Tucker2", "round LowRankTucker2"]
+)
 def test_factors_are_orthonormal(method, backend, dtype):
     tested = METHODS[method]
     options = {"dtype": dtype, "array": partial(on_backend, backend=backend)}

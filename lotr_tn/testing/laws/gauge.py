@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, to_numpy
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.layers import arrays_of, common_namespace
 from lotr_tn.testing.laws.truth import (
     ROUNDING,
@@ -28,13 +28,16 @@ __all__ = [
 def gauge_sizes(stack: Stack) -> tuple[int, ...]:
     """The sizes of the matrices that change the gauge of a stack.
 
-    One for each layer of a LoRA; r1 and r2 of a Tucker-2; r of a Tucker-1; none for dense.
+    One for each layer of a LoRA; r1 and r2 of a Tucker-2, and then one for each layer where its
+    cores are low-rank; r of a Tucker-1; none for dense.
     """
     match stack:
         case LoRAStack():
             return stack.ranks
         case Tucker2():
             return stack.ranks
+        case LowRankTucker2():
+            return (*stack.shared_ranks, *stack.ranks)
         case Tucker1():
             return (stack.rank,)
         case Dense():
@@ -44,8 +47,8 @@ def gauge_sizes(stack: Stack) -> tuple[int, ...]:
 def change_gauge(stack: Stack, matrices: Sequence[np.ndarray]) -> Stack:
     """The same updates by other factors.
 
-    LoRA: up_l Q_l and Q_l⁻¹ down_l. Tucker-2: U P, P⁻¹ G_l Q⁻ᵀ and V Q. Tucker-1: shared Q and
-    own_l Q⁻ᵀ.
+    LoRA: up_l Q_l and Q_l⁻¹ down_l. Tucker-2: U P, P⁻¹ G_l Q⁻ᵀ and V Q; with low-rank cores U P,
+    P⁻¹ up_l Q_l, Q_l⁻¹ down_l Q⁻ᵀ and V Q. Tucker-1: shared Q and own_l Q⁻ᵀ.
 
     Args:
         stack: any stack.
@@ -66,6 +69,14 @@ def change_gauge(stack: Stack, matrices: Sequence[np.ndarray]) -> Stack:
             core = np.stack([np.linalg.solve(p, x) @ inverse for x in wide["core"]])
             u, v = wide["u"] @ p, wide["v"] @ q
             return Tucker2(*(_like(x, stack.u, xp) for x in (u, core, v)))
+        case LowRankTucker2():
+            p, q, *each = matrices
+            total = _block_diagonal(each)
+            up = np.linalg.solve(p, wide["up"]) @ total
+            down = np.linalg.solve(total, wide["down"]) @ np.linalg.inv(q).T
+            factors = (_like(x, stack.u, xp) for x in (wide["u"] @ p, up, down, wide["v"] @ q))
+            u, up, down, v = factors
+            return LowRankTucker2(u, up, down, v, stack.ranks)
         case Tucker1():
             (q,) = matrices
             shared, own = wide["shared"] @ q, wide["own"] @ np.linalg.inv(q).T

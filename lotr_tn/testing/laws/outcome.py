@@ -8,7 +8,15 @@ import numpy as np
 
 from lotr_tn._arrays import Array
 from lotr_tn.errors import LotrError
-from lotr_tn.formats import Certificate, Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import (
+    Certificate,
+    Dense,
+    LoRAStack,
+    LowRankTucker2,
+    Stack,
+    Tucker1,
+    Tucker2,
+)
 from lotr_tn.testing.laws.truth import (
     dense_updates,
     magnitude,
@@ -53,7 +61,7 @@ def run(decompose: Decomposition, stack: Stack, ranks: Any) -> Outcome:
         error = float(error)
     if isinstance(result, tuple) and len(result) == 3:
         result = _from_factors(*result)
-    if not isinstance(result, LoRAStack | Tucker2 | Tucker1 | Dense):
+    if not isinstance(result, LoRAStack | Tucker2 | LowRankTucker2 | Tucker1 | Dense):
         raise AssertionError(
             "a decomposition must return a stack or factors (u, core, v), and after it the "
             f"relative error if it reports one; found {type(result).__name__}"
@@ -104,7 +112,8 @@ def tails(truth: np.ndarray, ranks: Ranks, result: Stack) -> float:
     """The distance that the best truncation by leading singular directions keeps to.
 
     Tucker-2: the root of the sum of both squared mode tails, at most √2 times the best. Tucker-1:
-    the tail of the shared side, the best. LoRA: the tails of the layers, the best.
+    the tail of the shared side, the best. LoRA, and Tucker-2 with low-rank cores: the tails of the
+    layers, the best.
     """
     _, m, n = truth.shape
     outputs, inputs = truth.transpose(1, 0, 2).reshape(m, -1), truth.reshape(-1, n)
@@ -114,7 +123,7 @@ def tails(truth: np.ndarray, ranks: Ranks, result: Stack) -> float:
             cut = [(inputs, r1)]
         case Tucker1():
             cut = [(outputs, r1)]
-        case LoRAStack():
+        case LoRAStack() | LowRankTucker2():
             cut = [(matrix, r1) for matrix in truth]
         case _:
             cut = [(outputs, r1), (inputs, r2)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lotr_tn._arrays import to_numpy
-from lotr_tn.formats import LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import RelativeError
 from lotr_tn.ops import convert, take_layers
 from lotr_tn.ops.layers import arrays_of, storage_dtype
@@ -70,7 +70,7 @@ def rank_is_kept(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
             named = zip(("r1", "r2"), result.ranks, pair, strict=True)
         case Tucker1():
             named = [("r", result.rank, pair[0])]
-        case LoRAStack():
+        case LoRAStack() | LowRankTucker2():
             named = [(f"r of layer {i}", r, pair[0]) for i, r in enumerate(result.ranks)]
         case _:
             named = []
@@ -139,7 +139,7 @@ def _largest_tail(truth: np.ndarray, result: Stack) -> float:
             return tail(inputs, result.rank)
         case Tucker1():
             return tail(outputs, result.rank)
-        case LoRAStack():
+        case LoRAStack() | LowRankTucker2():
             pairs = zip(truth, result.ranks, strict=True)
             return float(np.linalg.norm([tail(matrix, rank) for matrix, rank in pairs]))
         case _:
@@ -150,7 +150,7 @@ def error_is_nearly_the_best(decompose: Decomposition, stack: Stack, ranks: Rank
     """The error is at most that of cutting off singular values.
 
     For Tucker-2 that is √(tail₁² + tail₂²) over both unfoldings, at most √2 times the best error;
-    for Tucker-1, and layer by layer for LoRA, it is the best error.
+    for Tucker-1, and layer by layer for LoRA and for low-rank cores, it is the best error.
     """
     result = run(decompose, stack, ranks).stack
     bound = tails(dense_updates(stack), ranks, result)
@@ -179,8 +179,9 @@ def factors_are_orthonormal(decompose: Decomposition, stack: Stack, ranks: Ranks
     Columns beyond the stack's own rank may be zero.
     """
     result = run(decompose, stack, ranks).stack
-    expect(isinstance(result, Tucker2), "only a Tucker-2 has orthonormal factors on both sides")
-    assert isinstance(result, Tucker2)
+    both = isinstance(result, Tucker2 | LowRankTucker2)
+    expect(both, "only a Tucker-2 has orthonormal factors on both sides")
+    assert isinstance(result, Tucker2 | LowRankTucker2)
     for name, factor in (("u", result.u), ("v", result.v)):
         wide = to_numpy(factor).astype(np.float64)
         gram = wide.T @ wide

@@ -1,11 +1,11 @@
 """The dense truth that every law is held against, and how closely it must be met."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lotr_tn._arrays import Array, dtype_name, to_numpy
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.layers import arrays_of, storage_dtype
 
 __all__ = [
@@ -48,13 +48,20 @@ def _product(arrays: dict[str, np.ndarray], stack: Stack) -> np.ndarray:
         case Tucker1():
             own, shared = arrays["own"], arrays["shared"]
             return np.stack([x @ shared.T if stack.side == "in" else shared @ x.T for x in own])
+        case LowRankTucker2():
+            cores = _terms(arrays["up"], arrays["down"], stack.ranks)
+            return np.stack([arrays["u"] @ core @ arrays["v"].T for core in cores])
         case LoRAStack():
-            layers, start = [], 0
-            for rank in stack.ranks:
-                part = slice(start, start + rank)
-                layers.append(arrays["up"][:, part] @ arrays["down"][part, :])
-                start += rank
-            return np.stack(layers)
+            return np.stack(_terms(arrays["up"], arrays["down"], stack.ranks))
+
+
+def _terms(up: np.ndarray, down: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
+    layers, start = [], 0
+    for rank in ranks:
+        part = slice(start, start + rank)
+        layers.append(up[:, part] @ down[part, :])
+        start += rank
+    return layers
 
 
 def norm_of(x: np.ndarray) -> float:

@@ -25,6 +25,7 @@ Examples:
 from lotr_tn.testing.strategies.formats import (
     dense_stacks,
     lora_stacks,
+    low_rank_tucker2s,
     nearly_low_rank,
     stacks,
     stacks_of_one_shape,
@@ -42,6 +43,7 @@ __all__ = [
     "distinct_sizes",
     "gauges",
     "lora_stacks",
+    "low_rank_tucker2s",
     "nearly_low_rank",
     "peft_state_dicts",
     "ranks",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lotr_tn._arrays import Array, cast
-from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.layers import arrays_of
 from lotr_tn.testing.laws.truth import dense_updates
 from lotr_tn.testing.strategies import sizes
@@ -30,6 +30,7 @@ from lotr_tn.testing.strategies.sizes import either
 __all__ = [
     "dense_stacks",
     "lora_stacks",
+    "low_rank_tucker2s",
     "nearly_low_rank",
     "stacks",
     "stacks_of_one_shape",
@@ -40,7 +41,7 @@ __all__ = [
 
 ToArray: TypeAlias = Callable[[np.ndarray], Array]
 Shapes: TypeAlias = SearchStrategy[tuple[int, int, int]]
-Made = TypeVar("Made", LoRAStack, Tucker2, Tucker1, Dense)
+Made = TypeVar("Made", LoRAStack, Tucker2, LowRankTucker2, Tucker1, Dense)
 
 RANKS = (1, 2, 3, 4, 0)
 """Ranks of layers, and of one shared side; 0 comes last, so that examples shrink towards 1."""
@@ -145,6 +146,60 @@ def _tucker2s(
 
     stack = _filled(draw, make, (min(r1, r2),) * layers, degenerate=degenerate)
     return _stored(stack, dtype, array)
+
+
+def low_rank_tucker2s(
+    *,
+    shapes: Shapes | None = None,
+    shared_ranks: SearchStrategy[tuple[int, int]] | None = None,
+    ranks: SearchStrategy[int] | None = None,
+    dtype: str = "float64",
+    array: ToArray | None = None,
+    degenerate: bool = True,
+) -> SearchStrategy[LowRankTucker2]:
+    """Tucker-2 stacks with low-rank cores of ragged ranks. Requires the hypothesis package.
+
+    Args:
+        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
+        shared_ranks: a strategy of pairs (r1, r2); where left out, ranks from 0 to 5 that differ.
+        ranks: a strategy from which each core's rank is drawn; 0 to 4 where left out.
+        dtype: as for `lora_stacks`.
+        array: as for `lora_stacks`.
+        degenerate: as for `lora_stacks`.
+
+    Raises:
+        TypeError: shapes, shared_ranks or ranks is a value instead of a strategy.
+    """
+    pairs = st.sampled_from(PAIRS if degenerate else POSITIVE_PAIRS)
+    sizes_drawn = (
+        either("shapes", shapes, sizes.shapes()),
+        either("shared_ranks", shared_ranks, pairs),
+        either("ranks", ranks, _layer_ranks(degenerate)),
+    )
+    return _low_rank_tucker2s(sizes_drawn, dtype, array, degenerate)
+
+
+@st.composite
+def _low_rank_tucker2s(
+    draw: st.DrawFn,
+    drawn: tuple[Shapes, SearchStrategy[tuple[int, int]], SearchStrategy[int]],
+    dtype: str,
+    array: ToArray | None,
+    degenerate: bool,
+) -> LowRankTucker2:
+    (layers, m, n), (r1, r2) = draw(drawn[0]), draw(drawn[1])
+    found = tuple(draw(drawn[2]) for _ in range(layers))
+
+    def make(kind: Kind, rng: np.random.Generator) -> LowRankTucker2:
+        own = found[:1] * layers if kind == "equal layers" else found
+        u = factor(plain(kind) if kind != "dependent columns" else kind, rng, m, r1)
+        v = factor(plain(kind), rng, n, r2)
+        up = np.concatenate(layered(kind, rng, [(r1, k) for k in own], dtype), axis=1)
+        down = np.concatenate(layered(plain(kind), rng, [(r2, k) for k in own], dtype), axis=1)
+        return LowRankTucker2(u, up, down.T.copy(), v, own)
+
+    wanted = [min(k, r1, r2) for k in found]
+    return _stored(_filled(draw, make, wanted, degenerate=degenerate), dtype, array)
 
 
 def tucker1s(
@@ -254,7 +309,11 @@ def stacks(
         "degenerate": degenerate,
     }
     return st.one_of(
-        dense_stacks(**options), lora_stacks(**options), tucker1s(**options), tucker2s(**options)
+        dense_stacks(**options),
+        lora_stacks(**options),
+        tucker1s(**options),
+        tucker2s(**options),
+        low_rank_tucker2s(**options),
     )
 
 

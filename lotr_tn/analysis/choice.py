@@ -1,0 +1,172 @@
+"""The best format for one stack within an error, as it is then stored."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.analysis.candidates import (
+    DECOMPOSITIONS,
+    Candidate,
+    Options,
+    Stored,
+    Subject,
+    make_point,
+    measured_candidate,
+    predicted_candidate,
+)
+from lotr_tn.analysis.coordinates import Coordinates
+from lotr_tn.analysis.curves import FORMATS, Curve, FormatName, best_point
+from lotr_tn.decompose.search import meet_error, resolution
+from lotr_tn.errors import FormatError, OptionError, PrecisionWarning
+from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import Energy, RankLimits, RelativeError, pair_parameters
+
+__all__ = ["Choice", "allowed_loss", "choose_within"]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen for a stack.
+
+    Attributes:
+        candidate: the one chosen, measured unless it is the LoRA as it is.
+        stack: the stack as stored; the one given for the LoRA as it is.
+        others: the other candidates, in the order of `FORMATS`.
+    """
+
+    candidate: Candidate
+    stack: Stored
+    others: tuple[Candidate, ...]
+
+    @property
+    def all(self) -> tuple[Candidate, ...]:
+        """All candidates, in the order of `FORMATS`."""
+        found = (self.candidate, *self.others)
+        return tuple(sorted(found, key=lambda candidate: FORMATS.index(candidate.format)))
+
+
+def choose_within(
+    stack: LoRAStack, subject: Subject, rule: RelativeError | Energy, options: Options
+) -> Choice:
+    """The smallest form of a stack within a relative error, made and measured.
+
+    The exact curves of all formats say what each would store. A LoTR by HOOI may store less than
+    its curve says; it is made where its lower bound leaves it a chance. What is chosen is made and
+    measured, and where rounding to the dtype cost it its place, the next one is.
+
+    Args:
+        stack: the LoRA.
+        subject: the same in coordinates, with its curves.
+        rule: the error, as stored.
+        options: how candidates are made.
+
+    Returns:
+        The smallest candidate in bytes that stores no more numbers than the LoRA; the earlier in
+        the order of `FORMATS` among equals.
+
+    Raises:
+        OptionError: no format is left that meets the rule.
+
+    Cost: that of the one or two decompositions that are made.
+    """
+    found: dict[FormatName, Candidate] = {}
+    stacks: dict[FormatName, Stored] = {}
+    allowed = allowed_loss(rule.epsilon, subject.coordinates.energy, options.dtype)
+    for name, curve in subject.curves.items():
+        place = best_point(curve, allowed)
+        if place is not None:
+            found[name] = _predicted(subject, curve, place, rule, options)
+    while True:
+        name = _smallest(found, subject)
+        if name is None:
+            raise OptionError(
+                f"no ranks within the limits keep the relative error to {rule.epsilon:g}; allow "
+                "larger ranks or a larger error"
+            )
+        if name == "lora":
+            return _chosen(name, found, stack)
+        if name in stacks:
+            return _chosen(name, found, stacks[name])
+        try:
+            made = _made_within(stack, subject, name, rule, options)
+        except FormatError:  # an entry is beyond the range of float16
+            if len(found) == 1:
+                raise
+            del found[name]
+            continue
+        measured = measured_candidate(subject, name, made, options)
+        if measured.relative_error > rule.epsilon > 0 and len(found) > 1:
+            del found[name]  # the dtype is too coarse for this error
+            continue
+        found[name], stacks[name] = measured, made
+
+
+def allowed_loss(epsilon: float, energy: float, dtype: str) -> float:
+    """Squared error that may be cut off: what rounding to the dtype may take is set aside."""
+    return max(epsilon**2 - UNIT_ROUNDOFF[dtype] ** 2, 0.0) * energy
+
+
+def _predicted(
+    subject: Subject, curve: Curve, place: int, rule: RelativeError | Energy, options: Options
+) -> Candidate:
+    candidate = predicted_candidate(subject, curve, place, options)
+    if curve.format != "lotr" or options.method == "hosvd":
+        return candidate
+    least = _least_parameters(subject.coordinates, rule.epsilon**2 * subject.coordinates.energy)
+    return replace(candidate, least=min(least, candidate.parameters))
+
+
+def _least_parameters(coordinates: Coordinates, allowed: float) -> int:
+    """The fewest numbers of any Tucker-2 that may lose so little, by the lower bounds."""
+    within = coordinates.lower <= allowed
+    return int(pair_parameters(coordinates.shape, coordinates.lower.shape)[within].min())
+
+
+def _smallest(found: Mapping[FormatName, Candidate], subject: Subject) -> FormatName | None:
+    """The format of fewest bytes, by the least that each could store; None where there is none."""
+    most = subject.stored if "lora" in found else None
+    fitting: list[FormatName] = [
+        name for name in found if most is None or _least(found[name]) <= most
+    ]
+
+    def size(name: FormatName) -> tuple[int, int]:
+        candidate = found[name]
+        each = candidate.bytes // candidate.parameters if candidate.parameters else 0
+        return _least(candidate) * each, FORMATS.index(name)
+
+    return min(fitting, key=size) if fitting else None
+
+
+def _least(candidate: Candidate) -> int:
+    """The fewest numbers that a candidate may turn out to store."""
+    return candidate.parameters if candidate.least is None else candidate.least
+
+
+def _chosen(name: FormatName, found: Mapping[FormatName, Candidate], stack: Stored) -> Choice:
+    others = tuple(candidate for key, candidate in found.items() if key != name)
+    return Choice(found[name], stack, others)
+
+
+def _made_within(
+    stack: LoRAStack,
+    subject: Subject,
+    name: FormatName,
+    rule: RelativeError | Energy,
+    options: Options,
+) -> Stored:
+    """The smallest stack of a format whose error, as stored, keeps to the rule."""
+    limited = options.limits != RankLimits()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrecisionWarning)  # what is measured decides
+        if name == "lotr" and not limited:
+            return DECOMPOSITIONS[options.method](stack, rule, dtype=options.dtype)
+        curve, total = subject.curves[name], subject.coordinates.energy
+
+        def attempt(budget: float) -> Stored:
+            place = best_point(curve, budget)
+            last = len(curve.parameters) - 1
+            return make_point(stack, subject, curve, last if place is None else place, options)
+
+        floor = resolution(wide=options.dtype == "float64") ** 2 * total
+        return meet_error(attempt, rule, total, floor, options.dtype, stacklevel=2)

@@ -1,0 +1,77 @@
+"""One stack in the smallest form there is, or in one that is asked for."""
+
+from typing import Literal
+
+from lotr_tn.analysis.candidates import Options, Stored, Subject, make_at_ranks
+from lotr_tn.analysis.choice import choose_within
+from lotr_tn.analysis.coordinates import coordinates_of
+from lotr_tn.analysis.curves import FORMATS, FormatName
+from lotr_tn.analysis.division import choose_point, divide
+from lotr_tn.decompose.search import asked_dtype
+from lotr_tn.errors import OptionError
+from lotr_tn.formats import Stack
+from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RankRule, as_rule
+from lotr_tn.ops.conversion import as_lora
+from lotr_tn.ops.counts import parameter_count
+from lotr_tn.ops.layers import refuse_gradient
+
+__all__ = ["compress"]
+
+
+def compress(
+    stack: Stack,
+    ranks: RankRule | int | tuple[int, int],
+    format: Literal["auto"] | FormatName = "auto",
+    *,
+    dtype: str | None = None,
+    limits: RankLimits | None = None,
+) -> Stored:
+    """A stack in the form that stores least within an error, or loses least within a budget.
+
+    Args:
+        stack: any stack (L, m, n).
+        ranks: a `RelativeError`, an `Energy` or a `Budget`; or ranks, for one format.
+        format: `auto`, the best of all; or one of `truncated` (each layer's rank cut), `lotr`
+            (Tucker-2 by HOOI), `shared-in` and `shared-out` (one shared side), `lotr-low-rank`
+            (Tucker-2 with low-rank cores).
+        dtype: storage dtype of the result; the stack's own where left out.
+        limits: the ranks that may be chosen.
+
+    Returns:
+        A stack with a certificate: a `LoRAStack`, `Tucker2`, `Tucker1` or `LowRankTucker2`. Where
+        nothing is smaller than the stack as LoRA factors, these factors, without a certificate.
+
+    Raises:
+        OptionError: `auto` is given fixed ranks, or a budget is too small for one direction.
+        RankError: a rule is out of range.
+        DerivativeError: torch records the factors.
+
+    Cost: that of the coordinates and curves of `error_surface`, and of one or two decompositions.
+
+    Examples:
+        >>> import numpy as np
+        >>> from lotr_tn import LoRAStack, RelativeError, parameter_count
+        >>> rng = np.random.default_rng(0)
+        >>> up = np.tile(rng.standard_normal((30, 2)), 5)  # five layers, one output subspace
+        >>> stack = LoRAStack(up, rng.standard_normal((10, 20)), (2,) * 5)
+        >>> found = compress(stack, RelativeError(0.01))
+        >>> type(found).__name__, found.side, parameter_count(stack), parameter_count(found)
+        ('Tucker1', 'out', 500, 260)
+    """
+    refuse_gradient("compress", stack)
+    storage = asked_dtype(stack, dtype)
+    rule = as_rule(ranks, storage)
+    lora = as_lora(stack)
+    formats = FORMATS if format == "auto" else (format,)
+    if not set(formats) <= set(FORMATS):
+        raise OptionError(f"format must be auto or one of {', '.join(FORMATS)}; found {format!r}")
+    options = Options(formats, storage, limits=limits or RankLimits())
+    if isinstance(rule, FixedRank):
+        if format == "auto":
+            raise OptionError("auto chooses ranks itself; ask for an error or a budget")
+        return make_at_ranks(lora, format, rule, options)
+    subject = Subject.of(coordinates_of(stack), parameter_count(lora), storage, options)
+    if isinstance(rule, Budget):
+        (point,) = divide([subject], rule, options).points
+        return choose_point(lora, subject, point, options).stack
+    return choose_within(lora, subject, rule, options).stack

@@ -1,0 +1,202 @@
+"""A stack in the coordinates of its own HOSVD, on the host: what every analysis starts from."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from lotr_tn._arrays import Array, Namespace, float64, to_numpy
+from lotr_tn.decompose.reduction import reduced
+from lotr_tn.formats import LoRAStack, Stack
+from lotr_tn.linalg.factor import qr
+from lotr_tn.linalg.ranks import tail_energies
+from lotr_tn.linalg.surface import lost_energy_surface
+from lotr_tn.ops.layers import common_namespace
+
+__all__ = ["Coordinates", "coordinates_of", "triangle"]
+
+WELL_CONDITIONED = 1e-5
+"""Smallest over largest singular value down to which eigenvectors of the Gram matrix are used: what
+they mix up is then below 1e-11 of the energies that are cut off. Beyond, an SVD is taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """ΔW_l = P a_l b_lᵀ Qᵀ with orthonormal P (m, K1) and Q (n, K2), which are not kept.
+
+    Row i of all a_l together is the part of the stack along its i-th strongest output direction,
+    so that cutting rows off is truncating the HOSVD; in the same way b and input directions.
+
+    Attributes:
+        shape: (L, m, n).
+        slices: where each layer's rank terms lie on the axis R.
+        left: (K1, R) float64, the a_l side by side.
+        right: (K2, R) float64, the b_l side by side.
+        left_sigma: (K1,) singular values of the layers side by side, largest first.
+        right_sigma: (K2,) singular values of the layers one below the other.
+    """
+
+    shape: tuple[int, int, int]
+    slices: tuple[slice, ...]
+    left: np.ndarray
+    right: np.ndarray
+    left_sigma: np.ndarray
+    right_sigma: np.ndarray
+
+    @cached_property
+    def layer_values(self) -> tuple[np.ndarray, ...]:
+        """The singular values of each layer's update, largest first."""
+        return tuple(
+            np.linalg.svd(
+                triangle(self.left[:, s]) @ triangle(self.right[:, s]).T, compute_uv=False
+            )
+            for s in self.slices
+        )
+
+    @cached_property
+    def layer_energies(self) -> np.ndarray:
+        """(L,) ‖ΔW_l‖²."""
+        return np.array([float((values**2).sum()) for values in self.layer_values])
+
+    @property
+    def energy(self) -> float:
+        """‖T‖²."""
+        return float(self.layer_energies.sum())
+
+    @cached_property
+    def lost(self) -> np.ndarray:
+        """(K1 + 1, K2 + 1) squared error of every truncation of the HOSVD.
+
+        Sums of squares of what is cut off, so small ones keep their digits. Cost: 2·K1·K2·R flops.
+        """
+        energies = np.zeros((self.left.shape[0], self.right.shape[0]))
+        for part in self.slices:
+            core = self.left[:, part] @ self.right[:, part].T
+            np.square(core, out=core)
+            energies += core
+        lost = np.asarray(lost_energy_surface(energies, xp=xp))
+        for axis in (0, 1):  # rounding of equal sums must not let an error grow with a rank
+            np.minimum.accumulate(lost, axis=axis, out=lost)
+        return lost
+
+    @cached_property
+    def lower(self) -> np.ndarray:
+        """(K1 + 1, K2 + 1) squared error that no Tucker-2 of these ranks goes below."""
+        left, right = tail_energies(self.left_sigma), tail_energies(self.right_sigma)
+        return np.minimum(np.maximum(left[:, None], right[None, :]), self.lost)
+
+    def layer_lost(self, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+        """(len(pairs), L) squared error of each layer, for some truncations of the HOSVD.
+
+        Cost: 2·(K1 + K2)·Σ r_l² flops a pair.
+        """
+        whole = self.grams(self.right.shape[0], side="right")
+        rows = []
+        for r1, r2 in pairs:
+            kept, below = self.grams(r1, side="left"), self.grams(r1, side="left", beyond=True)
+            beside = self.grams(r2, side="right", beyond=True)
+            rows.append((below * whole).sum(axis=(1, 2)) + (kept * beside).sum(axis=(1, 2)))
+        return np.array(rows).reshape(len(rows), self.shape[0])
+
+    def grams(self, rank: int, *, side: str, beyond: bool = False) -> np.ndarray:
+        """(L, r, r) a_lᵀ a_l (or b_lᵀ b_l) of the first `rank` rows, or of those beyond them."""
+        factors = self._padded_left if side == "left" else self._padded_right
+        part = factors[:, rank:, :] if beyond else factors[:, :rank, :]
+        return part.transpose(0, 2, 1) @ part
+
+    @cached_property
+    def _padded_left(self) -> np.ndarray:
+        return _padded(self.left, self.slices)
+
+    @cached_property
+    def _padded_right(self) -> np.ndarray:
+        return _padded(self.right, self.slices)
+
+    def take(self, layers: Iterable[int]) -> "Coordinates":
+        """The stack of some of the layers, in coordinates of its own.
+
+        Cost: O(R³) for the R rank terms of these layers.
+        """
+        chosen = [self.slices[index] for index in layers]
+        columns = np.concatenate([np.arange(s.start, s.stop) for s in chosen])
+        left, right = _small(self.left[:, columns]), _small(self.right[:, columns])
+        sizes = [s.stop - s.start for s in chosen]
+        shape = (len(chosen), *self.shape[1:])
+        return _turned(shape, _slices(sizes), left, right)
+
+
+def coordinates_of(stack: Stack) -> Coordinates:
+    """A stack in the coordinates of its own HOSVD.
+
+    Args:
+        stack: any stack (L, m, n), with R = Σ r_l rank terms.
+
+    Cost: 2·(m + n)·R² flops for two triangular factors, on the stack's device, and O(R³) on the
+    host; memory of one factor in float64, and O(R²).
+    Accuracy: 1e-15 of ‖T‖.
+    """
+    small = reduced(stack).small  # what all layers share is reduced to its ranks first
+    return _turned(stack.shape, small.slices, *_triangles(small))
+
+
+def _triangles(lora: LoRAStack) -> tuple[np.ndarray, np.ndarray]:
+    """Small matrices (k, R) with the inner products of the columns of up, and of downᵀ."""
+    library = common_namespace(lora)
+    sides = lora.up, library.matrix_transpose(lora.down)
+    left, right = (to_numpy(_triangle_on_device(x, xp=library)) for x in sides)
+    return left, right
+
+
+def _triangle_on_device(x: Array, *, xp: Namespace) -> Array:
+    wide = float64(x, xp=xp)
+    if isinstance(wide, np.ndarray):
+        return triangle(wide)
+    return wide if wide.shape[0] <= wide.shape[1] else qr(wide, xp=xp)[1]
+
+
+def triangle(x: np.ndarray) -> np.ndarray:
+    """A small T with Tᵀ T = xᵀ x: R of the QR factorisation, or x itself where it is not tall."""
+    return x if x.shape[0] <= x.shape[1] else np.asarray(np.linalg.qr(x, mode="r"))
+
+
+def _small(x: np.ndarray) -> np.ndarray:
+    return triangle(np.ascontiguousarray(x))
+
+
+def _turned(
+    shape: tuple[int, int, int], slices: tuple[slice, ...], x: np.ndarray, y: np.ndarray
+) -> Coordinates:
+    """Coordinates of x_l y_lᵀ, for x (k1, R) and y (k2, R), in the HOSVD's own directions."""
+    left, left_sigma = _directions(x, y, slices)
+    right, right_sigma = _directions(y, x, slices)
+    return Coordinates(shape, slices, left, right, left_sigma, right_sigma)
+
+
+def _directions(
+    x: np.ndarray, y: np.ndarray, slices: tuple[slice, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates of x in the left singular vectors of [x_1 y_1ᵀ, …], and singular values."""
+    weighed = np.concatenate([x[:, s] @ triangle(y[:, s]).T for s in slices], axis=1)
+    values, vectors = np.linalg.eigh(weighed @ weighed.T)
+    values, vectors = values[::-1], np.ascontiguousarray(vectors[:, ::-1])
+    if values.size and values[-1] > WELL_CONDITIONED**2 * values[0]:
+        return vectors.T @ x, np.sqrt(values)
+    vectors, sigma, _ = np.linalg.svd(weighed, full_matrices=False)
+    return vectors.T @ x, sigma
+
+
+def _padded(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray:
+    """(L, K, r): the layers' columns, filled with zeros to the largest rank."""
+    widest = max(s.stop - s.start for s in slices)
+    padded = np.zeros((len(slices), x.shape[0], widest))
+    for index, s in enumerate(slices):
+        padded[index, :, : s.stop - s.start] = x[:, s]
+    return padded
+
+
+def _slices(sizes: Iterable[int]) -> tuple[slice, ...]:
+    ends = np.cumsum([0, *sizes])
+    return tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(ends))

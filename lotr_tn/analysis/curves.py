@@ -1,0 +1,189 @@
+"""What every format would cost and lose at every size, before anything is converted."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+
+from lotr_tn.analysis.coordinates import Coordinates
+from lotr_tn.analysis.pareto import pareto_front
+from lotr_tn.decompose.truncation import limited_order
+from lotr_tn.linalg.ranks import RankLimits, pair_parameters, tail_energies
+
+__all__ = ["FORMATS", "Curve", "FormatName", "best_point", "curves_of", "layer_ranks"]
+
+FormatName: TypeAlias = Literal[
+    "lora", "truncated", "lotr", "shared-in", "shared-out", "lotr-low-rank"
+]
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+
+PAIRS = 24
+"""Pairs of shared ranks tried for low-rank cores, for each guess of how many terms are kept."""
+
+TERM_SHARES = (1 / 4, 1)
+"""Guesses of how many rank terms are kept, as shares of all; they balance shared against own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The sizes at which a format can hold a stack, and what it loses there.
+
+    Attributes:
+        format: `lora` as it is, `truncated` (each layer's rank cut), `lotr` (Tucker-2),
+            `shared-in` and `shared-out` (one shared side), `lotr-low-rank` (Tucker-2 with
+            low-rank cores).
+        parameters: (P,) numbers stored, increasing.
+        lost: (P,) squared Frobenius norm of what is lost, decreasing.
+        settings: (P, k) what gives each point: rank terms kept for `truncated`, the rank for one
+            shared side, (r1, r2) for `lotr`, and (r1, r2, terms) with low-rank cores.
+    """
+
+    format: FormatName
+    parameters: np.ndarray
+    lost: np.ndarray
+    settings: np.ndarray
+
+
+def curves_of(
+    coordinates: Coordinates,
+    stored: int,
+    formats: tuple[FormatName, ...] = FORMATS,
+    limits: RankLimits | None = None,
+) -> dict[FormatName, Curve]:
+    """The curves of some formats for one stack.
+
+    Args:
+        coordinates: of the stack.
+        stored: numbers that the LoRA as it is stores.
+        formats: which formats.
+        limits: on all ranks but those of the LoRA as it is.
+
+    Returns:
+        A curve for each format, in the order of `FORMATS`. `truncated`, `shared-in` and
+        `shared-out` lose the least that is possible; `lotr` loses what the truncated HOSVD does,
+        at most √2 times the least; `lotr-low-rank` is searched over 48 pairs of shared ranks.
+
+    Cost: O(K1·K2·log(K1·K2)) for the pairs of ranks, O(48·L·r³) for low-rank cores.
+    """
+    limits = limits or RankLimits()
+    makers = {
+        "lora": lambda: Curve("lora", np.array([stored]), np.zeros(1), np.zeros((1, 0), int)),
+        "truncated": lambda: _truncated(coordinates, limits),
+        "lotr": lambda: _lotr(coordinates, limits),
+        "shared-in": lambda: _shared(coordinates, "shared-in", limits),
+        "shared-out": lambda: _shared(coordinates, "shared-out", limits),
+        "lotr-low-rank": lambda: _low_rank(coordinates, limits),
+    }
+    return {name: makers[name]() for name in FORMATS if name in formats}
+
+
+def layer_ranks(coordinates: Coordinates, terms: int, limits: RankLimits) -> tuple[int, ...]:
+    """The rank of each layer when so many rank terms are kept in all, the largest values first."""
+    return limited_order(coordinates.layer_values, limits).ranks(terms)
+
+
+def _front(
+    format: FormatName, parameters: np.ndarray, lost: np.ndarray, settings: np.ndarray
+) -> Curve:
+    kept = pareto_front(parameters, lost)
+    return Curve(format, parameters[kept], lost[kept], settings[kept])
+
+
+def _truncated(coordinates: Coordinates, limits: RankLimits) -> Curve:
+    _, m, n = coordinates.shape
+    tails = limited_order(coordinates.layer_values, limits).tails
+    first = sum(limits.bounds(len(s))[0] for s in coordinates.layer_values)
+    terms = np.arange(first, len(tails))
+    return _front("truncated", terms * (m + n), tails[first:], terms[:, None])
+
+
+def _shared(
+    coordinates: Coordinates, format: Literal["shared-in", "shared-out"], limits: RankLimits
+) -> Curve:
+    layers, m, n = coordinates.shape
+    inside = format == "shared-in"
+    tails = tail_energies(coordinates.right_sigma if inside else coordinates.left_sigma)
+    least, most = limits.bounds(len(tails) - 1)
+    ranks = np.arange(least, most + 1)
+    cost = n + layers * m if inside else m + layers * n
+    return _front(format, ranks * cost, tails[least : most + 1], ranks[:, None])
+
+
+def _lotr(coordinates: Coordinates, limits: RankLimits) -> Curve:
+    lost = coordinates.lost
+    (low1, high1), (low2, high2) = (limits.bounds(size - 1) for size in lost.shape)
+    part = lost[low1 : high1 + 1, low2 : high2 + 1]
+    count = pair_parameters(coordinates.shape, lost.shape)[low1 : high1 + 1, low2 : high2 + 1]
+    kept = pareto_front(count.ravel(), part.ravel())
+    r1, r2 = np.unravel_index(kept, part.shape)
+    settings = np.stack([r1 + low1, r2 + low2], axis=1)
+    return Curve("lotr", count.ravel()[kept], part.ravel()[kept], settings)
+
+
+def _low_rank(coordinates: Coordinates, limits: RankLimits) -> Curve:
+    """Pairs of shared ranks, and for each the layers' cores cut together, every term r1 + r2."""
+    _, m, n = coordinates.shape
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for r1, r2 in _pairs_to_try(coordinates, limits):
+        tails, first = _core_tails(coordinates, r1, r2, limits)
+        terms = np.arange(first, len(tails))
+        parameters = m * r1 + n * r2 + terms * (r1 + r2)
+        settings = np.stack([np.full_like(terms, r1), np.full_like(terms, r2), terms], axis=1)
+        lost = float(coordinates.lost[r1, r2]) + tails[first:]
+        kept = pareto_front(parameters, lost)
+        found.append((parameters[kept], lost[kept], settings[kept]))
+    parameters, lost, settings = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return _front("lotr-low-rank", parameters, lost, settings)
+
+
+def _pairs_to_try(coordinates: Coordinates, limits: RankLimits) -> list[tuple[int, int]]:
+    """Pairs on the fronts of outside error against cost, for some guesses of the terms kept."""
+    _, m, n = coordinates.shape
+    lost = coordinates.lost
+    (low1, high1), (low2, high2) = (limits.bounds(size - 1) for size in lost.shape)
+    part = lost[low1 : high1 + 1, low2 : high2 + 1]
+    r1, r2 = np.meshgrid(
+        np.arange(low1, high1 + 1), np.arange(low2, high2 + 1), indexing="ij", sparse=True
+    )
+    terms = sum(len(values) for values in coordinates.layer_values)
+    chosen: set[tuple[int, int]] = {(low1, low2)}
+    for share in TERM_SHARES:
+        cost = (m + share * terms) * r1 + (n + share * terms) * r2
+        front = pareto_front(cost.ravel(), part.ravel())
+        places = np.unique(np.linspace(0, len(front) - 1, PAIRS).round().astype(int))
+        rows, columns = np.unravel_index(front[places], part.shape)
+        chosen |= {
+            (int(a) + low1, int(b) + low2)
+            for a, b in zip(rows, columns, strict=True)
+            if (a + low1) * (b + low2) > 0
+        }
+    return sorted(chosen)
+
+
+def _core_tails(
+    coordinates: Coordinates, r1: int, r2: int, limits: RankLimits
+) -> tuple[np.ndarray, int]:
+    """Energy lost after keeping 0, 1, … terms of all cores together, and the fewest allowed."""
+    most = [min(s.stop - s.start, r1, r2) for s in coordinates.slices]
+    rows = core_values(coordinates, r1, r2)
+    values = [row[:rank] for row, rank in zip(rows, most, strict=True)]
+    first = sum(limits.bounds(rank)[0] for rank in most)
+    return limited_order(values, limits).tails, first
+
+
+def core_values(coordinates: Coordinates, r1: int, r2: int) -> np.ndarray:
+    """(L, r) singular values of the cores a_l[:r1] b_l[:r2]ᵀ, largest first.
+
+    From Gram matrices: right to 1e-8 of the largest, as ranks need to be chosen.
+    """
+    left, right = coordinates.grams(r1, side="left"), coordinates.grams(r2, side="right")
+    roots, vectors = np.linalg.eigh(left)
+    root = vectors * np.sqrt(np.maximum(roots, 0.0))[:, None, :]
+    squares = np.linalg.eigvalsh(root.transpose(0, 2, 1) @ right @ root)
+    return np.sqrt(np.maximum(squares[:, ::-1], 0.0))
+
+
+def best_point(curve: Curve, lost: float) -> int | None:
+    """The cheapest point of a curve that loses at most so much; None where none does."""
+    within = np.flatnonzero(curve.lost <= lost)
+    return int(within[0]) if within.size else None

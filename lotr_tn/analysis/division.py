@@ -1,0 +1,254 @@
+"""A size or an error divided over all groups of an adapter, their layers and their formats."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from lotr_tn.analysis.allocation import Allocation, Menu, allocate, hull_path, least_loss
+from lotr_tn.analysis.candidates import (
+    Candidate,
+    Options,
+    Subject,
+    make_point,
+    measured_candidate,
+    predicted_candidate,
+)
+from lotr_tn.analysis.choice import Choice, allowed_loss
+from lotr_tn.analysis.curves import FormatName
+from lotr_tn.analysis.pareto import pareto_front
+from lotr_tn.errors import OptionError
+from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import Budget, TotalError, pair_parameters
+
+__all__ = [
+    "Division",
+    "Point",
+    "choose_point",
+    "divide",
+    "division_path",
+    "others_of_size",
+    "settle",
+    "total_loss",
+]
+
+Point: TypeAlias = tuple[FormatName, int]
+"""A format, and a place on its curve."""
+
+ATTEMPTS = 4
+"""Times that an error of all groups together is divided, less what was measured above it."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """The points chosen for all groups.
+
+    Attributes:
+        points: one for each group.
+        bound: no other points, and no LoTR by whatever method, have less: squared loss for a
+            budget, bytes for an error.
+    """
+
+    points: tuple[Point, ...]
+    bound: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """All points that one group can choose, and what they cost in the unit of the question."""
+
+    names: tuple[Point, ...]
+    menu: Menu
+    lower: Menu  # the same, with LoTR at the lower bounds of all its pairs of ranks
+
+
+def divide(
+    subjects: Sequence[Subject], rule: Budget | TotalError, options: Options, spent: int = 0
+) -> Division:
+    """The points of all groups' curves that together lose least in a budget, or store least.
+
+    Args:
+        subjects: the groups.
+        rule: the budget, or the error of all groups together.
+        options: how candidates are made.
+        spent: what of the budget is spent already, on what is no group.
+
+    Returns:
+        Points, and a bound on what any could reach. In a budget every group that is not zero keeps
+        at least one direction.
+
+    Raises:
+        OptionError: the budget is too small for that.
+
+    Cost and accuracy: as `allocate`, on the curves; a LoTR that is then made by HOOI loses less
+    than its curve says.
+    """
+    groups = [_points(subject, rule, options) for subject in subjects]
+    if isinstance(rule, TotalError):
+        energy = sum(subject.coordinates.energy for subject in subjects)
+        allowed = allowed_loss(rule.epsilon, energy, options.dtype)
+        swapped = [Menu(group.menu.loss, group.menu.cost) for group in groups]
+        found = _within(swapped, allowed)
+        lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
+        bound = least_loss(lower, max(rule.epsilon**2 * energy, allowed))
+    else:
+        found = _affordable([group.menu for group in groups], rule, spent)
+        bound = least_loss([group.lower for group in groups], rule.size - spent)
+    points = tuple(group.names[pick] for group, pick in zip(groups, found.picks, strict=True))
+    return Division(points, bound)
+
+
+def settle(
+    stacks: Callable[[], Iterable[LoRAStack]],
+    subjects: Sequence[Subject],
+    rule: Budget | TotalError,
+    options: Options,
+    spent: int = 0,
+) -> tuple[Division, list[Choice]]:
+    """Divide, make every group, and measure; an error that rounding exceeds is divided anew.
+
+    Args:
+        stacks: gives the groups' LoRAs in order, each time it is called.
+        subjects: the groups.
+        rule: as for `divide`.
+        options: as for `divide`.
+        spent: as for `divide`.
+    """
+    asked, energy = rule, sum(subject.coordinates.energy for subject in subjects)
+    for attempt in range(ATTEMPTS):
+        division = divide(subjects, asked, options, spent)
+        picked = zip(stacks(), subjects, division.points, strict=True)
+        choices = [choose_point(stack, subject, point, options) for stack, subject, point in picked]
+        if not isinstance(rule, TotalError) or not isinstance(asked, TotalError):
+            return division, choices
+        above = total_loss(choices, subjects) - rule.epsilon**2 * energy
+        if above <= 0 or attempt == ATTEMPTS - 1:
+            return division, choices
+        asked = TotalError(max(asked.epsilon**2 - 1.5 * above / energy, 0.0) ** 0.5)
+    raise AssertionError("the last attempt returns")
+
+
+def total_loss(choices: Sequence[Choice], subjects: Sequence[Subject]) -> float:
+    """The squared norm that all groups lose together."""
+    pairs = zip(choices, subjects, strict=True)
+    return sum(
+        choice.candidate.relative_error**2 * subject.coordinates.energy for choice, subject in pairs
+    )
+
+
+def division_path(
+    subjects: Sequence[Subject], options: Options, most: int
+) -> list[tuple[Point, ...]]:
+    """Divisions of growing budgets, cheapest first: each loses least for what it stores.
+
+    Args:
+        subjects: the groups.
+        options: how candidates are made.
+        most: how many are returned at most, evenly spread in size.
+    """
+    groups = [_points(subject, Budget(0), options) for subject in subjects]
+    path = hull_path([group.menu for group in groups])
+    sizes = np.array([_cost(groups, picks) for picks in path])
+    wanted = np.linspace(sizes[0], sizes[-1], most)
+    places = np.unique(np.abs(sizes[None, :] - wanted[:, None]).argmin(axis=1))
+    return [
+        tuple(group.names[pick] for group, pick in zip(groups, path[place], strict=True))
+        for place in places
+    ]
+
+
+def choose_point(stack: LoRAStack, subject: Subject, point: Point, options: Options) -> Choice:
+    """The stack at one point, made and measured, beside the best other formats of its size."""
+    format, place = point
+    curve = subject.curves[format]
+    made = make_point(stack, subject, curve, place, options)
+    if format == "lora":
+        chosen = predicted_candidate(subject, curve, place, options)
+    else:
+        chosen = measured_candidate(subject, format, made, options)
+    return Choice(chosen, made, others_of_size(subject, point, options))
+
+
+def others_of_size(subject: Subject, point: Point, options: Options) -> tuple[Candidate, ...]:
+    """Each other format at its best, with no more numbers than a point has."""
+    size = int(subject.curves[point[0]].parameters[point[1]])
+    others = []
+    for name, curve in subject.curves.items():
+        within = np.flatnonzero(curve.parameters <= size)
+        if name != point[0] and within.size:
+            others.append(predicted_candidate(subject, curve, int(within[-1]), options))
+    return tuple(others)
+
+
+def _points(subject: Subject, rule: Budget | TotalError, options: Options) -> _Points:
+    names: list[Point] = []
+    costs, losses = [], []
+    for name, curve in subject.curves.items():
+        kept = np.flatnonzero(_allowed(subject, curve.parameters, rule))
+        names.extend((name, int(place)) for place in kept)
+        costs.append(_price(subject, name, curve.parameters[kept], rule, options))
+        losses.append(curve.lost[kept])
+    if not names:
+        raise OptionError(
+            "no ranks within the limits store less than the LoRA itself; allow smaller ranks"
+        )
+    menu = Menu(np.concatenate(costs), np.concatenate(losses))
+    return _Points(tuple(names), menu, _with_lower_bounds(subject, menu, rule, options))
+
+
+def _allowed(subject: Subject, parameters: np.ndarray, rule: Budget | TotalError) -> np.ndarray:
+    """No more than the LoRA, where that is a choice; in a budget nothing that is not zero goes."""
+    allowed = np.ones(len(parameters), dtype=bool)
+    if "lora" in subject.curves:
+        allowed &= parameters <= subject.stored
+    if isinstance(rule, Budget) and subject.coordinates.energy:
+        allowed &= parameters > 0
+    return allowed
+
+
+def _price(
+    subject: Subject,
+    name: FormatName,
+    parameters: np.ndarray,
+    rule: Budget | TotalError,
+    options: Options,
+) -> np.ndarray:
+    """Numbers for a budget of numbers, else bytes."""
+    if isinstance(rule, Budget) and rule.params is not None:
+        return parameters.astype(np.float64)
+    return parameters * float(subject.bytes_of(name, 1, options.dtype))
+
+
+def _with_lower_bounds(
+    subject: Subject, menu: Menu, rule: Budget | TotalError, options: Options
+) -> Menu:
+    if "lotr" not in subject.curves:
+        return menu
+    lower = subject.coordinates.lower
+    count = pair_parameters(subject.coordinates.shape, lower.shape)
+    front = pareto_front(count.ravel(), lower.ravel())
+    cost = _price(subject, "lotr", count.ravel()[front], rule, options)
+    loss = lower.ravel()[front]
+    return Menu(np.concatenate([menu.cost, cost]), np.concatenate([menu.loss, loss]))
+
+
+def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:
+    least = sum(float(menu.cost.min()) for menu in menus) + spent
+    if least > rule.size:
+        unit = "parameters" if rule.params is not None else "bytes"
+        beside = f", {spent:,} of them for what is kept as it is" if spent else ""
+        raise OptionError(
+            f"the smallest result, with one direction in every group, takes {int(least):,} "
+            f"{unit}{beside}; the budget is {rule.size:,}: ask for more"
+        )
+    return allocate(menus, rule.size - spent)
+
+
+def _within(menus: Sequence[Menu], allowed: float) -> Allocation:
+    least = sum(float(menu.cost.min()) for menu in menus)
+    return allocate(menus, max(allowed, least))
+
+
+def _cost(groups: Sequence[_Points], picks: Sequence[int]) -> float:
+    return sum(float(group.menu.cost[pick]) for group, pick in zip(groups, picks, strict=True))

@@ -1,0 +1,284 @@
+"""The linear modules in the blocks of transformers models, by `model_type`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lotr_tn.errors import CheckpointError, UnsupportedError
+
+__all__ = ["MODEL_TYPES", "family_of", "linear_modules"]
+
+WIDTH = ("hidden_size", "n_embd", "n_embed", "d_model", "dim")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+INNER = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff", "ffn_hidden_size")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+
+Modules = tuple[tuple[str, str, str], ...]
+"""Path within a block, and the names of its output and input sizes (see `_sizes`)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of one type have in common.
+
+    Attributes:
+        stacks: path of a list of blocks, key of its length in the config, modules of a block.
+        targets: the modules that hold attention queries and values.
+        defaults: what a config that leaves it out means.
+    """
+
+    stacks: tuple[tuple[str, tuple[str, ...], Modules], ...]
+    targets: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _one(path: str, modules: Modules, *targets: str, **defaults: Any) -> Family:
+    return Family(((path, LAYERS, modules),), targets, defaults)
+
+
+def _attention(path: str, query: str, key: str, value: str, out: str) -> Modules:
+    return (
+        (path + query, "query", "width"),
+        (path + key, "kv", "width"),
+        (path + value, "kv", "width"),
+        (path + out, "width", "query"),
+    )
+
+
+def _fused(path: str, name: str, out: str) -> Modules:
+    return ((path + name, "fused", "width"), (path + out, "width", "query"))
+
+
+def _mlp(*pairs: str) -> Modules:
+    """All but the last widen the hidden state; the last narrows it again."""
+    *up, down = pairs
+    return (*((name, "inner", "width") for name in up), (down, "width", "inner"))
+
+
+QKV = ("q_proj", "k_proj", "v_proj")
+LLAMA = (
+    *_attention("self_attn.", *QKV, "o_proj"),
+    *_mlp("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+BERT = (
+    *_attention("attention.", "self.query", "self.key", "self.value", "output.dense"),
+    *_mlp("intermediate.dense", "output.dense"),
+)
+NEOX_MLP = _mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+
+
+def _llama(**defaults: Any) -> Family:
+    return _one("model.layers", LLAMA, "q_proj", "v_proj", **defaults)
+
+
+def _bert(prefix: str) -> Family:
+    return _one(f"{prefix}.encoder.layer", BERT, "query", "value")
+
+
+def _t5(*inner: str) -> Family:
+    own = _attention("layer.0.SelfAttention.", "q", "k", "v", "o")
+    cross = _attention("layer.1.EncDecAttention.", "q", "k", "v", "o")
+    encoder, decoder = (_mlp(*(f"layer.{i}.DenseReluDense.{n}" for n in inner)) for i in (1, 2))
+    return Family(
+        (
+            ("encoder.block", LAYERS, (*own, *encoder)),
+            ("decoder.block", ("num_decoder_layers", *LAYERS), (*own, *cross, *decoder)),
+        ),
+        ("q", "v"),
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": _bert("bert"),
+    "bloom": _one(
+        "transformer.h",
+        (*_fused("self_attention.", "query_key_value", "dense"), *NEOX_MLP),
+        "query_key_value",
+    ),
+    "camembert": _bert("roberta"),
+    "deberta-v2": _one(
+        "deberta.encoder.layer",
+        (
+            *_attention(
+                "attention.", "self.query_proj", "self.key_proj", "self.value_proj", "output.dense"
+            ),
+            *_mlp("intermediate.dense", "output.dense"),
+        ),
+        "query_proj",
+        "value_proj",
+    ),
+    "distilbert": _one(
+        "distilbert.transformer.layer",
+        (
+            *_attention("attention.", "q_lin", "k_lin", "v_lin", "out_lin"),
+            *_mlp("ffn.lin1", "ffn.lin2"),
+        ),
+        "q_lin",
+        "v_lin",
+    ),
+    "electra": _bert("electra"),
+    "falcon": _one(
+        "transformer.h",
+        (*_fused("self_attention.", "query_key_value", "dense"), *NEOX_MLP),
+        "query_key_value",
+    ),
+    "gemma": _llama(num_key_value_heads=16, head_dim=256),
+    "gemma2": _llama(num_key_value_heads=4, head_dim=256),
+    "gemma3_text": _llama(num_key_value_heads=4, head_dim=256),
+    "gpt2": _one(
+        "transformer.h",
+        (*_fused("attn.", "c_attn", "c_proj"), *_mlp("mlp.c_fc", "mlp.c_proj")),
+        "c_attn",
+    ),
+    "gpt_neo": _one(
+        "transformer.h",
+        (
+            *_attention("attn.attention.", *QKV, "out_proj"),
+            *_mlp("mlp.c_fc", "mlp.c_proj"),
+        ),
+        "q_proj",
+        "v_proj",
+    ),
+    "gpt_neox": _one(
+        "gpt_neox.layers",
+        (*_fused("attention.", "query_key_value", "dense"), *NEOX_MLP),
+        "query_key_value",
+    ),
+    "gptj": _one(
+        "transformer.h",
+        (*_attention("attn.", *QKV, "out_proj"), *_mlp("mlp.fc_in", "mlp.fc_out")),
+        "q_proj",
+        "v_proj",
+    ),
+    "granite": _llama(),
+    "llama": _llama(),
+    "mistral": _llama(num_key_value_heads=8),
+    "olmo2": _llama(),
+    "opt": _one(
+        "model.decoder.layers",
+        (*_attention("self_attn.", *QKV, "out_proj"), *_mlp("fc1", "fc2")),
+        "q_proj",
+        "v_proj",
+    ),
+    "phi": _one(
+        "model.layers",
+        (*_attention("self_attn.", *QKV, "dense"), *_mlp("mlp.fc1", "mlp.fc2")),
+        "q_proj",
+        "v_proj",
+    ),
+    "phi3": _one(
+        "model.layers",
+        (
+            *_fused("self_attn.", "qkv_proj", "o_proj"),
+            ("mlp.gate_up_proj", "two inner", "width"),
+            ("mlp.down_proj", "width", "inner"),
+        ),
+        "qkv_proj",
+    ),
+    "qwen2": _llama(num_key_value_heads=32),
+    "qwen3": _llama(num_key_value_heads=32, head_dim=128),
+    "roberta": _bert("roberta"),
+    "smollm3": _llama(num_key_value_heads=4),
+    "stablelm": _llama(num_key_value_heads=32),
+    "starcoder2": _one(
+        "model.layers",
+        (*_attention("self_attn.", *QKV, "o_proj"), *_mlp("mlp.c_fc", "mlp.c_proj")),
+        "q_proj",
+        "v_proj",
+        num_key_value_heads=2,
+    ),
+    "t5": _t5("wi", "wo"),
+    "vit": _one(
+        "vit.layers",
+        (*_attention("attention.", *QKV, "o_proj"), *_mlp("mlp.fc1", "mlp.fc2")),
+        "q_proj",
+        "v_proj",
+    ),
+    "xlm-roberta": _bert("roberta"),
+}
+GATED_T5 = _t5("wi_0", "wi_1", "wo")
+MODEL_TYPES = tuple(FAMILIES)
+FOURFOLD = ("bloom", "falcon", "gpt2", "gpt_neo", "gptj")
+"""Types whose inner width is four times the width where their configs leave it out."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config.
+
+    Raises:
+        CheckpointError: there is no model_type.
+        UnsupportedError: it is not known here.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str):
+        raise CheckpointError(
+            "the config has no model_type; needed the config.json of a transformers model"
+        )
+    if name not in FAMILIES:
+        nested = "; or give its text_config alone" if "text_config" in config else ""
+        raise UnsupportedError(
+            f"model_type {name!r} is not known here; known are {', '.join(FAMILIES)}: "
+            f"give the shapes instead, such as q_proj=32x4096x4096{nested}"
+        )
+    if name == "t5" and str(config.get("feed_forward_proj", "")).startswith("gated"):
+        return GATED_T5
+    return FAMILIES[name]
+
+
+def linear_modules(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """Path, outputs and inputs of each linear module, block by block.
+
+    Raises:
+        CheckpointError: a size is missing or no whole number.
+        UnsupportedError: the model_type is not known here.
+    """
+    family = family_of(config)
+    config = {**family.defaults, **config}
+    sizes = _sizes(config)
+    for path, keys, modules in family.stacks:
+        for block in range(_size(config, *keys)):
+            for name, out, into in modules:
+                yield f"{path}.{block}.{name}", sizes[out], sizes[into]
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """The widths that the modules of a block have."""
+    width, heads = _size(config, *WIDTH), _size(config, *HEADS)
+    if config.get("head_dim") is None and config.get("d_kv") is None and width % heads:
+        raise CheckpointError(
+            f"a width of {width} is not divided by {heads} heads, and the config names no head_dim"
+        )
+    head = _size(config, "head_dim", "d_kv", default=width // heads)
+    key_heads = _size(config, *KV_HEADS, default=heads)
+    if config["model_type"] == "falcon" and not config.get("new_decoder_architecture"):
+        key_heads = 1 if config.get("multi_query", True) else heads
+    fourfold = 4 * width if config["model_type"] in FOURFOLD else None
+    inner = _size(config, *INNER, default=fourfold)
+    return {
+        "width": width,
+        "query": heads * head,
+        "kv": key_heads * head,
+        "fused": (heads + 2 * key_heads) * head,
+        "inner": inner,
+        "two inner": 2 * inner,
+    }
+
+
+def _size(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+    """The first of these entries that is there and not null."""
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(
+                f"{key} in the config must be a whole number of at least 1; found {value!r}"
+            )
+        return value
+    if default is None:
+        raise CheckpointError(
+            f"the config of this {config['model_type']} model gives no {' or '.join(keys)}; "
+            "needed a complete config.json"
+        )
+    return default

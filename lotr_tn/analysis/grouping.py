@@ -1,0 +1,84 @@
+"""Which modules are stacked together, by their paths and shapes."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from lotr_tn.errors import OptionError
+
+__all__ = ["group_paths", "kind_of"]
+
+Shape = tuple[int, int]
+
+
+def kind_of(name: str) -> str:
+    """A module's path with its block indices removed.
+
+    Examples:
+        >>> kind_of("model.layers.11.self_attn.q_proj")
+        'model.layers.self_attn.q_proj'
+    """
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
+def group_paths(modules: Sequence[tuple[str, Shape]], by: str) -> dict[str, list[int]]:
+    """The positions of the modules of each group, by the group's short name.
+
+    Args:
+        modules: path and shape of each.
+        by: `kind`, `shape` or a regular expression, as `group_modules` tells.
+
+    Raises:
+        OptionError: the regular expression is not valid.
+
+    Examples:
+        >>> paths = ["h.0.attn.q", "h.0.attn.v", "h.1.attn.q", "h.1.attn.v"]
+        >>> group_paths([(path, (8, 6)) for path in paths], "kind")
+        {'q': [0, 2], 'v': [1, 3]}
+    """
+    label = _labeller(by)
+    members: dict[tuple[str, Shape], list[int]] = {}
+    for position, (path, shape) in enumerate(modules):
+        members.setdefault((label(path, shape), shape), []).append(position)
+    names = _short_names(members)
+    return {names[key]: found for key, found in members.items()}
+
+
+def _labeller(by: str) -> Callable[[str, Shape], str]:
+    if by == "kind":
+        return lambda path, shape: kind_of(path)
+    if by == "shape":
+        return lambda path, shape: "{}x{}".format(*shape)
+    try:
+        pattern = re.compile(by)
+    except re.error as error:
+        raise OptionError(
+            f"--group-by takes kind, shape or a regular expression; {by!r} is none ({error})"
+        ) from None
+
+    def label(path: str, shape: Shape) -> str:
+        match = pattern.search(path)
+        if match is None:
+            return kind_of(path)
+        captured = [part for part in match.groups() if part is not None]
+        return ".".join(captured) if captured else match.group(0)
+
+    return label
+
+
+def _short_names(keys: Iterable[tuple[str, Shape]]) -> dict[tuple[str, Shape], str]:
+    """The shortest tails of the labels that differ; the shape is added where labels are equal."""
+    keys = list(keys)
+    labels = {label for label, _ in keys}
+    names = {}
+    for label, shape in keys:
+        parts = label.split(".")
+        for count in range(1, len(parts) + 1):
+            tail = ".".join(parts[-count:])
+            if sum(other == tail or other.endswith("." + tail) for other in labels) == 1:
+                break
+        else:
+            tail = label
+        if sum(other == label for other, _ in keys) > 1:
+            tail += f"[{shape[0]}x{shape[1]}]"
+        names[label, shape] = tail
+    return names

@@ -1,0 +1,52 @@
+"""Points that no other point beats in cost and in loss."""
+
+import numpy as np
+
+__all__ = ["lower_hull", "pareto_front"]
+
+
+def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Indices of the points that no other point beats in cost and loss, cheapest first.
+
+    Of equal points the first is kept.
+
+    Args:
+        cost: (P,) numbers.
+        loss: (P,) numbers.
+
+    Cost: O(P log P).
+
+    Examples:
+        >>> pareto_front(np.array([3, 1, 2, 2]), np.array([0.1, 0.5, 0.6, 0.2])).tolist()
+        [1, 3, 0]
+    """
+    order = np.lexsort((loss, cost))
+    sorted_loss = loss[order]
+    before = np.append(np.inf, np.minimum.accumulate(sorted_loss)[:-1])
+    return order[sorted_loss < before]
+
+
+def lower_hull(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Indices of the corners of the lower convex hull of a front, cheapest first.
+
+    Args:
+        cost: (P,) increasing.
+        loss: (P,) decreasing.
+
+    Source: Andrew (1979), the monotone chain.
+
+    Examples:
+        >>> lower_hull(np.array([0, 1, 2, 3]), np.array([9.0, 8.0, 1.0, 0.0])).tolist()
+        [0, 2, 3]
+    """
+    kept: list[int] = []
+    for index in range(len(cost)):
+        while len(kept) >= 2 and not _turns_left(cost, loss, kept[-2], kept[-1], index):
+            kept.pop()
+        kept.append(index)
+    return np.array(kept, dtype=np.int64)
+
+
+def _turns_left(cost: np.ndarray, loss: np.ndarray, a: int, b: int, c: int) -> bool:
+    """Whether the slope from b to c is flatter than the one from a to b."""
+    return (loss[b] - loss[a]) * (cost[c] - cost[b]) < (loss[c] - loss[b]) * (cost[b] - cost[a])

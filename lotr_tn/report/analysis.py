@@ -1,0 +1,290 @@
+"""The record of an analysis, for `--json`, the tables, the plots and the page."""
+
+from typing import Any
+
+import numpy as np
+
+from lotr_tn.analysis.break_even import break_even_layers
+from lotr_tn.analysis.candidates import Candidate
+from lotr_tn.analysis.curves import Curve, FormatName, best_point, layer_ranks
+from lotr_tn.analysis.error_surface import surface_of
+from lotr_tn.analysis.spectra import Spectra
+from lotr_tn.checkpoints.analysis import Analysis, GroupAnalysis, Question
+from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import Budget, RelativeError, TotalError
+from lotr_tn.report.advice import group_advice, verdict
+from lotr_tn.report.numbers import rank_range
+
+__all__ = ["LABELS", "analysis_record", "question_record"]
+
+LABELS: dict[FormatName, str] = {
+    "lora": "LoRA as it is",
+    "truncated": "each layer's rank cut",
+    "lotr": "LoTR: U and V shared",
+    "shared-in": "V shared",
+    "shared-out": "U shared",
+    "lotr-low-rank": "LoTR, low-rank cores",
+}
+
+ERRORS = (0.3, 0.1, 0.05, 0.01)
+"""Errors at which every group says what each format would store."""
+
+FRONT_POINTS = 64
+CURVE_POINTS = 200
+SURFACE_RANKS = 97
+BEYOND = 2.5
+"""How far beyond the LoRA's own size the LoTR front is listed."""
+
+
+def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, Any]:
+    """What `lotr analyze --json` prints; with `surfaces`, what its page needs beside.
+
+    Args:
+        analysis: what was found.
+        surfaces: whether each group gets its errors at up to 97 x 97 pairs of ranks.
+    """
+    groups = [_group(group, analysis) for group in analysis.groups]
+    if surfaces:
+        for record, group in zip(groups, analysis.groups, strict=True):
+            record["surface"] = _surface(group)
+    record: dict[str, Any] = {
+        "sources": list(analysis.sources),
+        "base_model": analysis.base_model,
+        "dtype": analysis.dtype,
+        "question": question_record(analysis.question),
+        "met": analysis.met,
+        "verdict": [],
+        "params": analysis.parameters,
+        "bytes": analysis.bytes,
+        "recommended": {
+            "params": sum(group.choice.candidate.parameters for group in analysis.groups),
+            "bytes": sum(group.choice.candidate.bytes for group in analysis.groups),
+            "relative_error": analysis.relative_error,
+        },
+        "seconds": analysis.seconds,
+        "groups": groups,
+        "stackings": [_stacking(cost.__dict__) for cost in analysis.stackings],
+        "budgets": [_budget(candidates, analysis) for candidates in analysis.path],
+    }
+    record["verdict"] = verdict(record)
+    return record
+
+
+def question_record(question: Question) -> dict[str, Any]:
+    """A question as its kind and its value."""
+    match question:
+        case Budget():
+            kind = "max_bytes" if question.params is None else "max_params"
+            return {"kind": kind, "value": question.size}
+        case TotalError():
+            return {"kind": "total_error", "value": question.epsilon}
+        case RelativeError():
+            return {"kind": "rel_error", "value": question.epsilon}
+        case _:
+            return {"kind": "rel_error", "value": question.epsilon}
+
+
+def _stacking(cost: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": cost["stacking"],
+        "label": cost["label"],
+        "params": cost["parameters"],
+        "bytes": cost["bytes"],
+        "relative_error": cost["relative_error"],
+        "stacks": cost["stacks"],
+        "chosen": cost["chosen"],
+        "note": cost["note"],
+    }
+
+
+def _budget(candidates: tuple[Candidate, ...], analysis: Analysis) -> dict[str, Any]:
+    subjects = [group.subject for group in analysis.groups]
+    energy = sum(subject.coordinates.energy for subject in subjects)
+    pairs = zip(candidates, subjects, strict=True)
+    lost = sum(c.relative_error**2 * subject.coordinates.energy for c, subject in pairs)
+    return {
+        "params": sum(candidate.parameters for candidate in candidates),
+        "bytes": sum(candidate.bytes for candidate in candidates),
+        "relative_error": (lost / energy) ** 0.5 if energy else 0.0,
+        "groups": [
+            {
+                "format": candidate.format,
+                "ranks": _ranks_text(candidate, group),
+                "params": candidate.parameters,
+                "relative_error": candidate.relative_error,
+            }
+            for candidate, group in zip(candidates, analysis.groups, strict=True)
+        ],
+    }
+
+
+def _group(group: GroupAnalysis, analysis: Analysis) -> dict[str, Any]:
+    coordinates, subject = group.subject.coordinates, group.subject
+    order = list(group.stacked.order)
+    targets = [group.stacked.group.targets[i] for i in order]
+    sides = coordinates.left_sigma, coordinates.right_sigma
+    spectra = Spectra(*sides, coordinates.layer_values)
+    record: dict[str, Any] = {
+        "name": group.stacked.name,
+        "modules": [target.name for target in targets],
+        "labels": [group.stacked.labels[i] for i in order],
+        "shape": list(group.shape),
+        "layer_ranks": [target.rank for target in targets],
+        "params": subject.stored,
+        "bytes": subject.bytes_of("lora", subject.stored, analysis.dtype),
+        "norm": coordinates.energy**0.5,
+        "spectra": {
+            "left": spectra.left.tolist(),
+            "right": spectra.right.tolist(),
+            "layers": [spectra.layers[i].tolist() for i in order],
+        },
+        "stable_ranks": list(spectra.stable_ranks),
+        "numerical_ranks": list(spectra.numerical_ranks),
+        "candidates": [_candidate(candidate, group) for candidate in group.choice.all],
+        "recommended": group.choice.candidate.format,
+        "front": _front(group),
+        "curves": [_curve(curve, coordinates.energy) for curve in subject.curves.values()],
+        "overlap": {
+            "left": group.overlaps.left[np.ix_(order, order)].tolist(),
+            "right": group.overlaps.right[np.ix_(order, order)].tolist(),
+            "chance": list(group.overlaps.chance),
+            "means": list(group.overlaps.means),
+        },
+        "clusters": [
+            {
+                "layers": sorted(order.index(layer) for layer in cluster.layers),
+                "format": cluster.format,
+                "params": cluster.parameters,
+            }
+            for cluster in group.clustering.clusters
+        ],
+        "clustered_params": group.clustering.parameters,
+        "clustered_error": group.clustering.relative_error,
+        "params_within": {
+            curve.format: _params_within(curve, coordinates.energy)
+            for curve in subject.curves.values()
+        },
+        "break_even_layers": _break_even(group),
+    }
+    record["advice"] = group_advice(record)
+    return record
+
+
+def _candidate(candidate: Candidate, group: GroupAnalysis) -> dict[str, Any]:
+    stored = group.subject.stored
+    return {
+        "format": candidate.format,
+        "label": LABELS[candidate.format],
+        "params": candidate.parameters,
+        "bytes": candidate.bytes,
+        "ratio": candidate.parameters / stored if stored else None,
+        "relative_error": candidate.relative_error,
+        "ranks": _ranks_text(candidate, group),
+        "measured": candidate.measured,
+        "least_params": candidate.least,
+    }
+
+
+def _ranks_text(candidate: Candidate, group: GroupAnalysis) -> str:
+    """Ranks as a reader wants them: 8, or 2-7; r1, r2; with low-rank cores how many terms."""
+    if candidate.format == "lora":
+        return rank_range(target.rank for target in group.stacked.group.targets)
+    if candidate.format == "truncated":
+        return rank_range(_layer_ranks(candidate, group))
+    shared = ", ".join(str(rank) for rank in candidate.setting[:2])
+    return shared if len(candidate.setting) < 3 else f"{shared}; {candidate.setting[2]} terms"
+
+
+def _layer_ranks(candidate: Candidate, group: GroupAnalysis) -> tuple[int, ...]:
+    stack = group.choice.stack
+    if candidate.measured and isinstance(stack, LoRAStack):
+        return stack.ranks
+    subject = group.subject
+    return layer_ranks(subject.coordinates, candidate.setting[0], subject.limits)
+
+
+def _front(group: GroupAnalysis) -> list[dict[str, Any]]:
+    """Points of the LoTR front up to some times the LoRA's size, evenly spread in parameters."""
+    coordinates = group.subject.coordinates
+    curve = group.subject.curves["lotr"]
+    within = np.flatnonzero(curve.parameters <= max(BEYOND * group.subject.stored, 1))
+    if coordinates.energy == 0 or not within.size:
+        return []
+    wanted = np.linspace(0, float(curve.parameters[within[-1]]), FRONT_POINTS)
+    places = np.unique(np.searchsorted(curve.parameters[within], wanted).clip(max=within.size - 1))
+    pairs = [(int(r1), int(r2)) for r1, r2 in curve.settings[places]]
+    layers = _layer_errors(group, pairs)
+    energy = coordinates.energy
+    return [
+        {
+            "r1": r1,
+            "r2": r2,
+            "params": int(curve.parameters[place]),
+            "relative_error": float((curve.lost[place] / energy) ** 0.5),
+            "lower_bound": float((coordinates.lower[r1, r2] / energy) ** 0.5),
+            "layer_errors": errors,
+        }
+        for place, (r1, r2), errors in zip(places, pairs, layers, strict=True)
+    ]
+
+
+def _layer_errors(group: GroupAnalysis, pairs: list[tuple[int, int]]) -> list[list[float | None]]:
+    """The relative error of each layer at each pair; None for a layer that is zero."""
+    order = list(group.stacked.order)
+    sizes = group.subject.coordinates.layer_energies[order]
+    lost = group.subject.coordinates.layer_lost(pairs)[:, order]
+    return [
+        [float((one / size) ** 0.5) if size else None for one, size in zip(row, sizes, strict=True)]
+        for row in lost
+    ]
+
+
+def _curve(curve: Curve, energy: float) -> dict[str, Any]:
+    count = len(curve.parameters)
+    places = np.unique(np.linspace(0, count - 1, min(count, CURVE_POINTS)).round().astype(int))
+    errors = np.sqrt(curve.lost[places] / energy) if energy else np.zeros(len(places))
+    return {
+        "format": curve.format,
+        "params": curve.parameters[places].tolist(),
+        "relative_error": errors.tolist(),
+    }
+
+
+def _params_within(curve: Curve, energy: float) -> dict[str, int | None]:
+    """The fewest parameters of a format within some errors, by the error; None where none is."""
+    found: dict[str, int | None] = {}
+    for bound in ERRORS:
+        place = best_point(curve, bound**2 * energy)
+        found[f"{bound:g}"] = None if place is None else int(curve.parameters[place])
+    return found
+
+
+def _surface(group: GroupAnalysis) -> dict[str, Any]:
+    surface = surface_of(group.subject.coordinates)
+    r1, r2 = (_listed_ranks(size - 1) for size in surface.errors.shape)
+    grid = np.ix_(r1, r2)
+    return {
+        "r1": r1.tolist(),
+        "r2": r2.tolist(),
+        "errors": surface.errors[grid].tolist(),
+        "lower": surface.lower[grid].tolist(),
+    }
+
+
+def _listed_ranks(most: int) -> np.ndarray:
+    """All ranks where they are few, else all small ones and larger ones ever wider apart."""
+    if most < SURFACE_RANKS:
+        return np.arange(most + 1)
+    small = SURFACE_RANKS // 2
+    wide = np.geomspace(small, most, SURFACE_RANKS - small).round().astype(int)
+    return np.unique(np.concatenate([np.arange(small), wide]))
+
+
+def _break_even(group: GroupAnalysis) -> int | None:
+    """Layers from which the LoTR found would store less than the LoRA, of its mean rank."""
+    found = next((c for c in group.choice.all if c.format == "lotr"), None)
+    if found is None or not all(found.setting):
+        return None
+    layers, m, n = group.shape
+    rank = round(sum(target.rank for target in group.stacked.group.targets) / layers)
+    return break_even_layers(m, n, max(rank, 1), found.setting[0], found.setting[1])

@@ -1,0 +1,152 @@
+"""An analysis as text for a terminal of 80 columns: the verdict first, then tables."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lotr_tn.report.advice import question_text
+from lotr_tn.report.numbers import byte_size, count, error, times
+from lotr_tn.report.text import plain_table, shape_text
+
+__all__ = ["analysis_text"]
+
+SHOWN_GROUPS = 3
+MOST_ROWS = 12
+
+
+def analysis_text(record: dict[str, Any], written: list[Path], *, show_all: bool) -> RenderableType:
+    """The outcome of `lotr analyze`.
+
+    Args:
+        record: of the analysis.
+        written: files that were written beside.
+        show_all: whether the candidates of every group are shown.
+    """
+    parts: list[RenderableType] = [_head(record), Text()]
+    parts += [Padding(Text(sentence, style="bold"), (0, 0, 0, 2)) for sentence in record["verdict"]]
+    if any(group["norm"] for group in record["groups"]):
+        parts += [_groups(record, show_all), _at_errors(record)]
+        if len(record["stackings"]) > 1:
+            parts.append(_stackings(record))
+        parts += _candidates(record, show_all)
+        parts.append(_next_step(record))
+    parts += [Text(f"Written         {path}") for path in written]
+    return Group(*parts)
+
+
+def _head(record: dict[str, Any]) -> Text:
+    sources = record["sources"]
+    short = [Path(source).name for source in sources]
+    shown = short if len(set(short)) == len(short) else sources
+    named = sources[0] if len(sources) == 1 else f"{len(sources)} adapters: {', '.join(shown)}"
+    modules = sum(len(group["modules"]) for group in record["groups"])
+    return Text(
+        f"{named}\n"
+        f"Base model      {record['base_model'] or 'not named'}\n"
+        f"Updates         {modules} modules in {len(record['groups'])} groups, "
+        f"{record['params']:,} parameters, {byte_size(record['bytes'])}\n"
+        f"Asked           {question_text(record['question'])}"
+    )
+
+
+def _groups(record: dict[str, Any], show_all: bool) -> Table:
+    """The largest groups, each with the form recommended for it."""
+    shown = record["groups"]
+    if len(shown) > MOST_ROWS and not show_all:
+        shown = sorted(shown, key=lambda group: -group["params"])[:MOST_ROWS]
+    table = plain_table("Group", "Stack", "Best form", "Ranks", "Error", "Size")
+    for group in shown:
+        best = next(c for c in group["candidates"] if c["format"] == group["recommended"])
+        table.add_row(
+            group["name"],
+            shape_text(group["shape"]).replace(" ", ""),
+            best["format"],
+            best["ranks"],
+            error(best["relative_error"]),
+            times(best["params"], group["params"]),
+        )
+    return table
+
+
+def _at_errors(record: dict[str, Any]) -> Table:
+    """What the LoRA's own truncation and LoTR would store at other errors, by their curves."""
+    formats = ["truncated", "lotr", "lotr-low-rank", "shared-in", "shared-out"]
+    table = plain_table("Error", *formats)
+    for bound in record["groups"][0]["params_within"]["lora"]:
+        sizes = [_least(record, form, bound) for form in formats]
+        shown = ["-" if size is None else times(size, record["params"]) for size in sizes]
+        table.add_row(bound, *shown)
+    return table
+
+
+def _least(record: dict[str, Any], form: str, bound: str) -> int | None:
+    """Parameters of all groups in one form within an error; None where a group has no point."""
+    total = 0
+    for group in record["groups"]:
+        sizes = group["params_within"].get(form)
+        if sizes is None or sizes[bound] is None:
+            return None
+        total += sizes[bound]
+    return total
+
+
+def _stackings(record: dict[str, Any]) -> Table:
+    table = plain_table("Way of stacking", "Stacks", "Parameters", "Size", "Error")
+    for way in record["stackings"]:
+        name = f"{way['label']} ({way['name']})" + (" *" if way["chosen"] else "")
+        if way["params"] is None:
+            table.add_row(f"{name}\n{way['note']}", str(way["stacks"]), "-", "-", "-")
+            continue
+        table.add_row(
+            name,
+            str(way["stacks"]),
+            count(way["params"]),
+            times(way["params"], record["params"]),
+            error(way["relative_error"]),
+        )
+    return table
+
+
+def _candidates(record: dict[str, Any], show_all: bool) -> list[RenderableType]:
+    """The candidates of the largest groups side by side, each with what they mean."""
+    largest = sorted(record["groups"], key=lambda group: -group["params"])
+    shown = record["groups"] if show_all else largest[:SHOWN_GROUPS]
+    parts: list[RenderableType] = []
+    for group in shown:
+        parts += [Text(group["name"], style="bold"), Padding(Text(group["advice"]), (0, 0, 0, 2))]
+        table = plain_table("Format", "Ranks", "Parameters", "Size", "Error")
+        for candidate in group["candidates"]:
+            mark = " *" if candidate["format"] == group["recommended"] else ""
+            bound = "" if candidate["measured"] or candidate["least_params"] is None else "≤ "
+            table.add_row(
+                f"{candidate['label']}{mark}",
+                candidate["ranks"],
+                bound + count(candidate["params"]),
+                "-" if candidate["ratio"] is None else f"{candidate['ratio']:.2f}x",
+                error(candidate["relative_error"]),
+            )
+        parts.append(table)
+    left = len(record["groups"]) - len(shown)
+    legend = "* recommended."
+    if any(c["least_params"] and not c["measured"] for g in shown for c in g["candidates"]):
+        legend += " ≤: by HOSVD; HOOI may need fewer, not fewer than what is recommended."
+    if left:
+        legend += f" --all shows {left} more group{'s' if left > 1 else ''}."
+    return [*parts, Text(legend)]
+
+
+def _next_step(record: dict[str, Any]) -> Text:
+    """The command that does what is recommended."""
+    if len(record["sources"]) > 1:
+        return Text()
+    question = record["question"]
+    option = "--" + question["kind"].replace("_", "-")
+    value = f"{question['value']:g}" if "error" in question["kind"] else str(question["value"])
+    source = shlex.quote(record["sources"][0])
+    line = f"lotr convert {source} --format auto {option} {value}"
+    return Text(f"Next            {line}", overflow="fold")

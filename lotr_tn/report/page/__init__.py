@@ -1,0 +1,84 @@
+"""The report of an analysis as one HTML file that needs no network.
+
+The page is hand-written HTML, CSS and SVG: plotly's script alone is larger than the two megabytes
+that a whole page may have. Everything a reader must not miss is plain HTML, written here; the
+script adds what moves.
+"""
+
+import base64
+import hashlib
+import re
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from lotr_tn.report.page.payload import payload
+from lotr_tn.report.page.tables import (
+    facts,
+    group_sections,
+    question,
+    stackings,
+    summary,
+    title,
+    verdict,
+)
+
+__all__ = ["page_html"]
+
+SCRIPTS = ("numbers.js", "drawing.js", "chart.js", "heat.js", "panels.js", "page.js")
+"""In the order in which they are joined into one script."""
+
+
+def page_html(record: dict[str, Any]) -> str:
+    """The page that `lotr analyze --html` writes.
+
+    Args:
+        record: of an analysis, with the surfaces of its groups; a group without one is shown by
+            its front alone.
+
+    Returns:
+        A whole HTML document. It has no address of anything outside itself, and its policy
+        forbids the browser to ask for one.
+
+    Raises:
+        ValueError: the record holds a number that is not finite.
+    """
+    style = _asset("page.css")
+    script = "(() => {\n'use strict';\n" + "\n".join(map(_asset, SCRIPTS)) + "\n})();\n"
+    parts = {
+        "policy": _policy(style, script),
+        "style": style,
+        "script": script,
+        "record": payload(record),
+        "title": escape(title(record)),
+        "question": question(record),
+        "verdict": verdict(record),
+        "facts": facts(record),
+        "summary": summary(record),
+        "groups": group_sections(record),
+        "stackings": stackings(record),
+    }
+    # one pass, so that nothing of a record is ever taken for a mark
+    return re.sub(r"<!--put (\w+)-->", lambda mark: parts[mark[1]], _asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    return files("lotr_tn.report.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """What the browser may do: run this script, use this style, and ask nobody for anything."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src '{_digest(script)}'",
+            f"style-src '{_digest(style)}'",
+            "img-src data:",  # the empty icon, so that no browser asks a server for one
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,146 @@
+"""The whole figure: a title, a legend over each column, a row for each group."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from textwrap import wrap
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lotr_tn.report.numbers import byte_size, count, error, times
+from lotr_tn.report.plots.curves import NAME, draw_errors, draw_spectra
+from lotr_tn.report.plots.maps import draw_layers, write
+from lotr_tn.report.plots.style import shortened
+
+__all__ = ["draw"]
+
+ROWS = 8
+"""Groups drawn; the others are counted in the title."""
+
+WIDTH, HEIGHT, LEGEND, TITLE = 3.4, 2.4, 1.0, 0.18
+"""Inches of a panel, of the legends and of a line of the title."""
+
+LINE = 130
+"""Characters of a line of the title."""
+
+NAMED = 3
+"""Adapters named in the title."""
+
+COLUMNS = "Singular values", "Error against parameters", "Error of each layer"
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """The figure of an analysis, laid out and not yet written."""
+    groups = _shown(record["groups"])
+    title = _title(record)
+    height = TITLE * len(title) + LEGEND + HEIGHT * len(groups)
+    figure = Figure(figsize=(3 * WIDTH, height), layout="constrained")
+    figure.suptitle("\n".join(title), x=0.01, ha="left")
+    grid = figure.add_gridspec(
+        1 + len(groups), 3, height_ratios=[LEGEND, *(HEIGHT for _ in groups)]
+    )
+    columns: list[list[Axes]] = [[], [], []]
+    for row, group in enumerate(groups, 1):
+        panels = [figure.add_subplot(grid[row, column]) for column in range(3)]
+        _draw_row(panels, group, record["question"])
+        for column, ax in zip(columns, panels, strict=True):
+            column.append(ax)
+    for index, (heading, column) in enumerate(zip(COLUMNS, columns, strict=True)):
+        _draw_legend(figure.add_subplot(grid[0, index]), heading, column)
+    _settle(figure)
+    return figure
+
+
+def _settle(figure: Figure) -> None:
+    """Keep the places that the layout found, in round numbers: its last digits vary by run."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        left, bottom, width, height = (round(side, 5) for side in ax.get_position().bounds)
+        ax.set_position((left, bottom, width, height))
+
+
+def _shown(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The largest groups, in the order that they have."""
+    largest = sorted(range(len(groups)), key=lambda i: (-groups[i]["params"], i))[:ROWS]
+    return [groups[i] for i in sorted(largest)]
+
+
+def _draw_row(panels: Sequence[Axes], group: dict[str, Any], question: dict[str, Any]) -> None:
+    """The three panels of a group, or a sentence where all its updates are zero."""
+    if not group["norm"]:
+        for ax in panels:
+            ax.set_title(f"{shortened(group['name'], NAME)}\n")
+            write(ax, "nothing to keep:\nall updates of this group are zero")
+        return
+    spectra, errors, layers = panels
+    draw_spectra(spectra, group)
+    draw_errors(errors, group, question)
+    draw_layers(layers, group, question)
+
+
+def _draw_legend(ax: Axes, heading: str, column: list[Axes]) -> None:
+    """One legend for a column, with each thing that any of its panels shows."""
+    ax.set_axis_off()
+    found: dict[str, Any] = {}
+    for panel in column:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    ax.legend(
+        list(found.values()),
+        list(found),
+        title=heading,
+        loc="upper left",
+        alignment="left",
+        ncols=2 if len(found) > 2 else 1,
+        bbox_to_anchor=(-0.2 if len(found) > 2 else 0.0, 1.0),
+        borderpad=0,
+        handlelength=2.2,
+        columnspacing=1.0,
+    )
+
+
+def _title(record: dict[str, Any]) -> list[str]:
+    """Which adapters, what was asked, what was found, and what is not shown."""
+    names = _short_names(record["sources"])
+    listed = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        listed += f" and {len(names) - NAMED} more"
+    kind = "LoRA adapter" if len(names) == 1 else f"{len(names)} LoRA adapters:"
+    base = f", base {shortened(record['base_model'], 40)}" if record["base_model"] else ""
+    lines = [f"{kind} {listed}{base}, {record['dtype']}", *_outcome(record)]
+    total = len(record["groups"])
+    if total > ROWS:
+        left = total - ROWS
+        lines.append(f"Shown: the {ROWS} largest of {total} groups by parameters; {left} left out.")
+    return [part for line in lines for part in wrap(line, LINE)]
+
+
+def _short_names(sources: list[str]) -> list[str]:
+    """The last two parts of each path, or as many as tell them apart."""
+    parts = [PurePath(source).parts or (source,) for source in sources]
+    depth = 2
+    while depth < max(map(len, parts)) and len({p[-depth:] for p in parts}) < len(set(parts)):
+        depth += 1
+    return [shortened(str(PurePath(*p[-depth:])), 40) for p in parts]
+
+
+def _outcome(record: dict[str, Any]) -> list[str]:
+    """The question and its answer."""
+    question, best = record["question"], record["recommended"]
+    value = question["value"]
+    asked = {
+        "rel_error": f"relative error at most {value:.4g} in each group",
+        "total_error": f"relative error at most {value:.4g}, all groups together",
+        "max_params": f"at most {value:,} parameters",
+        "max_bytes": f"at most {byte_size(value)}",
+    }[question["kind"]]
+    lines = [f"Asked: {asked}{'' if record['met'] else ' (not met)'}."]
+    if best is not None:
+        lines.append(
+            f"Recommended: {count(best['params'])} of {count(record['params'])} parameters "
+            f"({times(best['params'], record['params'])}, {byte_size(best['bytes'])}), "
+            f"relative error {error(best['relative_error'])} (Frobenius)."
+        )
+    return lines

@@ -1,0 +1,94 @@
+"""Colours, lines and markers that differ without colour too, and text as it may be drawn."""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "ASKED",
+    "BAND",
+    "BEST",
+    "BLACK",
+    "BLUE",
+    "GREY",
+    "MAP",
+    "STYLE",
+    "VERMILLION",
+    "Look",
+    "look_of",
+    "shortened",
+]
+
+# the palette of Okabe and Ito (2008), told apart with every common colour blindness
+BLACK, GREY = "#000000", "#8a8a8a"
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+
+ASKED, BAND, BEST = ORANGE, "#c4c4c4", YELLOW
+MAP = "cividis"
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "figure.titlesize": 9,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.title_fontsize": 8,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "savefig.dpi": 300,
+    "savefig.facecolor": "white",
+    "text.parse_math": False,  # a dollar in a path is a dollar
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lotr-tn",
+    "pdf.fonttype": 42,
+}
+"""What differs from matplotlib's own defaults."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one format is drawn everywhere."""
+
+    colour: str
+    dashes: Any
+    marker: str
+
+
+LOOKS = {
+    "lora": Look(BLACK, (0, (1, 1)), "P"),
+    "lotr": Look(BLUE, "solid", "o"),
+    "truncated": Look(VERMILLION, (0, (5, 1.5)), "s"),
+    "shared-in": Look(GREEN, (0, (5, 1.5, 1, 1.5)), "^"),
+    "shared-out": Look(PURPLE, (0, (2, 1)), "v"),
+    "lotr-low-rank": Look(SKY, (0, (8, 1.5, 1, 1.5, 1, 1.5)), "D"),
+}
+OTHER = Look(GREY, (0, (3, 3)), "X")
+
+
+def look_of(form: str) -> Look:
+    """The look of a format; the same grey one for all that have none of their own."""
+    return LOOKS.get(form, OTHER)
+
+
+def shortened(text: str, most: int) -> str:
+    """Text that can be drawn, at most so many characters of it: the end of a path says most.
+
+    Examples:
+        >>> shortened("model.layers.self_attn.q_proj", 12)
+        '…attn.q_proj'
+    """
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    return plain if len(plain) <= most else "…" + plain[len(plain) + 1 - most :]
