@@ -38,7 +38,7 @@ class Options:
         formats: the formats that may be chosen.
         dtype: in which all but the LoRA as it is are stored.
         method: how shared factors are found: `hooi`, `st-hosvd` or `hosvd`.
-        limits: on the ranks.
+        limits: on the ranks, where a subject is made with these options.
     """
 
     formats: tuple[FormatName, ...] = FORMATS
@@ -168,7 +168,7 @@ def make_point(
 ) -> Stored:
     """The stack at one point of a curve, certified; the stack itself for the LoRA as it is."""
     setting = [int(x) for x in curve.settings[place]]
-    dtype, limits = options.dtype, options.limits
+    dtype, limits = options.dtype, subject.limits
     match curve.format:
         case "truncated":
             return cut_layers(stack, layer_ranks(subject.coordinates, setting[0], limits), dtype)

@@ -156,7 +156,7 @@ def _made_within(
     options: Options,
 ) -> Stored:
     """The smallest stack of a format whose error, as stored, keeps to the rule."""
-    limited = options.limits != RankLimits()
+    limited = subject.limits != RankLimits()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)  # what is measured decides
         if name == "lotr" and not limited:

@@ -92,6 +92,7 @@ class Coordinates:
         """(len(pairs), L) squared error of each layer, for some truncations of the HOSVD.
 
         Cost: 2·(K1 + K2)·Σ r_l² flops a pair.
+        Accuracy: 1e-15 of ‖a_l‖²‖b_l‖²; never below 0.
         """
         whole = self.grams(self.right.shape[0], side="right")
         rows = []
@@ -99,7 +100,7 @@ class Coordinates:
             kept, below = self.grams(r1, side="left"), self.grams(r1, side="left", beyond=True)
             beside = self.grams(r2, side="right", beyond=True)
             rows.append((below * whole).sum(axis=(1, 2)) + (kept * beside).sum(axis=(1, 2)))
-        return np.array(rows).reshape(len(rows), self.shape[0])
+        return np.maximum(rows, 0.0).reshape(len(rows), self.shape[0])
 
     def grams(self, rank: int, *, side: str, beyond: bool = False) -> np.ndarray:
         """(L, r, r) a_lᵀ a_l (or b_lᵀ b_l) of the first `rank` rows, or of those beyond them."""

@@ -10,7 +10,15 @@ from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.linalg.ranks import RankLimits, pair_parameters, tail_energies
 
-__all__ = ["FORMATS", "Curve", "FormatName", "best_point", "curves_of", "layer_ranks"]
+__all__ = [
+    "FORMATS",
+    "Curve",
+    "FormatName",
+    "best_point",
+    "curves_of",
+    "layer_ranks",
+    "shared_lower_bounds",
+]
 
 FormatName: TypeAlias = Literal[
     "lora", "truncated", "lotr", "shared-in", "shared-out", "lotr-low-rank"
@@ -19,6 +27,9 @@ FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 PAIRS = 24
 """Pairs of shared ranks tried for low-rank cores, for each guess of how many terms are kept."""
+
+NOTHING = 1e-13
+"""Share of ‖T‖ below which an error is only rounding."""
 
 TERM_SHARES = (1 / 4, 1)
 """Guesses of how many rank terms are kept, as shares of all; they balance shared against own."""
@@ -61,9 +72,10 @@ def curves_of(
     Returns:
         A curve for each format, in the order of `FORMATS`. `truncated`, `shared-in` and
         `shared-out` lose the least that is possible; `lotr` loses what the truncated HOSVD does,
-        at most √2 times the least; `lotr-low-rank` is searched over 48 pairs of shared ranks.
+        at most √2 times the least; `lotr-low-rank` is searched over some 50 pairs of shared
+        ranks.
 
-    Cost: O(K1·K2·log(K1·K2)) for the pairs of ranks, O(48·L·r³) for low-rank cores.
+    Cost: O(K1·K2·log(K1·K2)) for the pairs of ranks, O(50·L·r³) for low-rank cores.
     """
     limits = limits or RankLimits()
     makers = {
@@ -126,6 +138,8 @@ def _low_rank(coordinates: Coordinates, limits: RankLimits) -> Curve:
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for r1, r2 in _pairs_to_try(coordinates, limits):
         tails, first = _core_tails(coordinates, r1, r2, limits)
+        if r1 * r2:
+            first = max(first, 1)  # shared factors without a core hold nothing
         terms = np.arange(first, len(tails))
         parameters = m * r1 + n * r2 + terms * (r1 + r2)
         settings = np.stack([np.full_like(terms, r1), np.full_like(terms, r2), terms], axis=1)
@@ -142,11 +156,12 @@ def _pairs_to_try(coordinates: Coordinates, limits: RankLimits) -> list[tuple[in
     lost = coordinates.lost
     (low1, high1), (low2, high2) = (limits.bounds(size - 1) for size in lost.shape)
     part = lost[low1 : high1 + 1, low2 : high2 + 1]
+    part = np.where(part > NOTHING**2 * coordinates.energy, part, 0.0)  # rounding is no choice
     r1, r2 = np.meshgrid(
         np.arange(low1, high1 + 1), np.arange(low2, high2 + 1), indexing="ij", sparse=True
     )
     terms = sum(len(values) for values in coordinates.layer_values)
-    chosen: set[tuple[int, int]] = {(low1, low2)}
+    chosen = {(low1, low2), (max(low1, 1), max(low2, 1)), (high1, high2)}
     for share in TERM_SHARES:
         cost = (m + share * terms) * r1 + (n + share * terms) * r2
         front = pareto_front(cost.ravel(), part.ravel())
@@ -181,6 +196,27 @@ def core_values(coordinates: Coordinates, r1: int, r2: int) -> np.ndarray:
     root = vectors * np.sqrt(np.maximum(roots, 0.0))[:, None, :]
     squares = np.linalg.eigvalsh(root.transpose(0, 2, 1) @ right @ root)
     return np.sqrt(np.maximum(squares[:, ::-1], 0.0))
+
+
+def shared_lower_bounds(coordinates: Coordinates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What no stack with both sides shared can undercut, by whatever method it is found.
+
+    A LoTR that loses at most ε has at least as many directions on each side as that side's singular
+    values say; with low-rank cores it also has as many rank terms as the layers' own say.
+
+    Returns:
+        For every loss at which one of these ranks changes: the fewest numbers of a LoTR, the fewest
+        of one with low-rank cores, and the squared loss.
+
+    Source: Eckart and Young (1936), on both unfoldings and on every layer.
+    """
+    layers, m, n = coordinates.shape
+    left, right = tail_energies(coordinates.left_sigma), tail_energies(coordinates.right_sigma)
+    own = limited_order(coordinates.layer_values, RankLimits()).tails
+    loss = np.unique(np.concatenate([left, right, own]))
+    r1, r2, terms = (np.searchsorted(-tails, -loss, side="left") for tails in (left, right, own))
+    shared = m * r1 + n * r2
+    return shared + layers * r1 * r2, shared + terms * (r1 + r2), loss
 
 
 def best_point(curve: Curve, lost: float) -> int | None:

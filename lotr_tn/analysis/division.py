@@ -16,11 +16,10 @@ from lotr_tn.analysis.candidates import (
     predicted_candidate,
 )
 from lotr_tn.analysis.choice import Choice, allowed_loss
-from lotr_tn.analysis.curves import FormatName
-from lotr_tn.analysis.pareto import pareto_front
+from lotr_tn.analysis.curves import FormatName, shared_lower_bounds
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
-from lotr_tn.linalg.ranks import Budget, TotalError, pair_parameters
+from lotr_tn.linalg.ranks import Budget, TotalError
 
 __all__ = [
     "Division",
@@ -46,8 +45,8 @@ class Division:
 
     Attributes:
         points: one for each group.
-        bound: no other points, and no LoTR by whatever method, have less: squared loss for a
-            budget, bytes for an error.
+        bound: no other points, and no stack in these formats by whatever method, have less:
+            squared loss for a budget, bytes for an error.
     """
 
     points: tuple[Point, ...]
@@ -60,7 +59,7 @@ class _Points:
 
     names: tuple[Point, ...]
     menu: Menu
-    lower: Menu  # the same, with LoTR at the lower bounds of all its pairs of ranks
+    lower: Menu  # the same, with what no stack that shares both sides can undercut
 
 
 def divide(
@@ -96,7 +95,7 @@ def divide(
         found = _affordable([group.menu for group in groups], rule, spent)
         bound = least_loss([group.lower for group in groups], rule.size - spent)
     points = tuple(group.names[pick] for group, pick in zip(groups, found.picks, strict=True))
-    return Division(points, bound)
+    return Division(points, min(bound, found.loss))
 
 
 def settle(
@@ -223,14 +222,12 @@ def _price(
 def _with_lower_bounds(
     subject: Subject, menu: Menu, rule: Budget | TotalError, options: Options
 ) -> Menu:
-    if "lotr" not in subject.curves:
-        return menu
-    lower = subject.coordinates.lower
-    count = pair_parameters(subject.coordinates.shape, lower.shape)
-    front = pareto_front(count.ravel(), lower.ravel())
-    cost = _price(subject, "lotr", count.ravel()[front], rule, options)
-    loss = lower.ravel()[front]
-    return Menu(np.concatenate([menu.cost, cost]), np.concatenate([menu.loss, loss]))
+    lotr, low_rank, loss = shared_lower_bounds(subject.coordinates)
+    bounds: dict[FormatName, np.ndarray] = {"lotr": lotr, "lotr-low-rank": low_rank}
+    chosen: list[FormatName] = [name for name in bounds if name in subject.curves]
+    costs = [_price(subject, name, bounds[name], rule, options) for name in chosen]
+    cost, losses = np.concatenate([menu.cost, *costs]), [loss] * len(chosen)
+    return Menu(cost, np.concatenate([menu.loss, *losses]))
 
 
 def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:

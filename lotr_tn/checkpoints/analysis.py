@@ -26,6 +26,7 @@ from lotr_tn.checkpoints.conversion import storage_dtype_for
 from lotr_tn.checkpoints.export import to_lora
 from lotr_tn.checkpoints.grouping import lora_groups
 from lotr_tn.checkpoints.native import overhead
+from lotr_tn.checkpoints.restrictions import Limits, limits_of
 from lotr_tn.checkpoints.stackings import StackedGroup, Stacking, stackings_of
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.formats import LoRAStack
@@ -33,7 +34,6 @@ from lotr_tn.linalg.ranks import (
     Budget,
     Energy,
     FixedRank,
-    RankLimits,
     RelativeError,
     TotalError,
 )
@@ -111,6 +111,8 @@ class Analysis:
         stackings: all ways of stacking.
         path: for growing budgets the best candidate of every group.
         met: whether the question can be met.
+        bound: where a budget or an error is divided over the groups, what no other choice of
+            formats and ranks goes below: the relative error for a budget, the bytes for an error.
         seconds: it took.
     """
 
@@ -123,6 +125,7 @@ class Analysis:
     path: tuple[tuple[Candidate, ...], ...]
     met: bool
     seconds: float
+    bound: float | None = None
 
     @property
     def parameters(self) -> int:
@@ -153,7 +156,7 @@ def analyze_adapters(
     group_by: str = "kind",
     groups: Sequence[str] = (),
     dtype: str = "auto",
-    limits: RankLimits | None = None,
+    limits: Limits = None,
     stack_all: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Analysis:
@@ -167,7 +170,7 @@ def analyze_adapters(
         group_by: `kind`, `shape` or a regular expression; see `group_modules`.
         groups: names of the groups to analyse; all where left out.
         dtype: storage dtype of the candidates, or `auto`: what `convert_adapter` would take.
-        limits: the ranks that may be chosen.
+        limits: the ranks that may be chosen; by group name, where they differ.
         stack_all: whether to measure ways of stacking whose stacks are larger than 1024 rank
             terms, which takes seconds to minutes.
         progress: called with the name of each stack before it is looked at.
@@ -191,10 +194,12 @@ def analyze_adapters(
     _require_one_base(named)
     own = min((a.dtype for a in named.values()), key=_coarseness)
     chosen_dtype = storage_dtype_for(own, question) if dtype == "auto" else dtype
-    options = Options(FORMATS, chosen_dtype, "hooi", limits or RankLimits())
-    work = _Work(named, question, options, group_by, stack_all, progress)
-    best, costs = work.compare(stackings_of(named, group_by))
-    analysed, path, met = work.analyse(best)
+    options = Options(FORMATS, chosen_dtype)
+    ways = stackings_of(named, group_by)
+    work = _Work(named, question, options, limits, group_by, stack_all, progress)
+    best, costs = work.compare(ways)
+    choices, bound = work.choices(best)
+    analysed, path, met = work.analyse(best, choices)
     return Analysis(
         tuple(str(adapter.source) for adapter in adapters),
         _base_model(named),
@@ -205,6 +210,7 @@ def analyze_adapters(
         path,
         met,
         time.perf_counter() - begun,
+        bound,
     )
 
 
@@ -224,6 +230,7 @@ class _Work:
     adapters: Mapping[str, LoRAAdapter]
     question: Question
     options: Options
+    limits: Limits
     group_by: str
     stack_all: bool
     progress: Callable[[str], None] | None
@@ -235,8 +242,8 @@ class _Work:
         for index, way in enumerate(ways):
             largest = max(sum(t.rank for t in g.group.targets) for g in way.groups)
             known = StackingCost(way.name, way.label, len(way.groups))
-            if index and largest > LARGEST_STACK and not self.stack_all:
-                note = f"not measured: {largest:,} rank terms in one stack (--stack-all)"
+            note = self._note(largest) if index else None
+            if note is not None:
                 costs.append(replace(known, note=note))
                 continue
             found = measured[way.name] = self._measured(way)
@@ -246,6 +253,14 @@ class _Work:
             best = ways[0].name
         costs = [replace(cost, chosen=cost.stacking == best) for cost in costs]
         return measured[best], costs
+
+    def _note(self, largest: int) -> str | None:
+        """Why another way of stacking is not measured; None where it is."""
+        if isinstance(self.limits, Mapping):
+            return "not measured: ranks are limited by the names of groups"
+        if largest > LARGEST_STACK and not self.stack_all:
+            return f"not measured: {largest:,} rank terms in one stack (--stack-all)"
+        return None
 
     def _rank(self, costs: Sequence[StackingCost], name: str) -> tuple[float, float]:
         """Smaller is better: bytes for an error, the error for a budget."""
@@ -258,12 +273,14 @@ class _Work:
 
     def _measured(self, way: Stacking) -> _Measured:
         subjects = []
+        limits = limits_of([stacked.name for stacked in way.groups], self.limits)
         for stacked in way.groups:
             if self.progress is not None:
                 self.progress(stacked.name)
             group = stacked.group
+            options = replace(self.options, limits=limits[stacked.name])
             coordinates = coordinates_of(group.stack)
-            subjects.append(Subject.of(coordinates, group.stored, group.dtype, self.options))
+            subjects.append(Subject.of(coordinates, group.stored, group.dtype, options))
         return _Measured(way, tuple(subjects), self._points(way, subjects))
 
     def _points(self, way: Stacking, subjects: Sequence[Subject]) -> tuple[Point, ...]:
@@ -306,11 +323,11 @@ class _Work:
         )
 
     def analyse(
-        self, found: _Measured
+        self, found: _Measured, choices: Sequence[Choice]
     ) -> tuple[tuple[GroupAnalysis, ...], tuple[tuple[Candidate, ...], ...], bool]:
         """Every stack of the chosen way, with its candidate made and measured."""
         groups = []
-        picked = zip(found.stacking.groups, found.subjects, self._choices(found), strict=True)
+        picked = zip(found.stacking.groups, found.subjects, choices, strict=True)
         for stacked, subject, choice in picked:
             overlaps = overlaps_of(subject.coordinates)
             error = choice.candidate.relative_error or self._asked()
@@ -325,19 +342,21 @@ class _Work:
         )
         return tuple(groups), path, self._met(groups)
 
-    def _choices(self, found: _Measured) -> list[Choice]:
-        """What is made of every stack: the very same as a conversion makes."""
+    def choices(self, found: _Measured) -> tuple[list[Choice], float | None]:
+        """What is made of every stack, the very same as a conversion makes; and a bound."""
 
         def stacks() -> Iterator[LoRAStack]:
             return (stacked.group.stack for stacked in found.stacking.groups)
 
         if isinstance(self.question, Budget | TotalError):
             spent = self._spent(found.stacking)
-            return settle(stacks, found.subjects, self.question, self.options, spent)[1]
-        return [
-            choose_within(stack, subject, self.question, self.options)
-            for stack, subject in zip(stacks(), found.subjects, strict=True)
-        ]
+            division, made = settle(stacks, found.subjects, self.question, self.options, spent)
+            if isinstance(self.question, TotalError):
+                return made, division.bound
+            energy = sum(subject.coordinates.energy for subject in found.subjects)
+            return made, (division.bound / energy) ** 0.5 if energy else 0.0
+        pairs = zip(stacks(), found.subjects, strict=True)
+        return [choose_within(*pair, self.question, self.options) for pair in pairs], None
 
     def _asked(self) -> float:
         """The error asked for; for a budget 5%, where the LoRA as it is fits."""

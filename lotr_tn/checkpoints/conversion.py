@@ -1,7 +1,6 @@
 """LoRA adapters to compressed ones, group by group or under one budget for all."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lotr_tn.checkpoints.adapter import (
 )
 from lotr_tn.checkpoints.grouping import lora_groups
 from lotr_tn.checkpoints.native import format_of, overhead, stored_ranks
+from lotr_tn.checkpoints.restrictions import Limits, kept_apart, limits_of
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg.ranks import (
@@ -124,7 +124,7 @@ def convert_adapter(
     method: Method = "hooi",
     group_by: str = "kind",
     dtype: str = "auto",
-    limits: RankLimits | None = None,
+    limits: Limits = None,
     keep: str | None = None,
     backend: str = "numpy",
     device: str | None = None,
@@ -144,7 +144,7 @@ def convert_adapter(
         group_by: `kind`, `shape` or a regular expression; see `group_modules`.
         dtype: storage dtype, or `auto`: the adapter's own where its rounding is at most 1/8 of
             the error asked for, else float32, else float64.
-        limits: the ranks that a rule may choose.
+        limits: the ranks that a rule may choose; by group name, where they differ.
         keep: a regular expression; modules whose path it is found in are kept as they are.
         backend: `numpy` or `torch`, which computes; the result is on NumPy.
         device: a device of the backend.
@@ -177,9 +177,19 @@ def convert_adapter(
         )
     chosen = storage_dtype_for(adapter.dtype, rule) if dtype == "auto" else dtype
     formats = FORMATS if format == "auto" else (format,)
-    options = Options(formats, chosen, method, limits or RankLimits())
     groups, kept = kept_apart(lora_groups(adapter, group_by), keep)
-    job = _Job(adapter, groups, kept, options, group_by, backend, device, progress, dtype == "auto")
+    job = _Job(
+        adapter,
+        groups,
+        kept,
+        Options(formats, chosen, method),
+        limits_of(groups, limits),
+        group_by,
+        backend,
+        device,
+        progress,
+        may_widen=dtype == "auto",
+    )
     if isinstance(rule, Budget | TotalError):
         return job.together(rule)
     return job.each(rule)
@@ -195,40 +205,6 @@ def storage_dtype_for(own: str, rule: AdapterRule) -> str:
     return "float64" if rule.epsilon or own == "float64" else "float32"
 
 
-def kept_apart(
-    groups: Mapping[str, LoRAGroup], keep: str | None
-) -> tuple[dict[str, LoRAGroup], dict[str, LoRAGroup]]:
-    """Groups to convert, and groups of the modules that are to be kept as they are.
-
-    Raises:
-        OptionError: the expression is not valid, or is found in no module.
-    """
-    if keep is None:
-        return dict(groups), {}
-    try:
-        pattern = re.compile(keep)
-    except re.error as error:
-        raise OptionError(
-            f"--keep takes a regular expression; {keep!r} is none ({error})"
-        ) from None
-    apart, kept = {}, {}
-    for name, group in groups.items():
-        inside = [bool(pattern.search(target.name)) for target in group.targets]
-        sides = [
-            tuple(m for m, found in zip(group.modules, inside, strict=True) if found is side)
-            for side in (False, True)
-        ]
-        if sides[0]:
-            apart[name] = LoRAGroup(name, sides[0])
-        if sides[1]:
-            kept[f"{name}.kept"] = LoRAGroup(f"{name}.kept", sides[1])
-    if not kept:
-        raise OptionError(
-            f"--keep {keep!r} is found in no module; see `lotr inspect` for the paths"
-        )
-    return apart, kept
-
-
 @dataclass(frozen=True)
 class _Job:
     """One conversion: what is converted, and how."""
@@ -237,6 +213,7 @@ class _Job:
     groups: Mapping[str, LoRAGroup]
     kept: Mapping[str, LoRAGroup]
     options: Options
+    limits: Mapping[str, RankLimits]
     group_by: str
     backend: str
     device: str | None
@@ -248,7 +225,8 @@ class _Job:
         converted = []
         for name, stack in self._stacks():
             group = self.groups[name]
-            if self.options.formats == ("lotr",) and self.options.limits == RankLimits():
+            free = self.limits[name] == RankLimits()
+            if self.options.formats == ("lotr",) and free:
                 made: LoTRGroup | LoRAGroup = self._lotr(group, stack, rule)
             elif isinstance(rule, FixedRank):
                 fixed = make_at_ranks(stack, self.options.formats[0], rule, self.options)
@@ -288,7 +266,8 @@ class _Job:
             yield name, group.to_stack(self.backend, self.device)
 
     def _subject(self, group: LoRAGroup, stack: LoRAStack) -> Subject:
-        return Subject.of(coordinates_of(stack), group.stored, group.dtype, self.options)
+        options = dataclasses.replace(self.options, limits=self.limits[group.name])
+        return Subject.of(coordinates_of(stack), group.stored, group.dtype, options)
 
     def _lotr(self, group: LoRAGroup, stack: LoRAStack, rule: RankRule) -> LoTRGroup:
         """A LoTR; where float16 has no room for the cores and may be left, in float32."""

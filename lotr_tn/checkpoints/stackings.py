@@ -109,10 +109,8 @@ def _over(adapters: Mapping[str, LoRAAdapter], group_by: str | None) -> tuple[St
     # a path is taken literally: each module is a group of its own
     rule = r"^(.*)$" if group_by is None else group_by
     owner = {id(module): name for name, module in everything}
-    return tuple(
-        StackedGroup(group, _labels_over(group.modules, owner))
-        for group in lora_groups(together, rule).values()
-    )
+    groups = sorted(lora_groups(together, rule).values(), key=lambda group: natural(group.name))
+    return tuple(StackedGroup(group, _labels_over(group.modules, owner)) for group in groups)
 
 
 def _labels_over(modules: Sequence[LoRAModule], owner: Mapping[int, str]) -> tuple[str, ...]:

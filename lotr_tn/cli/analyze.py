@@ -25,9 +25,9 @@ from lotr_tn.cli.questions import (
     MinRankOption,
     RelErrorOption,
     TotalErrorOption,
+    asked_limits,
     asked_rule,
 )
-from lotr_tn.linalg.ranks import RankLimits
 from lotr_tn.report.advice import question_text
 from lotr_tn.report.analysis import analysis_record
 from lotr_tn.report.analysis_text import analysis_text
@@ -46,7 +46,7 @@ def analyze(
     total_error: TotalErrorOption = None,
     max_params: MaxParamsOption = None,
     max_bytes: MaxBytesOption = None,
-    min_rank: MinRankOption = 0,
+    min_rank: MinRankOption = None,
     max_rank: MaxRankOption = None,
     group_by: Annotated[
         str, typer.Option(metavar="RULE", help="kind, shape, or a regular expression.")
@@ -86,15 +86,16 @@ def analyze(
     if html is not None:
         refuse_existing(html, force=force)
     adapters = [load_adapter(source) for source in sources]
-    stacks = sum(len(group_modules(adapter, group_by)) for adapter in adapters)
-    with progress(stacks, quiet=quiet or as_json) as step:
+    groups = [name for adapter in adapters for name in group_modules(adapter, group_by)]
+    limits = asked_limits(min_rank, max_rank, groups)
+    with progress(len(groups), quiet=quiet or as_json) as step:
         analysis = analyze_adapters(
             adapters,
             rule,
             group_by=group_by,
             groups=group or (),
             dtype=dtype,
-            limits=RankLimits(min_rank, max_rank),
+            limits=limits,
             stack_all=stack_all,
             progress=step,
         )

@@ -33,11 +33,12 @@ from lotr_tn.cli.questions import (
     MinRankOption,
     RelErrorOption,
     TotalErrorOption,
+    asked_limits,
     asked_rule,
     asked_text,
 )
 from lotr_tn.errors import CheckpointError
-from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RankRule, TotalError
+from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankRule, TotalError
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text
 
@@ -62,7 +63,7 @@ def convert(
     max_params: MaxParamsOption = None,
     max_bytes: MaxBytesOption = None,
     format: FormatOption = "lotr",
-    min_rank: MinRankOption = 0,
+    min_rank: MinRankOption = None,
     max_rank: MaxRankOption = None,
     keep: Annotated[
         str | None,
@@ -101,7 +102,9 @@ def convert(
         raise CheckpointError(
             f"{source} is a LoTR file already; export it to a LoRA first to convert it anew"
         )
-    steps = len(group_modules(adapter, group_by))
+    groups = group_modules(adapter, group_by)
+    limits = asked_limits(min_rank, max_rank, groups)
+    steps = len(groups)
     steps *= 2 if isinstance(rule, Budget | TotalError) else 1  # once to divide, once to make
     with progress(steps, quiet=quiet or as_json) as step:
         conversion = convert_adapter(
@@ -111,7 +114,7 @@ def convert(
             method=method,
             group_by=group_by,
             dtype=dtype,
-            limits=RankLimits(min_rank, max_rank),
+            limits=limits,
             keep=keep,
             backend=backend,
             device=device,

@@ -1,10 +1,11 @@
 """How the command line asks for an error or a size: the options that commands share."""
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RelativeError, TotalError
+from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RelativeError, TotalError
 
 __all__ = [
     "DtypeOption",
@@ -15,6 +16,7 @@ __all__ = [
     "MinRankOption",
     "RelErrorOption",
     "TotalErrorOption",
+    "asked_limits",
     "asked_rule",
     "asked_text",
 ]
@@ -38,10 +40,16 @@ MaxBytesOption: TypeAlias = Annotated[
     ),
 ]
 MinRankOption: TypeAlias = Annotated[
-    int, typer.Option(metavar="R", help="The smallest rank that may be chosen.")
+    list[str] | None,
+    typer.Option(
+        metavar="R | GROUP=R", help="The smallest rank to choose, in all groups or in one."
+    ),
 ]
 MaxRankOption: TypeAlias = Annotated[
-    int | None, typer.Option(metavar="R", help="The largest rank that may be chosen.")
+    list[str] | None,
+    typer.Option(
+        metavar="R | GROUP=R", help="The largest rank to choose, in all groups or in one."
+    ),
 ]
 DtypeOption: TypeAlias = Annotated[
     Literal["auto", "bfloat16", "float16", "float32", "float64"],
@@ -84,6 +92,31 @@ def asked_rule(
     if max_bytes is not None:
         return Budget(bytes=_size(max_bytes))
     return RelativeError(otherwise if rel_error is None else rel_error)
+
+
+def asked_limits(
+    least: Sequence[str] | None, most: Sequence[str] | None, groups: Iterable[str]
+) -> RankLimits | dict[str, RankLimits]:
+    """The limits on the ranks of all groups, or of each by its name."""
+    low, high = _by_group("--min-rank", least), _by_group("--max-rank", most)
+    if not {*low, *high} - {None}:
+        return RankLimits(low.get(None, 0), high.get(None))
+    named = [name for name in {**low, **high} if name is not None]
+    return {
+        name: RankLimits(low.get(name, low.get(None, 0)), high.get(name, high.get(None)))
+        for name in dict.fromkeys([*groups, *named])
+    }
+
+
+def _by_group(option: str, values: Sequence[str] | None) -> dict[str | None, int]:
+    """Ranks by group name; None stands for all groups."""
+    found: dict[str | None, int] = {}
+    for value in values or ():
+        name, equals, rank = value.rpartition("=")
+        if not rank.isdecimal():
+            raise typer.BadParameter(f"{option} takes R or GROUP=R, such as 8; found {value!r}")
+        found[name if equals else None] = int(rank)
+    return found
 
 
 def asked_text(rule: Question | Energy | FixedRank) -> str:

@@ -61,6 +61,8 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
             "bytes": sum(group.choice.candidate.bytes for group in analysis.groups),
             "relative_error": analysis.relative_error,
         },
+        "bound": analysis.bound,
+        "bound_unit": _bound_unit(analysis),
         "seconds": analysis.seconds,
         "groups": groups,
         "stackings": [_stacking(cost.__dict__) for cost in analysis.stackings],
@@ -68,6 +70,12 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
     }
     record["verdict"] = verdict(record)
     return record
+
+
+def _bound_unit(analysis: Analysis) -> str | None:
+    if analysis.bound is None:
+        return None
+    return "relative error" if isinstance(analysis.question, Budget) else "bytes"
 
 
 def question_record(question: Question) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lotr_tn.report.advice import question_text
 from lotr_tn.report.numbers import byte_size, count, error, times
-from lotr_tn.report.text import plain_table, shape_text
+from lotr_tn.report.text import bound_text, plain_table, shape_text
 
 __all__ = ["analysis_text"]
 
@@ -45,12 +45,13 @@ def _head(record: dict[str, Any]) -> Text:
     shown = short if len(set(short)) == len(short) else sources
     named = sources[0] if len(sources) == 1 else f"{len(sources)} adapters: {', '.join(shown)}"
     modules = sum(len(group["modules"]) for group in record["groups"])
+    bound = "" if record["bound"] is None else f"\nAt best         {bound_text(record)}"
     return Text(
         f"{named}\n"
         f"Base model      {record['base_model'] or 'not named'}\n"
         f"Updates         {modules} modules in {len(record['groups'])} groups, "
         f"{record['params']:,} parameters, {byte_size(record['bytes'])}\n"
-        f"Asked           {question_text(record['question'])}"
+        f"Asked           {question_text(record['question'])}{bound}"
     )
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.text import Text
 from lotr_tn.analysis.architecture import Architecture
 from lotr_tn.analysis.counts import CountTable
 from lotr_tn.report.numbers import times
+from lotr_tn.report.text import plain_table
 
 __all__ = ["counts_record", "counts_text", "models_record", "models_text"]
 
@@ -76,20 +76,9 @@ def counts_text(record: dict[str, Any], total: int) -> RenderableType:
     )
 
 
-def _table(*columns: str) -> Table:
-    """A plain table: the first column is text, the others are figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        if index == 0:
-            table.add_column(column, overflow="fold")
-        else:
-            table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
 def _groups(groups: list[dict[str, Any]]) -> Table:
     """One line a group: its polynomials in the rank."""
-    table = _table("Group", "Layers x matrix", "LoRA", "LoTR")
+    table = plain_table("Group", "Layers x matrix", "LoRA", "LoTR")
     for group in groups:
         layers, m, n = group["shape"]
         table.add_row(
@@ -102,7 +91,7 @@ def _groups(groups: list[dict[str, Any]]) -> Table:
 
 
 def _ranks(rows: list[dict[str, Any]]) -> Table:
-    table = _table("Rank r", "LoRA", "LoTR", "Cores only", "Ratio", "Equal size")
+    table = plain_table("Rank r", "LoRA", "LoTR", "Cores only", "Ratio", "Equal size")
     table.columns[0].justify = "right"
     for row in rows:
         table.add_row(
@@ -143,7 +132,7 @@ def models_record(models: Iterable[Architecture]) -> dict[str, Any]:
 
 def models_text(record: dict[str, Any]) -> RenderableType:
     """The outcome of `lotr count --list`."""
-    table = _table("Model", "Linear modules", "Weights", "Default targets")
+    table = plain_table("Model", "Linear modules", "Weights", "Default targets")
     for model in record["models"]:
         table.add_row(
             model["name"],

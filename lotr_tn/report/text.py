@@ -10,6 +10,7 @@ from rich.text import Text
 from lotr_tn.report.numbers import byte_size, count, error, rank_range, times
 
 __all__ = [
+    "bound_text",
     "comparison_text",
     "conversion_text",
     "export_text",
@@ -67,7 +68,7 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
     ]
     if record["bound"] is not None:
-        lines.insert(1, f"At best         {_bound(record)}")
+        lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
         lines.insert(-1, f"Carried along   {_tensors(list(record['untouched']))}, unchanged")
     parts: list[RenderableType] = [table, Text("\n".join(lines))]
@@ -76,7 +77,7 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
     return Group(*parts)
 
 
-def _bound(record: dict[str, Any]) -> str:
+def bound_text(record: dict[str, Any]) -> str:
     """What no other division of the budget, or of the error, could go below."""
     if record["bound_unit"] == "bytes":
         return f"no choice of formats and ranks takes less than {byte_size(record['bound'])}"

@@ -99,7 +99,10 @@ def test_any_stack_within_limits(stack, limits):
                 case "truncated":
                     bounded = list(zip(made.ranks, full, strict=True))
                 case "lotr":
-                    bounded = [(made.ranks[0], sum_rank(stack, 0)), (made.ranks[1], sum_rank(stack, 1))]
+                    bounded = [
+                        (made.ranks[0], sum_rank(stack, 0)),
+                        (made.ranks[1], sum_rank(stack, 1)),
+                    ]
                 case "shared-in":
                     bounded = [(made.rank, sum_rank(stack, 1))]
                 case "shared-out":
@@ -186,7 +189,8 @@ def test_one_shared_side_is_the_best_there_is(side, seed, limits):
     rng = np.random.default_rng(seed)
     for rank, lost in zip(curve.settings[:, 0], curve.lost, strict=True):
         basis = np.linalg.qr(rng.standard_normal((len(unfolding), rank)))[0]
-        assert np.linalg.norm(unfolding - basis @ (basis.T @ unfolding)) ** 2 >= lost
+        other = np.linalg.norm(unfolding - basis @ (basis.T @ unfolding)) ** 2
+        assert other >= lost * (1 - 1e-12)
 
 
 @each_case
@@ -280,7 +284,8 @@ def test_coordinates_are_those_of_the_dense_layers(case):
     rows = found.layer_lost(pairs)
     assert rows.shape == (len(pairs), len(dense))
     for (r1, r2), row in zip(pairs, rows, strict=True):
-        assert np.allclose(row, known[r1, r2], rtol=1e-9, atol=1e-24 * energy)
+        assert (row >= 0).all()
+        assert np.allclose(row, known[r1, r2], rtol=1e-9, atol=1e-15 * energy)
     s, t = (np.linalg.svd(x, compute_uv=False) for x in (left, right))
     for r1, r2 in pairs:
         bound = max(float((s[r1:] ** 2).sum()), float((t[r2:] ** 2).sum()))

@@ -7,35 +7,9 @@ import sys
 import pytest
 
 import lotr_tn as lt
-from lotr_tn.cli import main
+from tests.cli.conftest import of_json
 
-
-@pytest.fixture
-def lotr(monkeypatch, capsys, tmp_path):
-    """Run the program in an empty folder; gives exit status, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lotr", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as done:
-            status = done.code or 0
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
-
-
-def of_json(result):
-    status, out, err = result
-    assert (status, err) == (0, "")
-    return json.loads(out)
-
-
-COMMANDS = ["demo", "inspect", "convert", "export", "compare", "count"]
+COMMANDS = ["demo", "inspect", "analyze", "convert", "export", "compare", "count"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,30 +1,14 @@
 """`lotr count` as a user meets it."""
 
 import json
-import sys
 
 import pytest
 
-from lotr_tn.cli import main
-
 
 @pytest.fixture
-def lotr(monkeypatch, capsys, tmp_path):
-    """Run the program in an empty folder; gives exit status, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lotr", "count", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as done:
-            status = done.code or 0
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
+def count(lotr):
+    """`lotr count` with some arguments."""
+    return lambda *arguments: lotr("count", *arguments)
 
 
 def figures(out):
@@ -33,8 +17,8 @@ def figures(out):
     return [row for row in rows if len(row) == 6 and row[0].isdigit()]
 
 
-def test_the_published_table(lotr):
-    status, out, err = lotr(
+def test_the_published_table(count):
+    status, out, err = count(
         "--model", "roberta-base", "--target", "query,value", "--group-by", "shape"
     )
     assert (status, err) == (0, "")
@@ -51,7 +35,7 @@ def test_the_published_table(lotr):
     assert "up to rank 1,471" in out
 
 
-def test_three_sources_agree(lotr, tmp_path):
+def test_three_sources_agree(count, tmp_path):
     config = {
         "model_type": "roberta", "hidden_size": 768, "num_hidden_layers": 12,
         "num_attention_heads": 12, "intermediate_size": 3072,
@@ -65,7 +49,7 @@ def test_three_sources_agree(lotr, tmp_path):
     )
     tables = []
     for source in sources:
-        status, out, err = lotr(*source, "--group-by", "shape", "--rank", "2,64", "--json")
+        status, out, err = count(*source, "--group-by", "shape", "--rank", "2,64", "--json")
         assert (status, err) == (0, "")
         tables.append(json.loads(out)["ranks"])
     assert all(table == tables[0] for table in tables)
@@ -79,8 +63,8 @@ def test_three_sources_agree(lotr, tmp_path):
     }
 
 
-def test_json_of_groups(lotr):
-    _, out, _ = lotr("q=2x6x5", "v=3x4x5", "--rank", "2", "--json")
+def test_json_of_groups(count):
+    _, out, _ = count("q=2x6x5", "v=3x4x5", "--rank", "2", "--json")
     record = json.loads(out)
     assert record["targets"] == ["all-linear"]
     assert (record["modules"], record["params_dense"], record["group_by"]) == (5, 120, "kind")
@@ -96,16 +80,16 @@ def test_json_of_groups(lotr):
         assert record["ranks"][0][key] == sum(g["ranks"][0][key] for g in record["groups"])
 
 
-def test_targets_and_rules(lotr):
+def test_targets_and_rules(count):
     for target, modules in (
         ("all-linear", 224),
         ("q_proj", 32),
         ("q_proj, mlp.up_proj", 64),
         (r".*\.(0|1)\.mlp\..*", 6),
     ):
-        status, out, _ = lotr("--model", "llama-2-7b", "--target", target, "--json")
+        status, out, _ = count("--model", "llama-2-7b", "--target", target, "--json")
         assert (status, json.loads(out)["modules"]) == (0, modules)
-    _, out, _ = lotr(
+    _, out, _ = count(
         "--model", "llama-2-7b", "--target", "all-linear", "--group-by", "(self_attn)", "--json"
     )
     assert [group["name"] for group in json.loads(out)["groups"]] == [
@@ -113,18 +97,18 @@ def test_targets_and_rules(lotr):
     ]  # fmt: skip
 
 
-def test_no_sharing_is_said(lotr):
-    _, out, _ = lotr("1x8x6")
+def test_no_sharing_is_said(count):
+    _, out, _ = count("1x8x6")
     assert "LoTR stores less at no rank" in " ".join(out.split())
 
 
-def test_the_list(lotr):
+def test_the_list(count):
     from lotr_tn.analysis.architecture import known_architectures
 
-    status, out, _ = lotr("--list")
+    status, out, _ = count("--list")
     assert status == 0
     assert all(f" {name} " in out for name in known_architectures())
-    _, out, _ = lotr("--list", "--json")
+    _, out, _ = count("--list", "--json")
     models = {model.pop("name"): model for model in json.loads(out)["models"]}
     assert set(models) == set(known_architectures())
     assert models["llama-2-7b"] == {
@@ -132,22 +116,22 @@ def test_the_list(lotr):
     }  # fmt: skip
 
 
-def test_output_fits_80_columns(lotr):
+def test_output_fits_80_columns(count):
     for arguments in (
         ["--list"],
         ["--model", "llama-2-70b", "--target", "all-linear", "--rank", "1,4096,8192"],
         ["--model", "t5-large", "--target", "all-linear"],
         ["--model", "bert-base", "--target", "dense", "--group-by", "(.*)"],
     ):
-        status, out, _ = lotr(*arguments)
+        status, out, _ = count(*arguments)
         assert status == 0
         assert "…" not in out
         assert max(len(line) for line in out.splitlines()) <= 80
 
 
-def test_quiet_prints_nothing(lotr):
-    assert lotr("--model", "gpt2", "-q") == (0, "", "")
-    assert lotr("--list", "-q") == (0, "", "")
+def test_quiet_prints_nothing(count):
+    assert count("--model", "gpt2", "-q") == (0, "", "")
+    assert count("--list", "-q") == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -166,8 +150,8 @@ def test_quiet_prints_nothing(lotr):
         (["--model", "gpt2", "--group-by", "("], "--group-by takes kind, shape or"),
     ],
 )
-def test_wrong_usage(lotr, arguments, said):
-    status, out, err = lotr(*arguments)
+def test_wrong_usage(count, arguments, said):
+    status, out, err = count(*arguments)
     assert (status, out) == (2, "")
     assert said in " ".join(err.replace("│", " ").split())
 
@@ -184,10 +168,10 @@ def test_wrong_usage(lotr, arguments, said):
         (b"\xff\xfe\x00", "cannot be read as text"),
     ],
 )
-def test_refused_configs(lotr, tmp_path, text, said):
+def test_refused_configs(count, tmp_path, text, said):
     if text is not None:
         (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    status, out, err = lotr("--config", "config.json")
+    status, out, err = count("--config", "config.json")
     assert (status, out) == (1, "")
     assert said in err
     assert err.count("\n") == 1
