@@ -26,14 +26,15 @@ from lotr_tn.demo.train import SEQUENCE_LENGTH as LENGTH
 from lotr_tn.demo.train import TARGET_MODULES, build_base_model, evaluate, make_corpus, optimise
 
 HERE = Path(__file__).parent
-CORPUS, WINDOWS = 200_000, 128
+WINDOWS = 128
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is trained."""
+    """How much is trained, and on how many bytes of text."""
 
+    corpus: int
     pretraining: int
     steps: int
     seeds: tuple[int, ...]
@@ -43,8 +44,8 @@ class Plan:
     rates: tuple[float, ...]
 
 
-FULL = Plan(230, 190, (0, 1, 2), (1, 2, 4, 8), (2, 4, 8, 16, 32), (8, 16, 32, 64), RATES)
-SMOKE = Plan(3, 3, (0,), (1,), (2,), (4,), (5e-3,))
+FULL = Plan(200_000, 230, 190, (0, 1, 2), (1, 2, 4, 8), (2, 4, 8, 16, 32), (8, 16, 32, 64), RATES)
+SMOKE = Plan(3_000, 3, 3, (0,), (1,), (2,), (4,), (5e-3,))
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ METHODS: dict[str, Callable[[nn.Module, int, int], nn.Module]] = {
 
 def tuned(model: nn.Module, plan: Plan, rate: float, seed: int) -> nn.Module:
     """The model after fine-tuning."""
-    corpus = make_corpus(10 + seed, shifted=True, length=CORPUS)
+    corpus = make_corpus(10 + seed, shifted=True, length=plan.corpus)
     optimise(model, corpus, plan.steps, rate, seed)
     return model
 
@@ -175,14 +176,17 @@ def draw(points: list[Point], base_loss: float, path: Path) -> None:
                   [max(p.losses) - m for m, p in zip(means, own, strict=True)]]  # fmt: skip
         sizes = [p.parameters for p in own]
         axes.errorbar(sizes, means, spread, marker="o", color=colour, label=method, capsize=3)
+        left = method == "LoTR"  # the lowest curve, with its labels below it
         for x, y, p in zip(sizes, means, own, strict=True):
-            axes.annotate(f"r = {p.rank}", (x, y), (4, 5), textcoords="offset points",
-                          color=colour, fontsize=8)  # fmt: skip
+            axes.annotate(
+                f"{p.rank}", (x, y), (-4, -11) if left else (4, 5), textcoords="offset points",
+                color=colour, fontsize=8, ha="right" if left else "left",
+            )  # fmt: skip
     axes.axhline(base_loss, color=ink, ls=":", lw=1)
     axes.annotate("not adapted", (0.99, base_loss), (0, -11), xycoords=("axes fraction", "data"),
                   textcoords="offset points", ha="right", color=ink, fontsize=9)  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlabel("trained parameters", color=ink)
+    axes.set_xlabel("trained parameters (beside each point its rank)", color=ink)
     axes.set_ylabel("held-out loss (nats per byte)", color=ink)
     axes.tick_params(colors=ink, which="both")
     for spine in axes.spines.values():
@@ -196,7 +200,7 @@ def main(plan: Plan = FULL, folder: Path = HERE) -> dict[str, object]:
     """Train, write the figures and draw them."""
     torch.set_num_threads(1)
     base = build_base_model(0).float()
-    optimise(base, make_corpus(0, shifted=False, length=CORPUS), plan.pretraining, 2e-3, 0)
+    optimise(base, make_corpus(0, shifted=False, length=plan.corpus), plan.pretraining, 2e-3, 0)
     base_loss = evaluate(base, held_out(1_000_000))
     chosen = zip(METHODS, (plan.lora, plan.lotr, plan.cores), strict=True)
     points = [point(base, method, rank, plan) for method, ranks in chosen for rank in ranks]

@@ -161,7 +161,8 @@ def _pairs_to_try(coordinates: Coordinates, limits: RankLimits) -> list[tuple[in
         np.arange(low1, high1 + 1), np.arange(low2, high2 + 1), indexing="ij", sparse=True
     )
     terms = sum(len(values) for values in coordinates.layer_values)
-    chosen = {(low1, low2), (max(low1, 1), max(low2, 1)), (high1, high2)}
+    least = min(max(low1, 1), high1), min(max(low2, 1), high2)  # one direction, if there is one
+    chosen = {(low1, low2), least, (high1, high2)}
     for share in TERM_SHARES:
         cost = (m + share * terms) * r1 + (n + share * terms) * r2
         front = pareto_front(cost.ravel(), part.ravel())
@@ -198,11 +199,17 @@ def core_values(coordinates: Coordinates, r1: int, r2: int) -> np.ndarray:
     return np.sqrt(np.maximum(squares[:, ::-1], 0.0))
 
 
-def shared_lower_bounds(coordinates: Coordinates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def shared_lower_bounds(
+    coordinates: Coordinates, limits: RankLimits
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What no stack with both sides shared can undercut, by whatever method it is found.
 
     A LoTR that loses at most ε has at least as many directions on each side as that side's singular
     values say; with low-rank cores it also has as many rank terms as the layers' own say.
+
+    Args:
+        coordinates: of the stack.
+        limits: on the shared ranks.
 
     Returns:
         For every loss at which one of these ranks changes: the fewest numbers of a LoTR, the fewest
@@ -215,8 +222,11 @@ def shared_lower_bounds(coordinates: Coordinates) -> tuple[np.ndarray, np.ndarra
     own = limited_order(coordinates.layer_values, RankLimits()).tails
     loss = np.unique(np.concatenate([left, right, own]))
     r1, r2, terms = (np.searchsorted(-tails, -loss, side="left") for tails in (left, right, own))
+    (low1, high1), (low2, high2) = (limits.bounds(len(tails) - 1) for tails in (left, right))
+    kept = (r1 <= high1) & (r2 <= high2)
+    r1, r2 = np.maximum(r1[kept], low1), np.maximum(r2[kept], low2)
     shared = m * r1 + n * r2
-    return shared + layers * r1 * r2, shared + terms * (r1 + r2), loss
+    return shared + layers * r1 * r2, shared + terms[kept] * (r1 + r2), loss[kept]
 
 
 def best_point(curve: Curve, lost: float) -> int | None:

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.allocation import Allocation, Menu, allocate, hull_path, least_loss
 from lotr_tn.analysis.candidates import (
     Candidate,
@@ -15,7 +16,7 @@ from lotr_tn.analysis.candidates import (
     measured_candidate,
     predicted_candidate,
 )
-from lotr_tn.analysis.choice import Choice, allowed_loss
+from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.curves import FormatName, shared_lower_bounds
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
@@ -85,12 +86,11 @@ def divide(
     """
     groups = [_points(subject, rule, options) for subject in subjects]
     if isinstance(rule, TotalError):
-        energy = sum(subject.coordinates.energy for subject in subjects)
-        allowed = allowed_loss(rule.epsilon, energy, options.dtype)
+        allowed = rule.epsilon**2 * sum(subject.coordinates.energy for subject in subjects)
         swapped = [Menu(group.menu.loss, group.menu.cost) for group in groups]
         found = _within(swapped, allowed)
         lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
-        bound = least_loss(lower, max(rule.epsilon**2 * energy, allowed))
+        bound = least_loss(lower, max(allowed, sum(float(menu.cost.min()) for menu in lower)))
     else:
         found = _affordable([group.menu for group in groups], rule, spent)
         bound = least_loss([group.lower for group in groups], rule.size - spent)
@@ -187,13 +187,22 @@ def _points(subject: Subject, rule: Budget | TotalError, options: Options) -> _P
         kept = np.flatnonzero(_allowed(subject, curve.parameters, rule))
         names.extend((name, int(place)) for place in kept)
         costs.append(_price(subject, name, curve.parameters[kept], rule, options))
-        losses.append(curve.lost[kept])
+        losses.append(curve.lost[kept] + _rounding(subject, name, rule, options))
     if not names:
         raise OptionError(
             "no ranks within the limits store less than the LoRA itself; allow smaller ranks"
         )
     menu = Menu(np.concatenate(costs), np.concatenate(losses))
     return _Points(tuple(names), menu, _with_lower_bounds(subject, menu, rule, options))
+
+
+def _rounding(
+    subject: Subject, name: FormatName, rule: Budget | TotalError, options: Options
+) -> float:
+    """Squared norm that storing in the dtype may lose, where an error is to be kept to."""
+    if isinstance(rule, Budget) or name == "lora":
+        return 0.0
+    return UNIT_ROUNDOFF[options.dtype] ** 2 * subject.coordinates.energy
 
 
 def _allowed(subject: Subject, parameters: np.ndarray, rule: Budget | TotalError) -> np.ndarray:
@@ -222,7 +231,7 @@ def _price(
 def _with_lower_bounds(
     subject: Subject, menu: Menu, rule: Budget | TotalError, options: Options
 ) -> Menu:
-    lotr, low_rank, loss = shared_lower_bounds(subject.coordinates)
+    lotr, low_rank, loss = shared_lower_bounds(subject.coordinates, subject.limits)
     bounds: dict[FormatName, np.ndarray] = {"lotr": lotr, "lotr-low-rank": low_rank}
     chosen: list[FormatName] = [name for name in bounds if name in subject.curves]
     costs = [_price(subject, name, bounds[name], rule, options) for name in chosen]

@@ -222,7 +222,7 @@ def load_native(path: Path) -> LoTRAdapter:
         raise
     except LotrError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path} has a damaged header ({type(error).__name__}: {error}); copy it again"
         ) from None
@@ -304,7 +304,8 @@ def _modules(
     widths = [target.rank // target.layout.groups for target in targets]
     found = arrays["up"].shape[1], arrays["down"].shape[0]
     if found != (sum(widths), sum(target.rank for target in targets)) or not targets:
-        raise CheckpointError(f"{path}: the ranks of {targets[0].name} do not fit; copy it again")
+        which = f"{targets[0].name} and its group" if targets else "a group without modules"
+        raise CheckpointError(f"{path}: the ranks of {which} do not fit; copy it again")
     modules, column, row = [], 0, 0
     for target, width, scale in zip(targets, widths, scales, strict=True):
         up = arrays["up"][:, column : column + width]

@@ -10,12 +10,13 @@ output (input) axis, so truncating coordinates is HOSVD truncation.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, row_blocks
+from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of
 from lotr_tn.decompose.reduction import Reduction, reduced
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.bases import inverse_or_zero, polar_factor, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import eigh_descending, qr, svd
 from lotr_tn.linalg.gram import cross_gram
+from lotr_tn.ops.layers import wide_product
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "Side",
     "core_space",
     "layer_weights",
-    "product",
     "space_of",
     "unweigh",
     "weigh",
@@ -53,7 +53,7 @@ class Side:
             return mixed
         if is_wide(self.basis):
             return self.basis @ mixed
-        return polar_factor(product(self.basis, mixed, xp=xp), xp=xp)
+        return polar_factor(wide_product(self.basis, mixed, xp=xp), xp=xp)
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,3 @@ def unweigh(z: Array, weights: Sequence[Array], *, xp: Namespace) -> Array:
         parts.append(xp.matrix_transpose(t) @ z[start : start + t.shape[0], :])
         start += t.shape[0]
     return xp.concat(parts, axis=0)
-
-
-def product(x: Array, y: Array, *, xp: Namespace) -> Array:
-    """X @ y in float64, with x widened block by block."""
-    return xp.concat([float64(x[rows, :], xp=xp) @ y for rows in row_blocks(x)], axis=0)

@@ -26,7 +26,6 @@ from lotr_tn._arrays import (
     wants_gradient,
 )
 from lotr_tn.decompose.assemble import fix_signs, with_best_cores
-from lotr_tn.decompose.core_space import product
 from lotr_tn.decompose.gauges import (
     GAUGES,
     Gauge,
@@ -48,7 +47,7 @@ from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, as_rule
 from lotr_tn.ops.arithmetic import subtract
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.distance import frame_of, layer_distances
-from lotr_tn.ops.layers import refuse_gradient, require_layer, storage_dtype
+from lotr_tn.ops.layers import refuse_gradient, require_layer, storage_dtype, wide_product
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 
@@ -398,15 +397,15 @@ def _sketched(
         xp.asarray(rng.standard_normal((far, min(rank + oversampling, near))), device=device)
         for rank, near, far in ((ranks[0], m, n), (ranks[1], n, m))
     )
-    return product(weight, first, xp=xp), cross_gram(weight, second, xp=xp)
+    return wide_product(weight, first, xp=xp), cross_gram(weight, second, xp=xp)
 
 
 def _powered(reader: _Reader, index: int, bases: Pair) -> Pair:
     """W Wᵀ times the left basis, and Wᵀ W times the right one."""
     weight, xp = reader.load(index), reader.kind.xp
     left, right = bases
-    back = product(weight, cross_gram(weight, left, xp=xp), xp=xp)
-    return back, cross_gram(weight, product(weight, right, xp=xp), xp=xp)
+    back = wide_product(weight, cross_gram(weight, left, xp=xp), xp=xp)
+    return back, cross_gram(weight, wide_product(weight, right, xp=xp), xp=xp)
 
 
 def _core(reader: _Reader, index: int, bases: Pair) -> Array:

@@ -13,12 +13,13 @@ import array_api_compat
 import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, float64, namespace_of
-from lotr_tn.decompose.core_space import CoreSpace, layer_weights, product, space_of, unweigh
+from lotr_tn.decompose.core_space import CoreSpace, layer_weights, space_of, unweigh
 from lotr_tn.decompose.reduction import Reduction
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.gram import cross_gram
 from lotr_tn.ops.distance import outside
+from lotr_tn.ops.layers import wide_product
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
 __all__ = ["blocked_space", "random_normal", "randomised_space", "range_finder"]
@@ -67,8 +68,8 @@ def randomised_space(stack: LoRAStack, size: int, *, power_iterations: int, seed
         k = min(size, side.shape[0], side.shape[1])
         numbers = random_normal((sum(int(t.shape[0]) for t in weights), k), seed, side, xp=xp)
         return range_finder(
-            product(side, unweigh(numbers, weights, xp=xp), xp=xp),
-            lambda q: product(
+            wide_product(side, unweigh(numbers, weights, xp=xp), xp=xp),
+            lambda q: wide_product(
                 side, _gram_times(weights, stack.slices, cross_gram(side, q, xp=xp), xp=xp), xp=xp
             ),
             power_iterations,

@@ -90,7 +90,7 @@ def _recommendation(record: dict[str, Any]) -> str:
             f"{before:,} parameters of the LoRA."
         )
     size = (
-        f"{times(found['params'], before)} of the parameters ({before:,} -> {found['params']:,}) "
+        f"{times(found['params'], before)} the parameters ({before:,} -> {found['params']:,}) "
         f"{loses}"
     )
     how = _how(record, forms)

@@ -212,13 +212,15 @@ def _layer_ranks(candidate: Candidate, group: GroupAnalysis) -> tuple[int, ...]:
 
 
 def _front(group: GroupAnalysis) -> list[dict[str, Any]]:
-    """Points of the LoTR front up to some times the LoRA's size, evenly spread in parameters."""
+    """The LoTR that answers, and points of its front evenly spread up to some times the LoRA."""
     coordinates = group.subject.coordinates
     curve = group.subject.curves["lotr"]
     within = np.flatnonzero(curve.parameters <= max(BEYOND * group.subject.stored, 1))
     if coordinates.energy == 0 or not within.size:
         return []
     wanted = np.linspace(0, float(curve.parameters[within[-1]]), FRONT_POINTS)
+    asked = [c.parameters for c in group.choice.all if c.format == "lotr"]
+    wanted = np.concatenate([wanted, asked])
     places = np.unique(np.searchsorted(curve.parameters[within], wanted).clip(max=within.size - 1))
     pairs = [(int(r1), int(r2)) for r1, r2 in curve.settings[places]]
     layers = _layer_errors(group, pairs)

@@ -49,7 +49,8 @@ def _head(record: dict[str, Any]) -> Text:
     return Text(
         f"{named}\n"
         f"Base model      {record['base_model'] or 'not named'}\n"
-        f"Updates         {modules} modules in {len(record['groups'])} groups, "
+        f"Updates         {modules} modules in {len(record['groups'])} "
+        f"group{'s' if len(record['groups']) > 1 else ''}, "
         f"{record['params']:,} parameters, {byte_size(record['bytes'])}\n"
         f"Asked           {question_text(record['question'])}{bound}"
     )
@@ -135,7 +136,7 @@ def _candidates(record: dict[str, Any], show_all: bool) -> list[RenderableType]:
     left = len(record["groups"]) - len(shown)
     legend = "* recommended."
     if any(c["least_params"] and not c["measured"] for g in shown for c in g["candidates"]):
-        legend += " ≤: by HOSVD; HOOI may need fewer, not fewer than what is recommended."
+        legend += " ≤: by HOSVD; HOOI may need fewer, but not fewer than the recommended form."
     if left:
         legend += f" --all shows {left} more group{'s' if left > 1 else ''}."
     return [*parts, Text(legend)]

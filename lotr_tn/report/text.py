@@ -80,7 +80,8 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
 def bound_text(record: dict[str, Any]) -> str:
     """What no other division of the budget, or of the error, could go below."""
     if record["bound_unit"] == "bytes":
-        return f"no choice of formats and ranks takes less than {byte_size(record['bound'])}"
+        size = byte_size(record["bound"])
+        return f"no choice of formats and ranks stores less than {size} of numbers"
     return f"no choice of formats and ranks of this size goes below {error(record['bound'])}"
 
 
@@ -171,7 +172,7 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
 def _kinds(record: dict[str, Any]) -> str:
     """The formats of a native file."""
     found = dict.fromkeys(group["format"] for group in record["groups"])
-    return "LoTR (Tucker-2)" if list(found) == ["lotr"] else "LoTR file of " + ", ".join(found)
+    return "LoTR (Tucker-2)" if list(found) == ["lotr"] else "LoTR file: " + ", ".join(found)
 
 
 def _scale(config: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ def test_every_point_is_what_is_made(case):
 def test_any_stack_within_limits(stack, limits):
     options = Options(dtype="float64", method="hosvd", limits=limits)
     subject = subject_of(stack, options)
-    layers, m, n = stack.shape
+    _, m, n = stack.shape
     full = [min(rank, m, n) for rank in stack.ranks]
     energy = float(np.linalg.norm(dense_of(stack)) ** 2)
     for format, curve in subject.curves.items():
@@ -146,7 +146,7 @@ def every_rank(values, limits):
 
 @given(
     seed=st.integers(0, 999),
-    ranks=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    ranks=st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any),
     limits=st.sampled_from(LIMITS),
 )
 def test_truncation_is_the_best_of_all_ranks(seed, ranks, limits):
@@ -291,6 +291,13 @@ def test_coordinates_are_those_of_the_dense_layers(case):
         bound = max(float((s[r1:] ** 2).sum()), float((t[r2:] ** 2).sum()))
         wanted = min(bound, known[r1, r2].sum())
         assert found.lower[r1, r2] == pytest.approx(wanted, rel=1e-9, abs=1e-24 * energy)
+
+
+def test_layers_without_any_rank():
+    found = coordinates_of(lora(0, (4, 9, 7), (0, 3, 0, 2))).take((0, 2))
+    for limits in LIMITS:
+        for format, curve in curves_of(found, 0, FORMATS[1:], limits).items():
+            assert (format, curve.parameters.tolist(), curve.lost.tolist()) == (format, [0], [0.0])
 
 
 @pytest.mark.parametrize("layers", [(0,), (3, 1), (0, 1, 2, 3), (2, 3, 0)])

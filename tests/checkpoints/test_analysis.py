@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import lotr_tn as lt
 from lotr_tn.analysis.curves import FORMATS
 from lotr_tn.checkpoints.analysis import analyze_adapters
+from lotr_tn.checkpoints.stackings import stackings_of
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.report.analysis import analysis_record
 from lotr_tn.testing import laws
@@ -195,7 +196,15 @@ def test_runs_of_mixed_ranks_together(tmp_path):
     }
     assert analysis.parameters == 12 * 2 * 768 * (2 + 4 + 4 + 6)
     ranks = [[t.rank for t in group.stacked.group.targets] for group in analysis.groups]
-    print(costs, ranks)
+    assert ranks == [[2] * 12 + [4] * 24 + [6] * 12]
+    assert costs["adapters-layers"].chosen
+    assert all(costs["adapters-layers"].bytes <= cost.bytes for cost in costs.values())
+    named = dict(zip(names, adapters, strict=True))
+    over = {way.name: way.groups for way in stackings_of(named, "kind")}["adapters"]
+    assert {tuple(target.rank for target in stacked.group.targets) for stacked in over} == {
+        (2, 4, 4, 6)
+    }
+    assert {stacked.labels for stacked in over} == {tuple(names)}
     for group in analysis.groups:
         assert group.choice.candidate.relative_error <= 0.1
         assert group.choice.candidate.parameters <= group.subject.stored
