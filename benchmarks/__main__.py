@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks import adapter, algebra, analyze, apply, group, large_group, peers, truncation
+from benchmarks import (
+    adapter,
+    algebra,
+    analyze,
+    apply,
+    group,
+    large_group,
+    peers,
+    training,
+    truncation,
+)
 
 BENCHMARKS = {
     "group": group.run,
@@ -15,6 +25,7 @@ BENCHMARKS = {
     "truncation": truncation.run,
     "adapter": adapter.run,
     "analyze": analyze.run,
+    "training": training.run,
 }
 
 
@@ -29,6 +40,7 @@ def main(
             "truncation",
             "adapter",
             "analyze",
+            "training",
             "all",
         ],
         typer.Argument(help="What to measure."),

@@ -11,11 +11,17 @@ from lotr_tn.analysis.allocation import Menu
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
 from lotr_tn.analysis.curves import Curve, FormatName, curves_of
 from lotr_tn.analysis.pareto import pareto_front
-from lotr_tn.analysis.subspaces import Overlaps, overlaps_of
+from lotr_tn.analysis.subspaces import Overlaps, common_energy, overlaps_of
 from lotr_tn.formats import Stack
 from lotr_tn.ops.layers import refuse_gradient
 
 __all__ = ["Cluster", "Clustering", "cluster_layers", "clusters_of"]
+
+LEAST_COMMON = 0.1
+"""Share of their squared norms that sets of layers must have in common to be tried as one: with
+less, sharing saves less than the cores cost."""
+
+NEVER = Menu(np.array([np.inf]), np.zeros(1))
 
 SHARING: tuple[FormatName, ...] = ("lotr", "shared-in", "shared-out", "lotr-low-rank")
 
@@ -69,8 +75,9 @@ def cluster_layers(stack: Stack, relative_error: float) -> Clustering:
     """The partition of a stack's layers into clusters that stores least within an error.
 
     Layers are merged into a tree by the overlap of their subspaces (complete linkage). Every set of
-    layers in the tree has its cost at every error, from the curves of all formats that share; a
-    single layer has that of its own truncation. Of all ways to cut the tree, the cheapest is
+    layers in the tree has its cost at every error, from the curves of all formats that share,
+    unless its two parts have less than a tenth of their squared norms in common; a single layer
+    has that of its own truncation. Of all ways to cut the tree, the cheapest is
     taken, for the price of an error at which the whole stack keeps to the one asked for; or all
     layers together, or every layer alone, where that takes less.
 
@@ -81,8 +88,9 @@ def cluster_layers(stack: Stack, relative_error: float) -> Clustering:
     Returns:
         The partition. Its cost is what the curves say, by the truncated HOSVD.
 
-    Cost: O(Σ R_S³) over the sets S of the tree, R_S their rank terms: about that of the whole
-    stack's coordinates for a balanced tree, L/4 times it for one that adds layer by layer.
+    Cost: O(Σ R_S³) over the sets S of the tree that are tried, R_S their rank terms: little where
+    nothing is shared, some three times that of the whole stack's coordinates for a balanced tree,
+    L/4 times it for one that adds layer by layer.
     Source: complete linkage, Defays (1977); the cut by dynamic programming over the tree.
 
     Examples:
@@ -123,11 +131,16 @@ def _tree(coordinates: Coordinates, overlaps: Overlaps, whole: Sequence[Curve]) 
     upper = np.triu_indices(count, 1)
     steps = linkage(np.maximum(1 - affinity[upper], 0.0), method="complete")
     made: list[_Node] = leaves
+    common = common_energy(coordinates)
     for left, right in steps[:, :2].astype(int):  # numbers from `count` on are earlier merges
         parts = made[left], made[right]
         layers = tuple(sorted(parts[0].layers + parts[1].layers))
-        curves = whole if len(layers) == count else _curves(coordinates, layers)
-        made.append(_joined(layers, parts, curves))
+        if len(layers) == count:
+            made.append(_joined(layers, parts, whole))
+        elif common[np.ix_(parts[0].layers, parts[1].layers)].mean() < LEAST_COMMON:
+            made.append(_Node(layers, parts, ("lotr",), NEVER))
+        else:
+            made.append(_joined(layers, parts, _curves(coordinates, layers)))
     return made[-1]
 
 

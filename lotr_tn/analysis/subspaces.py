@@ -9,7 +9,13 @@ from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
 from lotr_tn.ops.layers import refuse_gradient
 
-__all__ = ["Overlaps", "overlaps_of", "principal_angles", "subspace_overlaps"]
+__all__ = [
+    "Overlaps",
+    "common_energy",
+    "overlaps_of",
+    "principal_angles",
+    "subspace_overlaps",
+]
 
 NUMERICAL_ZERO = 1e-12
 """Share of a layer's largest singular value below which a direction counts as absent."""
@@ -101,6 +107,30 @@ def overlaps_of(coordinates: Coordinates) -> Overlaps:
     ranks = [_rank(values) for values in coordinates.layer_values]
     mean = float(np.mean([rank for rank in ranks if rank] or [0]))
     return Overlaps(left, right, (mean / m, mean / n))
+
+
+def common_energy(coordinates: Coordinates) -> np.ndarray:
+    """(L, L) how much of one layer's squared norm lies among another's directions, at most.
+
+    The larger share of both sides, and of both ways to ask. Unlike an overlap it counts a direction
+    by what it weighs: layers that share their strongest direction alone have much in common.
+
+    Cost: O(K·R²).
+    """
+    shares = []
+    for side in ("left", "right"):
+        bases = _layer_bases(coordinates, side)
+        factors = coordinates.left if side == "left" else coordinates.right
+        other = coordinates.right if side == "left" else coordinates.left
+        ends = np.cumsum([0, *(basis.shape[1] for basis in bases)])
+        inside = np.concatenate(bases, axis=1).T @ factors
+        for part, size in zip(coordinates.slices, coordinates.layer_energies, strict=True):
+            weighed = (inside[:, part] @ triangle(other[:, part]).T) ** 2
+            energies = np.append(np.cumsum(weighed.sum(axis=1)), 0.0)
+            found = energies[ends[1:] - 1] - energies[ends[:-1] - 1]
+            shares.append(found / size if size else np.zeros(len(bases)))
+    both = np.array(shares).reshape(2, len(coordinates.slices), -1).max(axis=0)
+    return np.maximum(both, both.T)
 
 
 def _layer_bases(coordinates: Coordinates, side: str) -> list[np.ndarray]:

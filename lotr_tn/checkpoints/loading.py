@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from lotr_tn.checkpoints.adapter import Adapter, LoTRAdapter
+from lotr_tn.checkpoints.lotr_peft import is_lotr_peft, load_lotr_peft
 from lotr_tn.checkpoints.native import is_native, load_native, save_native
 from lotr_tn.checkpoints.peft import load_peft, save_peft
 from lotr_tn.errors import CheckpointError
@@ -12,7 +13,7 @@ __all__ = ["load_adapter", "save_adapter"]
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """Read an adapter: a PEFT LoRA folder or file, or a native LoTR file.
+    """Read an adapter: a PEFT folder or file of LoRA or of LoTR, or a native LoTR file.
 
     The scale (alpha/r, or alpha/√r for rsLoRA, with PEFT's patterns) belongs to each module and is
     multiplied in wherever factors are used. Tensors that are no low-rank updates, and the
@@ -32,7 +33,9 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     Cost: the file is read once, to see that every factor is finite.
     """
     path = Path(path)
-    return load_native(path) if is_native(path) else load_peft(path)
+    if is_native(path):
+        return load_native(path)
+    return load_lotr_peft(path) if is_lotr_peft(path) else load_peft(path)
 
 
 def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, force: bool = False) -> None:

@@ -13,6 +13,7 @@ from lotr_tn.checkpoints import (
     load_adapter,
     save_adapter,
 )
+from lotr_tn.checkpoints.lotr_peft import save_lotr_peft
 from lotr_tn.checkpoints.writing import refuse_existing
 from lotr_tn.cli.console import (
     NOT_MET,
@@ -63,6 +64,10 @@ def convert(
     max_params: MaxParamsOption = None,
     max_bytes: MaxBytesOption = None,
     format: FormatOption = "lotr",
+    to: Annotated[
+        Literal["file", "lotr-peft"],
+        typer.Option(help="One LoTR file, or a folder that PEFT trains on with lotr_tn.peft."),
+    ] = "file",
     min_rank: MinRankOption = None,
     max_rank: MaxRankOption = None,
     keep: Annotated[
@@ -95,7 +100,8 @@ def convert(
     """
     rule = _rule(rank, rel_error, energy, total_error, max_params, max_bytes)
     begun = time.perf_counter()
-    destination = output or Path(f"{_plain_name(source)}.lotr.safetensors")
+    ending = ".lotr.safetensors" if to == "file" else "-lotr-peft"
+    destination = output or Path(f"{_plain_name(source)}{ending}")
     refuse_existing(destination, force=force)
     adapter = load_adapter(source)
     if not isinstance(adapter, LoRAAdapter):
@@ -120,7 +126,8 @@ def convert(
             device=device,
             progress=step,
         )
-        save_adapter(conversion.adapter, destination, force=force)
+        save = save_adapter if to == "file" else save_lotr_peft
+        save(conversion.adapter, destination, force=force)
     sizes = file_size(source), file_size(destination)
     record = conversion_record(conversion, destination, sizes, time.perf_counter() - begun)
     show(record, lambda: conversion_text(record, asked_text(rule)), as_json=as_json, quiet=quiet)

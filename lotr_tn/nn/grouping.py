@@ -1,0 +1,210 @@
+"""Which layers share U and V, and at which ranks."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from lotr_tn.analysis.grouping import group_paths
+from lotr_tn.errors import FormatError, OptionError, RankError
+from lotr_tn.nn.bases import base_of, is_embedding, require_supported, sizes
+
+__all__ = ["Group", "GroupBy", "Ranks", "find_targets", "plan_groups", "rank_pair"]
+
+Ranks: TypeAlias = int | tuple[int, int]
+"""One rank, or (r1, r2) for the output and the input side."""
+
+GroupBy: TypeAlias = str | Mapping[str, Sequence[str]]
+"""`kind`, `shape`, a regular expression, or the modules of each group by its name."""
+
+FED_TOGETHER = (
+    re.compile("((q|k|v|query|key|value)(_proj|_lin|_layer)?)"),
+    re.compile("((gate|up)_proj|w1|w3|wi_0|wi_1)"),
+)
+"""Names of layers that stand beside each other and are given the same input."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that share U and V.
+
+    Attributes:
+        name: the group.
+        modules: their paths, in stack order.
+        shape: (m, n) of each.
+        ranks: (r1, r2).
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    shape: tuple[int, int]
+    ranks: tuple[int, int]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(L, m, n)."""
+        return len(self.modules), *self.shape
+
+    def siblings(self, path: str) -> int:
+        """How many of its layers, this one included, are given one input, by their names.
+
+        Queries, keys and values of one attention are, and so are the two inner layers of a gated
+        block. Where two of them are given different inputs after all, nothing but time is lost.
+        """
+        parent, _, own = path.rpartition(".")
+        for family in FED_TOGETHER:
+            if family.fullmatch(own):
+                beside = (other.rpartition(".") for other in self.modules)
+                return sum(p == parent and bool(family.fullmatch(end)) for p, _, end in beside)
+        return 1
+
+
+def find_targets(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Module]:
+    """The modules of a model that are to be adapted, by path, in the model's order.
+
+    Args:
+        model: any module.
+        targets: a regular expression for the whole path, or names: each a path, or an end of one
+            that starts after a dot.
+
+    Raises:
+        OptionError: nothing matches, a name matches nothing, or the expression is not valid.
+    """
+    named = dict(model.named_modules())
+    inside = tuple(f"{path}." for path, module in named.items() if hasattr(module, "base_layer"))
+    paths = [path for path in named if path and not path.startswith(inside)]
+    if isinstance(targets, str):
+        try:
+            found = {path for path in paths if re.fullmatch(targets, path)}
+        except re.error as error:
+            raise OptionError(f"targets {targets!r} is no regular expression ({error})") from None
+        missing = [] if found else [targets]
+    else:
+        wanted = list(targets)
+        matches = {t: [p for p in paths if p == t or p.endswith(f".{t}")] for t in wanted}
+        found = {path for each in matches.values() for path in each}
+        missing = [t for t in wanted if not matches[t]] or ([] if wanted else ["(none given)"])
+    if missing:
+        ends = sorted({p.rpartition(".")[2] for p, m in named.items() if _is_leaf(m)} - {""})
+        raise OptionError(
+            f"no module matches {', '.join(missing)}; this model has {', '.join(ends)}: name some "
+            "of them as targets"
+        )
+    return {path: named[path] for path in paths if path in found}
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return hasattr(base_of(module), "weight") and not isinstance(module, nn.LayerNorm)
+
+
+def plan_groups(
+    modules: Mapping[str, nn.Module],
+    group_by: GroupBy,
+    r: Ranks,
+    ranks: Mapping[str, Ranks] | None = None,
+) -> dict[str, Group]:
+    """The groups of the modules that are to be adapted, by name.
+
+    Args:
+        modules: each by its path.
+        group_by: `kind`: same path apart from block indices, and same shape. `shape`: same (m, n),
+            as in the LoTR paper. A regular expression: equal captured groups, as `group_modules`
+            has it. Or the modules of each group by the group's name, each as a path or an end of
+            one.
+        r: the ranks of every group.
+        ranks: other ranks of single groups, by name.
+
+    Raises:
+        OptionError: a name in `group_by` or `ranks` matches nothing, or a module is in no group or
+            in two.
+        FormatError: modules of one group differ in shape or are of different kinds.
+        UnsupportedError: layers that are quantised.
+        RankError: a rank is out of its range.
+    """
+    bases = {path: base_of(module) for path, module in modules.items()}
+    require_supported(bases)
+    shapes = {path: sizes(base) for path, base in bases.items()}
+    if isinstance(group_by, str):
+        # embeddings share with embeddings only, whatever their shape
+        lookups = [path for path, base in bases.items() if is_embedding(base)]
+        members: dict[str, list[str]] = {}
+        for paths in ([p for p in bases if p not in set(lookups)], lookups):
+            found = group_paths([(path, shapes[path]) for path in paths], group_by)
+            for name, positions in found.items():
+                key = name if name not in members else f"{name}[embedding]"
+                members[key] = [paths[i] for i in positions]
+    else:
+        members = _given(list(bases), group_by)
+    if strange := [name for name in ranks or {} if name not in members]:
+        raise OptionError(
+            f"ranks are given for {', '.join(strange)}; the groups are {', '.join(members)}"
+        )
+    groups = {}
+    for name, paths in members.items():
+        if len({(shapes[path], is_embedding(bases[path])) for path in paths}) > 1:
+            listed = ", ".join(f"{path} {shapes[path]}" for path in paths)
+            raise FormatError(
+                f"group {name!r} has modules of different shapes, which cannot share U and V: "
+                f"{listed}; put them into groups of one shape"
+            )
+        pair = _checked(name, rank_pair((ranks or {}).get(name, r)), paths[0], shapes[paths[0]])
+        groups[name] = Group(name, tuple(paths), shapes[paths[0]], pair)
+    return groups
+
+
+def _given(paths: list[str], group_by: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    members: dict[str, list[str]] = {}
+    owner: dict[str, str] = {}
+    for name, wanted in group_by.items():
+        if isinstance(wanted, str):
+            raise OptionError(f"group {name!r} must list modules, such as ['q_proj']")
+        exact = {*wanted} & {*paths}
+        suffixes = tuple(f".{end}" for end in wanted if end not in exact)
+        found = [p for p in paths if p in exact or (suffixes and p.endswith(suffixes))]
+        for end in wanted:
+            if end not in exact and not any(path.endswith(f".{end}") for path in paths):
+                raise OptionError(
+                    f"group {name!r} names {end}, which is no target; the targets are "
+                    f"{_some(paths)}"
+                )
+        for path in found:
+            if path in owner:
+                raise OptionError(f"{path} is in the groups {owner[path]!r} and {name!r}")
+            owner[path] = name
+        members[name] = found
+    if left := [path for path in paths if path not in owner]:
+        raise OptionError(
+            f"these targets are in no group: {_some(left)}; name them in group_by, or leave them "
+            "out of the targets"
+        )
+    return {name: found for name, found in members.items() if found}
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+
+
+def rank_pair(r: Ranks) -> tuple[int, int]:
+    """(r1, r2) of one rank or a pair.
+
+    Raises:
+        RankError: it is neither.
+    """
+    pair = (r, r) if isinstance(r, int) else tuple(r) if isinstance(r, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
+        raise RankError(f"r must be a whole number or a pair (r1, r2); found {r!r}")
+    return pair[0], pair[1]
+
+
+def _checked(
+    name: str, pair: tuple[int, int], path: str, shape: tuple[int, int]
+) -> tuple[int, int]:
+    for label, rank, axis, most in zip(("r1", "r2"), pair, "mn", shape, strict=True):
+        if not 1 <= rank <= most:
+            raise RankError(
+                f"{label} of group {name!r} must lie in 1 … {axis} = {most}, the size of {path}; "
+                f"found {rank}"
+            )
+    return pair

@@ -1,0 +1,161 @@
+"""What is trained, how fast, and how much of it there is."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lotr_tn.errors import OptionError
+from lotr_tn.nn.factors import SharedFactors
+from lotr_tn.nn.layer import LoTRLayer, Trained, names_of, require_trained
+
+__all__ = [
+    "lotr_layers",
+    "parameter_count",
+    "parameter_groups",
+    "shared_factors",
+    "shared_parameters",
+    "train_only",
+]
+
+
+def lotr_layers(model: nn.Module) -> dict[str, LoTRLayer]:
+    """The adapted layers of a model, by path, with PEFT or without it."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoTRLayer)}
+
+
+def require_adapter(model: nn.Module, name: str) -> dict[str, LoTRLayer]:
+    """The layers that hold an adapter.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    layers = lotr_layers(model)
+    held = {path: layer for path, layer in layers.items() if name in layer.scaling}
+    if not held:
+        known = ", ".join(names_of(layers.values())) or "none"
+        raise OptionError(f"no adapter is called {name!r}; the model has {known}")
+    return held
+
+
+def shared_factors(model: nn.Module, adapter: str = "default") -> dict[str, SharedFactors]:
+    """The shared factors of an adapter, by group: each once.
+
+    Raises:
+        OptionError: there is no such adapter.
+    """
+    found: dict[str, SharedFactors] = {}
+    for layer in require_adapter(model, adapter).values():
+        factors = layer.lotr_factors[adapter]
+        assert isinstance(factors, SharedFactors)
+        found.setdefault(factors.group, factors)
+    return found
+
+
+def shared_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """All U and V of a model, of every adapter, each once."""
+    return {
+        parameter
+        for layer in lotr_layers(model).values()
+        for factors in (*layer.lotr_factors.values(), *layer.lotr_moved_factors.values())
+        for parameter in factors.parameters()
+    }
+
+
+def train_only(model: nn.Module, what: Trained, adapter: str = "default") -> None:
+    """Choose what a training of an adapter changes from now on.
+
+    Frozen parameters keep no gradient, so an optimiser that has them already passes them by.
+
+    Args:
+        model: a model with LoTR layers.
+        what: "all"; "cores", which are L·r1·r2 numbers and independent of the model's width; or
+            "factors", U and V alone, which have no gradient while the cores are zero.
+        adapter: its name.
+
+    Raises:
+        OptionError: an unknown choice or adapter.
+    """
+    require_trained(what)
+    for layer in require_adapter(model, adapter).values():
+        layer.trained[adapter] = what
+        layer.set_trainable(adapter, adapter in layer.names_in_effect())
+    for factors in shared_factors(model, adapter).values():
+        for parameter in factors.parameters():
+            parameter.grad = parameter.grad if parameter.requires_grad else None
+
+
+def _parts(
+    model: nn.Module, adapter: str | None
+) -> Iterator[tuple[Literal["factors", "cores"], Tensor]]:
+    for layer in lotr_layers(model).values():
+        for name in layer.scaling:
+            if adapter in (None, name):
+                yield "cores", layer.lotr_core[name]
+                for parameter in layer.lotr_factors[name].parameters():
+                    yield "factors", parameter
+
+
+def parameter_count(
+    model: nn.Module, adapter: str | None = None, *, trainable: bool = False
+) -> int:
+    """The entries of factors and cores, what is shared counted once: m·r1 + n·r2 + L·r1·r2 a group.
+
+    Args:
+        model: a model with LoTR layers.
+        adapter: one adapter's name; all of them where left out.
+        trainable: count only what is being trained.
+
+    Examples:
+        >>> from torch import nn
+        >>> from lotr_tn.nn import add_lotr
+        >>> model = nn.Sequential(nn.Linear(768, 768), nn.Linear(768, 768))
+        >>> model = add_lotr(model, ["0", "1"], r=2, group_by="shape")
+        >>> parameter_count(model)
+        3080
+    """
+    unique = {id(p): p for _, p in _parts(model, adapter) if p.requires_grad or not trainable}
+    return sum(p.numel() for p in unique.values())
+
+
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    *,
+    core_lr: float | None = None,
+    other_lr: float | None = None,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Everything that is trained, once each, as groups for an optimiser of torch.
+
+    Args:
+        model: a model with LoTR layers.
+        lr: learning rate of U and V.
+        core_lr: that of the cores; `lr` where left out.
+        other_lr: that of everything else that is trained, such as a new head; `lr` where left out.
+        weight_decay: of all groups.
+
+    Returns:
+        Groups named "factors", "cores" and "other"; those without parameters are left out.
+
+    Raises:
+        OptionError: nothing is trained.
+    """
+    kinds = {id(parameter): kind for kind, parameter in _parts(model, None)}
+    members: dict[str, list[Tensor]] = {"factors": [], "cores": [], "other": []}
+    for parameter in model.parameters():  # each once
+        if parameter.requires_grad:
+            members[kinds.get(id(parameter), "other")].append(parameter)
+    rates = {
+        "factors": lr,
+        "cores": lr if core_lr is None else core_lr,
+        "other": lr if other_lr is None else other_lr,
+    }
+    groups = [
+        {"name": name, "params": found, "lr": rates[name], "weight_decay": weight_decay}
+        for name, found in members.items()
+        if found
+    ]
+    if not groups:
+        raise OptionError("no parameter is trained; make an adapter active, or unfreeze a layer")
+    return groups
