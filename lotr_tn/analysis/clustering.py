@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from scipy.cluster.hierarchy import linkage
 
 from lotr_tn.analysis.allocation import Menu
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
@@ -127,6 +126,8 @@ def _tree(coordinates: Coordinates, overlaps: Overlaps, whole: Sequence[Curve]) 
     leaves = [_leaf(coordinates, layer) for layer in range(count)]
     if count == 1:
         return leaves[0]
+    from scipy.cluster.hierarchy import linkage  # loaded when asked for
+
     affinity = (overlaps.left + overlaps.right) / 2
     upper = np.triu_indices(count, 1)
     steps = linkage(np.maximum(1 - affinity[upper], 0.0), method="complete")
