@@ -41,30 +41,27 @@ SIZES = {
 def run(size: str = "full") -> None:
     """Measure, print and write."""
     chosen = SIZES[size]
-    rows, records = [], []
-    for rank in chosen.ranks:
-        record = _steps(chosen, rank) | _part(chosen, rank)
-        records.append(record)
-        rows.append(
-            [
-                str(rank),
-                record["lotr_step"],
-                record["lora_step"],
-                f"{record['step_ratio']:.3f}",
-                f"{record['part_ratio']:.2f}",
-                f"{record['lotr_parameters']} / {record['lora_parameters']}",
-                f"{record['lotr_optimiser_bytes']} / {record['lora_optimiser_bytes']}",
-            ]
-        )
+    records = [_steps(chosen, rank) | _part(chosen, rank) for rank in chosen.ranks]
     report(
         "training",
-        f"Training step, {chosen.layers} layers of {chosen.width}, batch {chosen.batch} × "
-        f"{chosen.length}, {_device()}. Seconds; their ratio; the part alone over its products "
-        "by hand; trained parameters and bytes of optimiser state, LoTR / LoRA",
-        ["r", "LoTR", "LoRA", "ratio", "part", "parameters", "optimiser"],
-        rows,
+        f"Training step on {_device()}: {chosen.layers} layers of {chosen.width}, "
+        f"batch {chosen.batch} x {chosen.length}",
+        ["", *(f"r = {rank}" for rank in chosen.ranks)],
+        [[name, *(shown(record) for record in records)] for name, shown in ROWS.items()],
         {"size": size, "device": _device(), "ranks": records},
     )
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "LoTR step, seconds": lambda record: record["lotr_step"],
+    "LoRA step, seconds": lambda record: record["lora_step"],
+    "LoTR / LoRA": lambda record: f"{record['step_ratio']:.3f}",
+    "adapter's part / products by hand": lambda record: f"{record['part_ratio']:.2f}",
+    "LoTR parameters": lambda record: f"{record['lotr_parameters']:,}",
+    "LoRA parameters": lambda record: f"{record['lora_parameters']:,}",
+    "LoTR optimiser state, bytes": lambda record: f"{record['lotr_optimiser_bytes']:,}",
+    "LoRA optimiser state, bytes": lambda record: f"{record['lora_optimiser_bytes']:,}",
+}
 
 
 def _device() -> str:
