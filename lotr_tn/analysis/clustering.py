@@ -20,6 +20,9 @@ LEAST_COMMON = 0.1
 """Share of their squared norms that sets of layers must have in common to be tried as one: with
 less, sharing saves less than the cores cost."""
 
+PAIRS = 8
+"""Pairs of shared ranks tried for the low-rank cores of a set: a third of those for a stack."""
+
 NEVER = Menu(np.array([np.inf]), np.zeros(1))
 
 SHARING: tuple[FormatName, ...] = ("lotr", "shared-in", "shared-out", "lotr-low-rank")
@@ -155,7 +158,7 @@ def _leaf(coordinates: Coordinates, layer: int) -> _Node:
 
 
 def _curves(coordinates: Coordinates, layers: Sequence[int]) -> list[Curve]:
-    return list(curves_of(coordinates.take(layers), 0, SHARING).values())
+    return list(curves_of(coordinates.take(layers), 0, SHARING, pairs=PAIRS).values())
 
 
 def _joined(layers: tuple[int, ...], parts: tuple[_Node, _Node], curves: Sequence[Curve]) -> _Node:

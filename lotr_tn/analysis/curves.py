@@ -60,6 +60,8 @@ def curves_of(
     stored: int,
     formats: tuple[FormatName, ...] = FORMATS,
     limits: RankLimits | None = None,
+    *,
+    pairs: int = PAIRS,
 ) -> dict[FormatName, Curve]:
     """The curves of some formats for one stack.
 
@@ -68,6 +70,7 @@ def curves_of(
         stored: numbers that the LoRA as it is stores.
         formats: which formats.
         limits: on all ranks but those of the LoRA as it is.
+        pairs: pairs of shared ranks to try for low-rank cores, for each guess of the terms kept.
 
     Returns:
         A curve for each format, in the order of `FORMATS`. `truncated`, `shared-in` and
@@ -84,7 +87,7 @@ def curves_of(
         "lotr": lambda: _lotr(coordinates, limits),
         "shared-in": lambda: _shared(coordinates, "shared-in", limits),
         "shared-out": lambda: _shared(coordinates, "shared-out", limits),
-        "lotr-low-rank": lambda: _low_rank(coordinates, limits),
+        "lotr-low-rank": lambda: _low_rank(coordinates, limits, pairs),
     }
     return {name: makers[name]() for name in FORMATS if name in formats}
 
@@ -132,11 +135,11 @@ def _lotr(coordinates: Coordinates, limits: RankLimits) -> Curve:
     return Curve("lotr", count.ravel()[kept], part.ravel()[kept], settings)
 
 
-def _low_rank(coordinates: Coordinates, limits: RankLimits) -> Curve:
+def _low_rank(coordinates: Coordinates, limits: RankLimits, pairs: int) -> Curve:
     """Pairs of shared ranks, and for each the layers' cores cut together, every term r1 + r2."""
     _, m, n = coordinates.shape
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for r1, r2 in _pairs_to_try(coordinates, limits):
+    for r1, r2 in _pairs_to_try(coordinates, limits, pairs):
         tails, first = _core_tails(coordinates, r1, r2, limits)
         if r1 * r2:
             first = max(first, 1)  # shared factors without a core hold nothing
@@ -150,7 +153,9 @@ def _low_rank(coordinates: Coordinates, limits: RankLimits) -> Curve:
     return _front("lotr-low-rank", parameters, lost, settings)
 
 
-def _pairs_to_try(coordinates: Coordinates, limits: RankLimits) -> list[tuple[int, int]]:
+def _pairs_to_try(
+    coordinates: Coordinates, limits: RankLimits, pairs: int
+) -> list[tuple[int, int]]:
     """Pairs on the fronts of outside error against cost, for some guesses of the terms kept."""
     _, m, n = coordinates.shape
     lost = coordinates.lost
@@ -166,7 +171,7 @@ def _pairs_to_try(coordinates: Coordinates, limits: RankLimits) -> list[tuple[in
     for share in TERM_SHARES:
         cost = (m + share * terms) * r1 + (n + share * terms) * r2
         front = pareto_front(cost.ravel(), part.ravel())
-        places = np.unique(np.linspace(0, len(front) - 1, PAIRS).round().astype(int))
+        places = np.unique(np.linspace(0, len(front) - 1, pairs).round().astype(int))
         rows, columns = np.unravel_index(front[places], part.shape)
         chosen |= {
             (int(a) + low1, int(b) + low2)
