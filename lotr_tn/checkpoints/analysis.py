@@ -396,7 +396,7 @@ def _named(adapters: Sequence[Adapter]) -> dict[str, LoRAAdapter]:
         depth += 1
         tails = ["/".join(path.resolve().parts[-depth:]) for path in paths]
     if len(set(tails)) < len(tails):
-        twice = next(tail for tail in tails if tails.count(tail) > 1)
+        twice = next(path for path, tail in zip(paths, tails, strict=True) if tails.count(tail) > 1)
         raise CheckpointError(f"{twice} is named twice; name each adapter once")
     loras = [
         a if isinstance(a, LoRAAdapter) else to_lora(a, ranks="minimal").adapter for a in adapters
