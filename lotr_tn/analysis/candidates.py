@@ -1,6 +1,6 @@
 """Stacks in the formats that can be chosen: predicted from their curves, or made and measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -20,6 +20,7 @@ __all__ = [
     "Options",
     "Stored",
     "Subject",
+    "joint_error",
     "make_at_ranks",
     "make_point",
     "measured_candidate",
@@ -100,6 +101,14 @@ class Candidate:
     setting: tuple[int, ...]
     measured: bool = False
     least: int | None = None
+
+
+def joint_error(candidates: Sequence[Candidate], subjects: Sequence[Subject]) -> float:
+    """The relative error of all subjects together, each in its candidate's form."""
+    pairs = zip(candidates, subjects, strict=True)
+    lost = sum(one.relative_error**2 * subject.coordinates.energy for one, subject in pairs)
+    energy = sum(subject.coordinates.energy for subject in subjects)
+    return (lost / energy) ** 0.5 if energy else 0.0
 
 
 def predicted_candidate(subject: Subject, curve: Curve, place: int, options: Options) -> Candidate:

@@ -12,6 +12,7 @@ from lotr_tn.analysis.candidates import (
     Candidate,
     Options,
     Subject,
+    joint_error,
     make_point,
     measured_candidate,
     predicted_candidate,
@@ -30,7 +31,6 @@ __all__ = [
     "division_path",
     "others_of_size",
     "settle",
-    "total_loss",
 ]
 
 Point: TypeAlias = tuple[FormatName, int]
@@ -114,26 +114,19 @@ def settle(
         options: as for `divide`.
         spent: as for `divide`.
     """
-    asked, energy = rule, sum(subject.coordinates.energy for subject in subjects)
+    asked = rule
     for attempt in range(ATTEMPTS):
         division = divide(subjects, asked, options, spent)
         picked = zip(stacks(), subjects, division.points, strict=True)
         choices = [choose_point(stack, subject, point, options) for stack, subject, point in picked]
         if not isinstance(rule, TotalError) or not isinstance(asked, TotalError):
             return division, choices
-        above = total_loss(choices, subjects) - rule.epsilon**2 * energy
-        if above <= 0 or attempt == ATTEMPTS - 1:
+        error = joint_error([choice.candidate for choice in choices], subjects)
+        if error <= rule.epsilon or attempt == ATTEMPTS - 1:
             return division, choices
-        asked = TotalError(max(asked.epsilon**2 - 1.5 * above / energy, 0.0) ** 0.5)
+        above = error**2 - rule.epsilon**2
+        asked = TotalError(max(asked.epsilon**2 - 1.5 * above, 0.0) ** 0.5)
     raise AssertionError("the last attempt returns")
-
-
-def total_loss(choices: Sequence[Choice], subjects: Sequence[Subject]) -> float:
-    """The squared norm that all groups lose together."""
-    pairs = zip(choices, subjects, strict=True)
-    return sum(
-        choice.candidate.relative_error**2 * subject.coordinates.energy for choice, subject in pairs
-    )
 
 
 def division_path(

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.candidates import (
     Candidate,
     Options,
     Subject,
+    joint_error,
     predicted_candidate,
 )
 from lotr_tn.analysis.choice import Choice, allowed_loss, choose_within
@@ -143,7 +142,7 @@ class Analysis:
     @property
     def relative_error(self) -> float:
         """Of all updates together, with the candidates chosen."""
-        return _total_error(
+        return joint_error(
             [group.choice.candidate for group in self.groups],
             [group.subject for group in self.groups],
         )
@@ -319,7 +318,7 @@ class _Work:
             known,
             parameters=sum(candidate.parameters for candidate in candidates),
             bytes=sum(candidate.bytes for candidate in candidates),
-            relative_error=_total_error(candidates, found.subjects),
+            relative_error=joint_error(candidates, found.subjects),
         )
 
     def analyse(
@@ -370,15 +369,9 @@ class _Work:
             case TotalError():
                 candidates = [group.choice.candidate for group in groups]
                 subjects = [group.subject for group in groups]
-                return _total_error(candidates, subjects) <= self.question.epsilon
+                return joint_error(candidates, subjects) <= self.question.epsilon
             case _:
                 return all(error <= self.question.epsilon for error in errors)
-
-
-def _total_error(candidates: Sequence[Candidate], subjects: Sequence[Subject]) -> float:
-    sizes = np.array([subject.coordinates.energy for subject in subjects])
-    errors = np.array([candidate.relative_error for candidate in candidates])
-    return float(np.sqrt((errors**2 * sizes).sum() / sizes.sum())) if sizes.any() else 0.0
 
 
 def _coarseness(dtype: str) -> float:

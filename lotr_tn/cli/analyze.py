@@ -29,7 +29,7 @@ from lotr_tn.cli.questions import (
     asked_rule,
 )
 from lotr_tn.report.advice import question_text
-from lotr_tn.report.analysis import analysis_record
+from lotr_tn.report.analysis import analysis_record, with_surfaces
 from lotr_tn.report.analysis_text import analysis_text
 from lotr_tn.report.page import page_html
 from lotr_tn.report.plots import refuse_plot, save_plot
@@ -103,7 +103,7 @@ def analyze(
     if plot is not None:
         save_plot(record, plot, force=force)
     if html is not None:
-        page = page_html(analysis_record(analysis, surfaces=True))
+        page = page_html(with_surfaces(record, analysis))
         write_file(html, lambda path: path.write_text(page, encoding="utf-8"), force=force)
     written = [path for path in (plot, html) if path is not None]
     show(

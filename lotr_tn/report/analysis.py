@@ -5,17 +5,17 @@ from typing import Any
 import numpy as np
 
 from lotr_tn.analysis.break_even import break_even_layers
-from lotr_tn.analysis.candidates import Candidate
+from lotr_tn.analysis.candidates import Candidate, joint_error
 from lotr_tn.analysis.curves import Curve, FormatName, best_point, layer_ranks
 from lotr_tn.analysis.error_surface import surface_of
 from lotr_tn.analysis.spectra import Spectra
 from lotr_tn.checkpoints.analysis import Analysis, GroupAnalysis, Question
 from lotr_tn.formats import LoRAStack
-from lotr_tn.linalg.ranks import Budget, RelativeError, TotalError
+from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 from lotr_tn.report.advice import group_advice, verdict
 from lotr_tn.report.numbers import rank_range
 
-__all__ = ["LABELS", "analysis_record", "question_record"]
+__all__ = ["LABELS", "analysis_record", "question_record", "with_surfaces"]
 
 LABELS: dict[FormatName, str] = {
     "lora": "LoRA as it is",
@@ -44,9 +44,6 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
         surfaces: whether each group gets its errors at up to 97 x 97 pairs of ranks.
     """
     groups = [_group(group, analysis) for group in analysis.groups]
-    if surfaces:
-        for record, group in zip(groups, analysis.groups, strict=True):
-            record["surface"] = _surface(group)
     record: dict[str, Any] = {
         "sources": list(analysis.sources),
         "base_model": analysis.base_model,
@@ -69,7 +66,13 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
         "budgets": [_budget(candidates, analysis) for candidates in analysis.path],
     }
     record["verdict"] = verdict(record)
-    return record
+    return with_surfaces(record, analysis) if surfaces else record
+
+
+def with_surfaces(record: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
+    """A record with what its page needs beside: each group's errors at many pairs of ranks."""
+    pairs = zip(record["groups"], analysis.groups, strict=True)
+    return record | {"groups": [one | {"surface": _surface(group)} for one, group in pairs]}
 
 
 def _bound_unit(analysis: Analysis) -> str | None:
@@ -86,9 +89,7 @@ def question_record(question: Question) -> dict[str, Any]:
             return {"kind": kind, "value": question.size}
         case TotalError():
             return {"kind": "total_error", "value": question.epsilon}
-        case RelativeError():
-            return {"kind": "rel_error", "value": question.epsilon}
-        case _:
+        case RelativeError() | Energy():
             return {"kind": "rel_error", "value": question.epsilon}
 
 
@@ -107,13 +108,10 @@ def _stacking(cost: dict[str, Any]) -> dict[str, Any]:
 
 def _budget(candidates: tuple[Candidate, ...], analysis: Analysis) -> dict[str, Any]:
     subjects = [group.subject for group in analysis.groups]
-    energy = sum(subject.coordinates.energy for subject in subjects)
-    pairs = zip(candidates, subjects, strict=True)
-    lost = sum(c.relative_error**2 * subject.coordinates.energy for c, subject in pairs)
     return {
         "params": sum(candidate.parameters for candidate in candidates),
         "bytes": sum(candidate.bytes for candidate in candidates),
-        "relative_error": (lost / energy) ** 0.5 if energy else 0.0,
+        "relative_error": joint_error(candidates, subjects),
         "groups": [
             {
                 "format": candidate.format,

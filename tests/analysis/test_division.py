@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lotr_tn as lt
-from lotr_tn.analysis.candidates import Options, Subject, make_point
+from lotr_tn.analysis.candidates import Options, Subject, joint_error, make_point
 from lotr_tn.analysis.choice import allowed_loss
 from lotr_tn.analysis.coordinates import coordinates_of
 from lotr_tn.analysis.division import (
@@ -17,7 +17,6 @@ from lotr_tn.analysis.division import (
     division_path,
     others_of_size,
     settle,
-    total_loss,
 )
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import RankLimits
@@ -154,7 +153,8 @@ def test_what_is_settled_is_made(mix, rule):
         lost += float(np.linalg.norm(dense - laws.dense_updates(choice.stack))) ** 2
         assert lt.parameter_count(choice.stack) == choice.candidate.parameters
         size += choice.candidate.parameters
-    assert total_loss(choices, subjects) == pytest.approx(lost, rel=1e-6, abs=1e-20 * energy)
+    found = joint_error([choice.candidate for choice in choices], subjects)
+    assert found**2 * energy == pytest.approx(lost, rel=1e-6, abs=1e-20 * energy)
     if isinstance(rule, lt.TotalError):
         assert lost <= rule.epsilon**2 * energy
         assert division.bound <= sum(choice.candidate.bytes for choice in choices)
@@ -176,16 +176,16 @@ def test_an_error_that_rounding_exceeds_is_divided_anew():
     stacks = [coarse, small]
     options = Options(formats=("truncated",), dtype="float16")
     subjects = subjects_of(stacks, options)
-    energy = sum(subject.coordinates.energy for subject in subjects)
     rule = lt.TotalError(3 * u)
     first = divide(subjects, rule, options)
     made = [
         choose_point(stack, subject, point, options)
         for stack, subject, point in zip(stacks, subjects, first.points, strict=True)
     ]
-    assert total_loss(made, subjects) > rule.epsilon**2 * energy, "nothing is tested"
+    found = joint_error([choice.candidate for choice in made], subjects)
+    assert found > rule.epsilon, "nothing is tested"
     division, choices = settle(lambda: stacks, subjects, rule, options)
-    assert total_loss(choices, subjects) <= rule.epsilon**2 * energy
+    assert joint_error([choice.candidate for choice in choices], subjects) <= rule.epsilon
     assert division.points != first.points
     assert sum(c.candidate.parameters for c in choices) < lt.parameter_count(coarse) + 10 * 24
 
