@@ -11,6 +11,7 @@ from benchmarks import (
     apply,
     group,
     large_group,
+    mixed_batch,
     peers,
     training,
     truncation,
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "adapter": adapter.run,
     "analyze": analyze.run,
     "training": training.run,
+    "mixed-batch": mixed_batch.run,
 }
 
 
@@ -41,6 +43,7 @@ def main(
             "adapter",
             "analyze",
             "training",
+            "mixed-batch",
             "all",
         ],
         typer.Argument(help="What to measure."),

@@ -1,7 +1,7 @@
 """A stack in the coordinates of its own HOSVD, on the host: what every analysis starts from."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -127,6 +127,15 @@ class Coordinates:
         sizes = [s.stop - s.start for s in chosen]
         shape = (len(chosen), *self.shape[1:])
         return _turned(shape, _slices(sizes), left, right)
+
+    def weighed(self, factors: Sequence[float] | np.ndarray) -> "Coordinates":
+        """The stack with layer l times factors[l], in the coordinates of its own HOSVD.
+
+        Cost: O((K1 + K2)²·R).
+        """
+        sizes = [s.stop - s.start for s in self.slices]
+        left = self.left * np.repeat(np.asarray(factors, dtype=np.float64), sizes)
+        return _turned(self.shape, self.slices, left, self.right)
 
 
 def coordinates_of(stack: Stack) -> Coordinates:

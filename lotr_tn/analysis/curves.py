@@ -1,5 +1,6 @@
 """What every format would cost and lose at every size, before anything is converted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -16,6 +17,7 @@ __all__ = [
     "FormatName",
     "best_point",
     "curves_of",
+    "layer_losses",
     "layer_ranks",
     "shared_lower_bounds",
 ]
@@ -97,6 +99,38 @@ def layer_ranks(coordinates: Coordinates, terms: int, limits: RankLimits) -> tup
     return limited_order(coordinates.layer_values, limits).ranks(terms)
 
 
+def layer_losses(
+    coordinates: Coordinates, curve: Curve, place: int, limits: RankLimits
+) -> np.ndarray:
+    """(L,) squared error of each layer at one point of a curve, as the curve predicts it.
+
+    Cost: as for one point of the curve.
+    """
+    setting = [int(x) for x in curve.settings[place]]
+    full = coordinates.left.shape[0], coordinates.right.shape[0]
+    match curve.format:
+        case "lora":
+            return np.zeros(coordinates.shape[0])
+        case "truncated":
+            return _cut_energies(coordinates.layer_values, setting[0], limits)
+        case "shared-in":
+            return coordinates.layer_lost([(full[0], setting[0])])[0]
+        case "shared-out":
+            return coordinates.layer_lost([(setting[0], full[1])])[0]
+        case "lotr":
+            return coordinates.layer_lost([(setting[0], setting[1])])[0]
+        case "lotr-low-rank":
+            r1, r2, terms = setting
+            outside = coordinates.layer_lost([(r1, r2)])[0]
+            return outside + _cut_energies(_cut_cores(coordinates, r1, r2), terms, limits)
+
+
+def _cut_energies(values: Sequence[np.ndarray], terms: int, limits: RankLimits) -> np.ndarray:
+    """What each layer loses when so many of all singular values are kept."""
+    kept = limited_order(values, limits).ranks(terms)
+    return np.array([float((v[k:] ** 2).sum()) for v, k in zip(values, kept, strict=True)])
+
+
 def _front(
     format: FormatName, parameters: np.ndarray, lost: np.ndarray, settings: np.ndarray
 ) -> Curve:
@@ -171,7 +205,7 @@ def _pairs_to_try(
     for share in TERM_SHARES:
         cost = (m + share * terms) * r1 + (n + share * terms) * r2
         front = pareto_front(cost.ravel(), part.ravel())
-        places = np.unique(np.linspace(0, len(front) - 1, pairs).round().astype(int))
+        places = _spread(part.ravel()[front], pairs)
         rows, columns = np.unravel_index(front[places], part.shape)
         chosen |= {
             (int(a) + low1, int(b) + low2)
@@ -181,15 +215,34 @@ def _pairs_to_try(
     return sorted(chosen)
 
 
+def _spread(lost: np.ndarray, count: int) -> np.ndarray:
+    """Places on a falling front: half of them evenly by number, half by the logarithm of the loss.
+
+    The first alone would miss the bend of a front whose long tail is noise.
+    """
+    even = np.linspace(0, len(lost) - 1, count - count // 2).round().astype(int)
+    above = lost[lost > 0]
+    if not above.size:
+        return np.unique(even)
+    levels = np.geomspace(above[0], above[-1], count // 2)
+    reached = np.searchsorted(-lost, -levels * (1 + 1e-9))
+    return np.unique(np.concatenate([even, np.minimum(reached, len(lost) - 1)]))
+
+
 def _core_tails(
     coordinates: Coordinates, r1: int, r2: int, limits: RankLimits
 ) -> tuple[np.ndarray, int]:
     """Energy lost after keeping 0, 1, … terms of all cores together, and the fewest allowed."""
+    values = _cut_cores(coordinates, r1, r2)
+    first = sum(limits.bounds(len(row))[0] for row in values)
+    return limited_order(values, limits).tails, first
+
+
+def _cut_cores(coordinates: Coordinates, r1: int, r2: int) -> list[np.ndarray]:
+    """The singular values of each core, as many as it can have."""
     most = [min(s.stop - s.start, r1, r2) for s in coordinates.slices]
     rows = core_values(coordinates, r1, r2)
-    values = [row[:rank] for row, rank in zip(rows, most, strict=True)]
-    first = sum(limits.bounds(rank)[0] for rank in most)
-    return limited_order(values, limits).tails, first
+    return [row[:rank] for row, rank in zip(rows, most, strict=True)]
 
 
 def core_values(coordinates: Coordinates, r1: int, r2: int) -> np.ndarray:

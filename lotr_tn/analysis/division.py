@@ -26,10 +26,13 @@ from lotr_tn.linalg.ranks import Budget, TotalError
 __all__ = [
     "Division",
     "Point",
+    "Points",
     "choose_point",
     "divide",
+    "divide_points",
     "division_path",
     "others_of_size",
+    "points_of",
     "settle",
 ]
 
@@ -55,12 +58,18 @@ class Division:
 
 
 @dataclass(frozen=True, eq=False)
-class _Points:
-    """All points that one group can choose, and what they cost in the unit of the question."""
+class Points:
+    """All points that one group can choose, and what they cost in the unit of the question.
+
+    Attributes:
+        names: the points.
+        menu: their cost and loss.
+        lower: the same, with what no stack that shares both sides can undercut.
+    """
 
     names: tuple[Point, ...]
     menu: Menu
-    lower: Menu  # the same, with what no stack that shares both sides can undercut
+    lower: Menu
 
 
 def divide(
@@ -84,9 +93,25 @@ def divide(
     Cost and accuracy: as `allocate`, on the curves; a LoTR that is then made by HOOI loses less
     than its curve says.
     """
-    groups = [_points(subject, rule, options) for subject in subjects]
+    groups = [points_of(subject, rule, options) for subject in subjects]
+    allowed = sum(subject.coordinates.energy for subject in subjects)
     if isinstance(rule, TotalError):
-        allowed = rule.epsilon**2 * sum(subject.coordinates.energy for subject in subjects)
+        allowed *= rule.epsilon**2
+    return divide_points(groups, rule, allowed=allowed, spent=spent)
+
+
+def divide_points(
+    groups: Sequence[Points], rule: Budget | TotalError, *, allowed: float, spent: int = 0
+) -> Division:
+    """As `divide`, for groups whose points are known.
+
+    Args:
+        groups: what each group can choose from.
+        rule: the budget, or an error.
+        allowed: for an error, the squared loss of all groups together that it allows.
+        spent: as for `divide`.
+    """
+    if isinstance(rule, TotalError):
         swapped = [Menu(group.menu.loss, group.menu.cost) for group in groups]
         found = _within(swapped, allowed)
         lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
@@ -139,7 +164,7 @@ def division_path(
         options: how candidates are made.
         most: how many are returned at most, evenly spread in size.
     """
-    groups = [_points(subject, Budget(0), options) for subject in subjects]
+    groups = [points_of(subject, Budget(0), options) for subject in subjects]
     path = hull_path([group.menu for group in groups])
     sizes = np.array([_cost(groups, picks) for picks in path])
     wanted = np.linspace(sizes[0], sizes[-1], most)
@@ -173,7 +198,8 @@ def others_of_size(subject: Subject, point: Point, options: Options) -> tuple[Ca
     return tuple(others)
 
 
-def _points(subject: Subject, rule: Budget | TotalError, options: Options) -> _Points:
+def points_of(subject: Subject, rule: Budget | TotalError, options: Options) -> Points:
+    """What a group can choose from: all points of its curves, with what they cost."""
     names: list[Point] = []
     costs, losses = [], []
     for name, curve in subject.curves.items():
@@ -186,7 +212,7 @@ def _points(subject: Subject, rule: Budget | TotalError, options: Options) -> _P
             "no ranks within the limits store less than the LoRA itself; allow smaller ranks"
         )
     menu = Menu(np.concatenate(costs), np.concatenate(losses))
-    return _Points(tuple(names), menu, _with_lower_bounds(subject, menu, rule, options))
+    return Points(tuple(names), menu, _with_lower_bounds(subject, menu, rule, options))
 
 
 def _rounding(
@@ -249,5 +275,5 @@ def _within(menus: Sequence[Menu], allowed: float) -> Allocation:
     return allocate(menus, max(allowed, least))
 
 
-def _cost(groups: Sequence[_Points], picks: Sequence[int]) -> float:
+def _cost(groups: Sequence[Points], picks: Sequence[int]) -> float:
     return sum(float(group.menu.cost[pick]) for group, pick in zip(groups, picks, strict=True))

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import array_api_compat.numpy as xp
 import numpy as np
@@ -20,6 +20,7 @@ from lotr_tn.checkpoints.adapter import (
 )
 from lotr_tn.checkpoints.peft import config_text
 from lotr_tn.checkpoints.peft_config import portable_config
+from lotr_tn.checkpoints.tensors import RawTensor
 from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg import smallest_rank, svd_of_product
@@ -28,7 +29,7 @@ from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.distance import Frame, frame_of
 from lotr_tn.ops.layers import layer_of, left_times_middle, storage_dtype
 
-__all__ = ["Export", "to_lora"]
+__all__ = ["Export", "as_dtype", "fits_float16", "no_update", "portable_lora", "to_lora"]
 
 DTYPE_MARGIN = 1 / 100
 """A dtype for the factors is chosen when its unit roundoff is at most this share of the error: what
@@ -81,17 +82,46 @@ def to_lora(
     if chosen not in UNIT_ROUNDOFF:
         raise CheckpointError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {chosen!r}")
     modules = [m for group in adapter.groups.values() for m in _modules(group)]
+    return portable_lora(
+        modules,
+        json.loads(adapter.config_text),
+        adapter.extras,
+        ranks=ranks,
+        dtype=chosen,
+        may_widen=dtype == "auto",
+    )
+
+
+def portable_lora(
+    modules: list[LoRAModule],
+    config: Mapping[str, Any],
+    extras: Mapping[str, RawTensor],
+    *,
+    ranks: Literal["uniform", "minimal"] = "uniform",
+    dtype: str,
+    may_widen: bool = False,
+) -> Export:
+    """Updates as a LoRA adapter in the form that every loader reads alike.
+
+    Args:
+        modules: each with its scale inside, and a full output factor.
+        config: of the adapter they come from.
+        extras: its other tensors.
+        ranks: as for `to_lora`.
+        dtype: storage dtype of the factors.
+        may_widen: whether float32 is taken where float16 would lose digits.
+    """
     if ranks == "uniform":
         rank = _common_rank(modules)
         modules = [_padded(module, rank) for module in modules]
     modules = [_tiled(module) for module in modules]
-    if dtype == "auto" and chosen == "float16" and not all(map(_suits_float16, modules)):
-        chosen = "float32"
+    if may_widen and dtype == "float16" and not all(map(fits_float16, modules)):
+        dtype = "float32"
     by_name = {module.target.name: module.target.rank for module in modules}
-    config = portable_config(json.loads(adapter.config_text), by_name, max(by_name.values()))
-    stored = tuple(_as_dtype(module, chosen) for module in modules)
-    lora = LoRAAdapter(stored, adapter.extras, config, config_text(config))
-    return Export(lora, by_name, chosen)
+    config = portable_config(config, by_name, max(by_name.values()))
+    stored = tuple(as_dtype(module, dtype) for module in modules)
+    lora = LoRAAdapter(stored, extras, config, config_text(config))
+    return Export(lora, by_name, dtype)
 
 
 def _export_dtype(adapter: LoTRAdapter) -> str:
@@ -134,7 +164,7 @@ def _own_factors(
     layer = layer_of(stack, index, xp=xp)
     left, right = left_times_middle(layer, xp=xp), layer.right.astype(np.float64)
     if left.shape[1] == 0:
-        return _zero(target, left.shape[0], right.shape[0])
+        return no_update(target, left.shape[0], right.shape[0])
     if isinstance(stack, LoRAStack):
         return LoRAModule(_at_rank(target, left.shape[1]), left, right.T)
     u, s, vt = svd_of_product(left, right.T)
@@ -143,7 +173,7 @@ def _own_factors(
     return LoRAModule(_at_rank(target, rank), u[:, :rank] * root, root[:, None] * vt[:rank])
 
 
-def _zero(target: Target, m: int, n: int) -> LoRAModule:
+def no_update(target: Target, m: int, n: int) -> LoRAModule:
     """No update, at rank 1: a LoRA file cannot say rank 0."""
     return LoRAModule(_at_rank(target, 1), np.zeros((m, 1)), np.zeros((1, n)))
 
@@ -167,7 +197,7 @@ def _module(
     """One update in its own rank, both factors of equal norm."""
     core = frame.core(stack.core[index], xp=xp)
     if 0 in core.shape:
-        return _zero(target, *stack.shape[1:])
+        return no_update(target, *stack.shape[1:])
     u, s, vt = svd(core, xp=xp)
     rank = _rank(s, target, roundoff)
     if (plain := _plain_factors(target, stack, index, rank)) is not None:
@@ -212,10 +242,12 @@ def _tiled(module: LoRAModule) -> LoRAModule:
     return LoRAModule(Target(target.name, target.layout, target.rank * groups), module.up, down)
 
 
-def _suits_float16(module: LoRAModule) -> bool:
+def fits_float16(module: LoRAModule) -> bool:
+    """Whether float16 keeps the precision of both factors."""
     return suits_float16(module.up) and suits_float16(module.down)
 
 
-def _as_dtype(module: LoRAModule, dtype: str) -> LoRAModule:
+def as_dtype(module: LoRAModule, dtype: str) -> LoRAModule:
+    """The module with both factors in a storage dtype."""
     up, down = narrow(module.up, dtype, xp=xp), narrow(module.down, dtype, xp=xp)
     return LoRAModule(module.target, up, down)

@@ -33,6 +33,7 @@ __all__ = [
     "overhead",
     "save_native",
     "stored_ranks",
+    "tool_version",
 ]
 
 METADATA_KEY = "lotr"
@@ -78,11 +79,12 @@ def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
     write_file(path, lambda file: write_safetensors(file, tensors, metadata), force=force)
 
 
-def _version() -> str:
+def tool_version() -> str:
+    """The name and version of this package, as files carry it."""
     try:
-        return version("lotr-tn")
+        return f"lotr_tn {version('lotr-tn')}"
     except PackageNotFoundError:
-        return "unknown"
+        return "lotr_tn, unknown version"
 
 
 def overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: str) -> int:
@@ -111,7 +113,7 @@ def overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: st
 def _header(adapter: LoTRAdapter) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
-        "tool": f"lotr_tn {_version()}",
+        "tool": tool_version(),
         "groups": {name: _describe(group) for name, group in adapter.groups.items()},
         "source": dict(adapter.origin) | {"config": adapter.config_text},
     }

@@ -22,9 +22,19 @@ from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 from lotr_tn._arrays import STORAGE_DTYPES, to_numpy
 from lotr_tn.errors import CheckpointError
 
-__all__ = ["RawTensor", "read_pickle", "read_safetensors", "write_safetensors"]
+__all__ = [
+    "CODES",
+    "DTYPES",
+    "RawTensor",
+    "map_tensors",
+    "read_header",
+    "read_metadata",
+    "read_pickle",
+    "read_safetensors",
+    "write_safetensors",
+]
 
-_NAMES = {  # safetensors' code: (name that its writer takes, bits of one entry)
+DTYPES = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),
     "I8": ("int8", 8),
@@ -46,7 +56,11 @@ _NAMES = {  # safetensors' code: (name that its writer takes, bits of one entry)
     "F64": ("float64", 64),
     "C64": ("complex64", 64),
 }
-_CODES = {name: code for code, (name, _) in _NAMES.items()}
+"""By safetensors' code: the name that its writer takes, and the bits of one entry."""
+
+CODES = {name: code for code, (name, _) in DTYPES.items()}
+"""Safetensors' code by the dtype's name."""
+
 _FLOATS = {
     "BF16": ml_dtypes.bfloat16,
     "F16": np.float16,
@@ -71,7 +85,7 @@ class RawTensor:
     @property
     def dtype(self) -> str:
         """The dtype's name: `float32`, `bfloat16`, `int64`."""
-        return _NAMES[self.code][0]
+        return DTYPES[self.code][0]
 
     @property
     def size(self) -> int:
@@ -86,7 +100,56 @@ class RawTensor:
     def of(array: np.ndarray) -> "RawTensor":
         """A NumPy array of floats as it would be stored."""
         flat = np.ascontiguousarray(array).reshape(-1)
-        return RawTensor(_CODES[flat.dtype.name], tuple(array.shape), flat.view(np.uint8))
+        return RawTensor(CODES[flat.dtype.name], tuple(array.shape), flat.view(np.uint8))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is not valid safetensors, or cannot be read.
+    """
+    try:
+        with safe_open(path, framework="np") as file:  # checks header, offsets and file size
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({error}); copy or download it again"
+        ) from None
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """The header of a safetensors file, with its `__metadata__`, and all of the data, mapped.
+
+    Both are of one file, even where another is renamed to `path` meanwhile.
+
+    Raises:
+        CheckpointError: the file is not valid safetensors, or cannot be read.
+    """
+    read_metadata(path)
+    mapped = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    (length,) = struct.unpack("<Q", mapped[:8].tobytes())
+    header: dict[str, Any] = json.loads(mapped[8 : 8 + length].tobytes())
+    return header, mapped[8 + length :]
+
+
+def map_tensors(path: Path, header: Mapping[str, Any], data: np.ndarray) -> dict[str, RawTensor]:
+    """The tensors that a header describes, as views of the data.
+
+    Raises:
+        CheckpointError: a dtype is unknown.
+    """
+    tensors = {}
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: tensor {key} has the unknown dtype {entry['dtype']}")
+        start, end = entry["data_offsets"]
+        tensors[key] = RawTensor(entry["dtype"], tuple(entry["shape"]), data[start:end])
+    return tensors
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
@@ -95,27 +158,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
     Raises:
         CheckpointError: the file is not valid safetensors, or cannot be read.
     """
-    try:
-        with safe_open(path, framework="np") as file:  # checks header, offsets and file size
-            metadata = dict(file.metadata() or {})
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a complete safetensors file ({error}); copy or download it again"
-        ) from None
-    mapped = np.memmap(path, dtype=np.uint8, mode="r")
-    (length,) = struct.unpack("<Q", mapped[:8].tobytes())
-    header: dict[str, Any] = json.loads(mapped[8 : 8 + length].tobytes())
-    header.pop("__metadata__", None)
-    tensors = {}
-    for key, entry in header.items():
-        if entry["dtype"] not in _NAMES:
-            raise CheckpointError(f"{path}: tensor {key} has the unknown dtype {entry['dtype']}")
-        start, end = entry["data_offsets"]
-        data = mapped[8 + length + start : 8 + length + end].view(np.ndarray)
-        tensors[key] = RawTensor(entry["dtype"], tuple(entry["shape"]), data)
-    return tensors, metadata
+    header, data = read_header(path)
+    return map_tensors(path, header, data), dict(header.get("__metadata__") or {})
 
 
 def write_safetensors(
@@ -125,7 +169,7 @@ def write_safetensors(
     kept = {key: np.ascontiguousarray(tensor.data) for key, tensor in tensors.items()}
     specs = {
         key: TensorSpec(
-            dtype=_NAMES[tensor.code][0],
+            dtype=DTYPES[tensor.code][0],
             shape=tensor.shape,
             data_ptr=kept[key].ctypes.data,
             data_len=kept[key].nbytes,
@@ -176,11 +220,11 @@ def read_pickle(path: Path) -> dict[str, RawTensor]:
 
 def _from_torch(path: Path, key: str, tensor: Any) -> RawTensor:
     name = str(tensor.dtype).removeprefix("torch.")
-    if name not in _CODES:
+    if name not in CODES:
         raise CheckpointError(f"{path}: tensor {key} has the unsupported dtype {name}")
     if name in STORAGE_DTYPES:
         return RawTensor.of(to_numpy(tensor))
     import torch
 
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return RawTensor(_CODES[name], tuple(tensor.shape), data)
+    return RawTensor(CODES[name], tuple(tensor.shape), data)

@@ -1,6 +1,7 @@
 """Writing all or nothing: beside the target first, flushed, then renamed over it."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,19 +29,29 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 def write_file(path: Path, write: Writer, *, force: bool) -> None:
     """Let `write` make a file beside `path`, then rename it to `path`.
 
+    A file that is replaced hands its permissions on. One that appears at `path` only while
+    `write` is at work is another's, and is not replaced.
+
     Raises:
-        CheckpointError: the target exists and `force` is false, or writing failed; the target is
-            then what it was before.
+        CheckpointError: the target exists and `force` is false, it appeared meanwhile, or writing
+            failed; the target is then what it was before.
     """
     refuse_existing(path, force=force)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a file to write")
+    existed = os.path.lexists(path)
     partial = _beside(path)
     with _cleaned_up(path, partial):
         write(partial)
-        _open_to_readers(partial)
+        if path.exists():
+            shutil.copymode(path, partial)
+        else:
+            _open_to_readers(partial)
         _flush(partial)
-        os.replace(partial, path)
+        if existed:
+            os.replace(partial, path)
+        else:
+            _name_first(partial, path)
         _flush(path.parent)
 
 
@@ -72,7 +83,28 @@ def write_folder(path: Path, writers: Mapping[str, Writer], *, force: bool) -> N
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """A name that no other writer has, and none that was killed has left behind."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+def _name_first(partial: Path, path: Path) -> None:
+    """Rename a file to a path where nothing is; the system sees to it where it has links."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise CheckpointError(_APPEARED.format(path)) from None
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise CheckpointError(_APPEARED.format(path)) from None
+        os.replace(partial, path)
+    else:
+        os.unlink(partial)
+
+
+_APPEARED = (
+    "{} was made by another process while this one was writing it; nothing was changed: name "
+    "another destination, or replace it with --force"
+)
 
 
 @contextmanager

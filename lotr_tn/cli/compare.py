@@ -1,12 +1,26 @@
 """The command `lotr compare`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lotr_tn.checkpoints import compare_adapters, load_adapter
-from lotr_tn.cli.console import NOT_MET, DebugFlag, JsonFlag, QuietFlag, show
+from lotr_tn.checkpoints import Adapter, compare_adapters, load_adapter
+from lotr_tn.checkpoints.likeness import compare_many, modules_of
+from lotr_tn.checkpoints.sources import named_adapters
+from lotr_tn.cli.console import (
+    NOT_MET,
+    DebugFlag,
+    ForceFlag,
+    JsonFlag,
+    QuietFlag,
+    progress,
+    show,
+)
+from lotr_tn.errors import OptionError
+from lotr_tn.report.likeness import likeness_record, likeness_text
+from lotr_tn.report.plots import refuse_plot
 from lotr_tn.report.records import comparison_record
 from lotr_tn.report.text import comparison_text
 
@@ -14,19 +28,68 @@ __all__ = ["compare"]
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The reference: a LoRA or a LoTR file.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another adapter of the same modules.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Adapters of one base, LoRA or LoTR. Of two, the first is the reference.",
+        ),
+    ],
     max_rel_error: Annotated[
         float | None,
-        typer.Option(metavar="E", help="Exit with status 3 when the error is larger."),
+        typer.Option(metavar="E", help="Of two: exit with status 3 when the error is larger."),
     ] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Show every module.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of three or more: draw a figure: .png, .svg or .pdf."),
+    ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show every module; of many, all cosines and overlaps.")
+    ] = False,
+    force: ForceFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Measure how far two adapters lie apart, whatever their formats and ranks."""
-    comparison = compare_adapters(load_adapter(a), load_adapter(b))
+    """Measure how far two adapters lie apart, whatever their formats and ranks.
+
+    Of three or more it shows how alike they are, each with each: cosines, and overlaps of the
+    subspaces that they write to and read from.
+    """
+    adapters = _adapters(paths)
+    if len(adapters) < 2:
+        found = ", ".join([str(len(adapters)), *adapters])
+        raise OptionError(f"there must be two adapters or more; found {found}")
+    if len(adapters) == 2:
+        if plot is not None:
+            raise OptionError("--plot draws three adapters or more; found 2: leave it out")
+        a, b = adapters.values()
+        _compare_two(a, b, max_rel_error, show_all=show_all, as_json=as_json, quiet=quiet)
+        return
+    if max_rel_error is not None:
+        raise OptionError(
+            f"--max-rel-error is a limit for two adapters; found {len(adapters)}: leave it out"
+        )
+    _compare_many(adapters, plot, force=force, show_all=show_all, as_json=as_json, quiet=quiet)
+
+
+def _adapters(paths: list[Path]) -> Mapping[str, Adapter]:
+    """The adapters by name; of two paths both may be the same."""
+    if len(paths) == 2 and paths[0] == paths[1]:
+        return {side: load_adapter(paths[0]) for side in ("A", "B")}
+    return named_adapters(paths)
+
+
+def _compare_two(
+    a: Adapter,
+    b: Adapter,
+    max_rel_error: float | None,
+    *,
+    show_all: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    comparison = compare_adapters(a, b)
     record = comparison_record(comparison)
     show(record, lambda: comparison_text(record, show_all), as_json=as_json, quiet=quiet)
     if max_rel_error is not None and comparison.relative_error > max_rel_error:
@@ -36,3 +99,30 @@ def compare(
             err=True,
         )
         raise typer.Exit(NOT_MET)
+
+
+def _compare_many(
+    adapters: Mapping[str, Adapter],
+    plot: Path | None,
+    *,
+    force: bool,
+    show_all: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    if plot is not None:
+        refuse_plot(plot, force=force)
+    with progress(len(modules_of(adapters)), quiet=quiet or as_json) as step:
+        record = likeness_record(compare_many(adapters, progress=step))
+    written = []
+    if plot is not None:
+        from lotr_tn.report.plots.likeness import save_likeness_plot
+
+        save_likeness_plot(record, plot, force=force)
+        written.append(plot)
+    show(
+        record,
+        lambda: likeness_text(record, written, show_all=show_all),
+        as_json=as_json,
+        quiet=quiet,
+    )

@@ -55,7 +55,10 @@ def _jsonable(value: Any) -> Any:
 
 @contextmanager
 def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function to call with the name of each step: a bar on stderr once work takes a second."""
+    """A function to call with the name of each step: a bar on stderr once work takes a second.
+
+    After `total` steps nobody knows how many are left, and the bar runs to and fro.
+    """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda name: None
@@ -74,6 +77,8 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         nonlocal done
         done += 1
         bar.update(task, completed=done, description=name)
+        if done >= total:
+            bar.tasks[0].total = None
         if time.monotonic() - begun > 1 and not bar.live.is_started:
             bar.start()
 

@@ -7,12 +7,14 @@ import typer
 
 import lotr_tn
 from lotr_tn.cli.analyze import analyze
+from lotr_tn.cli.bank import append, compact, drop, rename
 from lotr_tn.cli.compare import compare
 from lotr_tn.cli.convert import convert
 from lotr_tn.cli.count import count
 from lotr_tn.cli.demo import demo
 from lotr_tn.cli.export import export
 from lotr_tn.cli.inspect import inspect
+from lotr_tn.cli.merge import merge
 from lotr_tn.errors import LotrError, OptionError
 
 __all__ = ["app", "main"]
@@ -35,6 +37,11 @@ app.command(epilog="Example: lotr convert my-lora --rel-error 0.05 -o my-lora.lo
 )
 app.command(epilog="Example: lotr export my-lora.lotr.safetensors -o my-lora-again")(export)
 app.command(epilog="Example: lotr compare my-lora my-lora.lotr.safetensors")(compare)
+app.command(epilog="Example: lotr append run.lotr.safetensors run/checkpoint-4500")(append)
+app.command(epilog="Example: lotr drop run.lotr.safetensors checkpoint-500 checkpoint-1000")(drop)
+app.command(epilog="Example: lotr rename run.lotr.safetensors checkpoint-4500 final")(rename)
+app.command(epilog="Example: lotr compact run.lotr.safetensors")(compact)
+app.command(epilog="Example: lotr merge my-lora other-lora --weights 0.7,0.3 -o both")(merge)
 app.command(
     epilog="Example: lotr count --model roberta-base --target query,value --group-by shape "
     "--rank 1,2,4,8,16,32"

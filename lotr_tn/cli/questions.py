@@ -60,12 +60,12 @@ DtypeOption: TypeAlias = Annotated[
 ]
 
 FormatOption: TypeAlias = Annotated[
-    Literal["lotr", "auto", "truncated", "shared-in", "shared-out", "lotr-low-rank"],
+    Literal["lotr", "auto", "truncated", "shared-in", "shared-out", "lotr-low-rank"] | None,
     typer.Option(
         "--format",
         metavar="NAME",
         help="lotr, auto (the smallest for each group), truncated, shared-in, shared-out or "
-        "lotr-low-rank.",
+        "lotr-low-rank.  [default: lotr; auto in a bank]",
     ),
 ]
 Question: TypeAlias = RelativeError | TotalError | Budget

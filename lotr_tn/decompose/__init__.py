@@ -8,23 +8,33 @@ from lotr_tn.decompose.initialise import (
     initial_factors_of_weights,
 )
 from lotr_tn.decompose.low_rank_cores import low_rank_tucker2
+from lotr_tn.decompose.merging import merge
 from lotr_tn.decompose.metric import hooi_in_metric, metric_distances
 from lotr_tn.decompose.rounding import canonicalize, round_stack
+from lotr_tn.decompose.stack_sketch import Sketch
+from lotr_tn.decompose.streaming import Bases, Block, grow, joined, project
 from lotr_tn.decompose.tucker import hooi, hosvd, st_hosvd
 from lotr_tn.decompose.tucker1 import tucker1
 
 __all__ = [
+    "Bases",
+    "Block",
     "Initialisation",
+    "Sketch",
     "WeightInitialisation",
     "canonicalize",
     "first_step_gain",
+    "grow",
     "hooi",
     "hooi_in_metric",
     "hosvd",
     "initial_factors",
     "initial_factors_of_weights",
+    "joined",
     "low_rank_tucker2",
+    "merge",
     "metric_distances",
+    "project",
     "random_factors",
     "regauge",
     "round_stack",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-__all__ = ["byte_size", "count", "error", "rank_range", "times"]
+__all__ = ["byte_size", "count", "error", "file_growth", "rank_range", "times"]
 
 
 def count(number: int) -> str:
@@ -34,6 +34,11 @@ def error(value: float | None) -> str:
 def times(after: int, before: int) -> str:
     """A ratio: 0.35x."""
     return f"{after / before:.2f}x" if before else "-"
+
+
+def file_growth(before: int, after: int) -> str:
+    """What became of a file's size: 3.6 MB -> 1.8 MB (0.50x)."""
+    return f"{byte_size(before)} -> {byte_size(after)} ({times(after, before)})"
 
 
 def rank_range(ranks: Iterable[int]) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "bound_text",
     "comparison_text",
     "conversion_text",
+    "export_ranks",
     "export_text",
     "inspection_text",
     "plain_table",
@@ -120,16 +121,21 @@ def _tensors(keys: list[str]) -> str:
 
 def export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
     """The outcome of `lotr export`."""
-    ranks = list(record["modules"].values())
-    own = f"rank {rank_range(ranks)}" + (", the same for all" if uniform else ", each its own")
     growth = times(record["bytes_after"], record["bytes_before"])
     return Text(
-        f"Modules         {len(ranks)}, {own}, {record['dtype']}\n"
+        f"Modules         {export_ranks(record, uniform)}\n"
         f"Parameters      {record['params']:,}\n"
         f"File            {byte_size(record['bytes_before'])} -> "
         f"{byte_size(record['bytes_after'])} ({growth})\n"
         f"Written         {record['destination']} in {record['seconds']:.1f} s"
     )
+
+
+def export_ranks(record: dict[str, Any], uniform: bool) -> str:
+    """How many modules an export has, of which ranks, and their dtype."""
+    ranks = list(record["modules"].values())
+    own = f"rank {rank_range(ranks)}" + (", the same for all" if uniform else ", each its own")
+    return f"{len(ranks)}, {own}, {record['dtype']}"
 
 
 def comparison_text(record: dict[str, Any], show_all: bool) -> RenderableType:

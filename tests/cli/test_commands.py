@@ -9,7 +9,7 @@ import pytest
 import lotr_tn as lt
 from tests.cli.conftest import of_json
 
-COMMANDS = ["demo", "inspect", "analyze", "convert", "export", "compare", "count"]
+COMMANDS = ["demo", "inspect", "analyze", "convert", "export", "compare", "merge", "count"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

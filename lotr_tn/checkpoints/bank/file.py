@@ -1,0 +1,277 @@
+"""Banks as files: what the header says, and which tensors hold what."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from lotr_tn.checkpoints.adapter import Layout
+from lotr_tn.checkpoints.bank.bank import Bank, BankAdapter, Stacking
+from lotr_tn.checkpoints.bank.container import (
+    Container,
+    Entry,
+    is_container,
+    read_container,
+    verify_container,
+    write_bank_file,
+)
+from lotr_tn.checkpoints.bank.group import BankGroup, Part
+from lotr_tn.checkpoints.bank.tensor import BankTensor
+from lotr_tn.checkpoints.native import tool_version
+from lotr_tn.errors import CheckpointError
+
+__all__ = ["is_bank", "load_bank", "overhead", "save_bank", "verify_bank"]
+
+SCHEMA = 1
+
+OWN = {
+    "lotr": ("core",),
+    "lotr-low-rank": ("up", "down"),
+    "shared-in": ("own",),
+    "shared-out": ("own",),
+    "truncated": ("up", "down"),
+    "lora": ("up", "down"),
+}
+"""The tensors of a part, by its format, beside its index and figures."""
+
+
+def is_bank(path: Path) -> bool:
+    """Whether a path is a bank."""
+    return is_container(path)
+
+
+def load_bank(path: str | Path) -> Bank:
+    """Open a bank; its tensors stay mapped until they are used.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The bank, a mapping of names to adapters.
+
+    Raises:
+        CheckpointError: it is no bank, its header is damaged, or it is of a later schema.
+
+    Cost: the header alone is read.
+    """
+    container = read_container(Path(path))
+    try:
+        return _bank(container, json.loads(container.text))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} has a header that makes no sense ({type(error).__name__}: {error}); restore "
+            "the file from a copy"
+        ) from None
+
+
+def verify_bank(path: str | Path) -> list[str]:
+    """The tensors of a bank whose bytes are not those that were written.
+
+    Raises:
+        CheckpointError: it is no bank, or its header is damaged.
+
+    Cost: every byte is read once.
+    """
+    return verify_container(read_container(Path(path)))
+
+
+def save_bank(bank: Bank, path: Path, *, force: bool) -> None:
+    """Write a bank, all or nothing.
+
+    Raises:
+        CheckpointError: the target exists and `force` is false, a tensor that is copied is damaged,
+            or writing failed; then nothing was changed.
+    """
+    entries, header = _described(bank)
+    write_bank_file(path, entries, json.dumps(header, separators=(",", ":")), force=force)
+
+
+def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
+    tensors: dict[str, BankTensor] = {}
+    for at, content in enumerate(bank.contents):
+        tensors[f"contents.{at}"] = content
+    groups = {}
+    for group in bank.groups.values():
+        for side in ("outputs", "inputs"):
+            for at, segment in enumerate(getattr(group, side)):
+                tensors[f"groups.{group.name}.{side}.{at}"] = segment
+        for at, part in enumerate(group.parts):
+            for name, tensor in _tensors(part).items():
+                tensors[f"groups.{group.name}.parts.{at}.{name}"] = tensor
+        groups[group.name] = _describe_group(group)
+    keys: dict[tuple[str, ...], int] = {}
+    adapters = [_describe_adapter(adapter, keys) for adapter in bank.adapters]
+    header = {
+        "schema": SCHEMA,
+        "tool": tool_version(),
+        "asked": dict(bank.asked),
+        "stacking": bank.stacking,
+        "explanation": dict(bank.explanation),
+        "adapters": adapters,
+        "keys": [list(names) for names in keys],
+        "contents": len(bank.contents),
+        "groups": groups,
+    }
+    return {name: tensor.entry for name, tensor in tensors.items()}, header
+
+
+def _tensors(part: Part) -> dict[str, BankTensor]:
+    return {
+        **{name: part.tensors[name] for name in OWN[part.format]},
+        "index": BankTensor.of(part.index.astype(np.int32)),
+        "figures": BankTensor.of(part.figures.astype(np.float64)),
+    }
+
+
+def _describe_group(group: BankGroup) -> dict[str, Any]:
+    return {
+        "shape": list(group.shape),
+        "modules": [
+            {
+                "name": name,
+                "layout": layout.kind,
+                "kernel": list(layout.kernel),
+                "groups": layout.groups,
+            }
+            for name, layout in group.modules
+        ],
+        "segments": len(group.outputs),
+        "cluster": group.cluster,
+        "parts": [
+            {"format": part.format, "segments": part.segments, "method": part.method}
+            for part in group.parts
+        ],
+    }
+
+
+def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) -> dict[str, Any]:
+    names = tuple(adapter.extras)
+    return {
+        "name": adapter.name,
+        "config": adapter.config,
+        "keys": keys.setdefault(names, len(keys)),
+        "extras": [adapter.extras[name] for name in names],
+        "dtype": adapter.dtype,
+        "parameters": adapter.parameters,
+        "cluster": adapter.cluster,
+    }
+
+
+def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
+    path = container.path
+    if header["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{path} is a bank of schema {header['schema']}; this version reads {SCHEMA}: upgrade "
+            "lotr-tn"
+        )
+    reader = _Reader(container)
+    adapters = tuple(
+        BankAdapter(
+            str(entry["name"]),
+            int(entry["config"]),
+            dict(zip(header["keys"][entry["keys"]], map(int, entry["extras"]), strict=True)),
+            str(entry["dtype"]),
+            int(entry["parameters"]),
+            int(entry["cluster"]),
+        )
+        for entry in header["adapters"]
+    )
+    contents = tuple(reader.tensor(f"contents.{at}") for at in range(header["contents"]))
+    groups = {name: reader.group(name, entry) for name, entry in header["groups"].items()}
+    return Bank(
+        adapters,
+        groups,
+        contents,
+        header["asked"],
+        _stacking(header["stacking"]),
+        header["explanation"],
+        path,
+    )
+
+
+TENSOR_ENTRY = 320
+"""Bytes of the header that one tensor's name, dtype, shape, place and checksum take beside the name
+of its group, at most."""
+
+
+def overhead(
+    adapters: Sequence[BankAdapter],
+    contents: Sequence[BankTensor],
+    modules: Sequence[tuple[str, Layout]],
+    layers: int,
+) -> int:
+    """Bytes, at most, that a bank takes beside the numbers of its stacks.
+
+    Args:
+        adapters: the adapters.
+        contents: what they have beside updates.
+        modules: of all stacks, each module once; no more stacks are made than there are modules.
+        layers: updates of all adapters.
+    """
+    keys: dict[tuple[str, ...], int] = {}
+    described = [_describe_adapter(adapter, keys) for adapter in adapters]
+    text = len(json.dumps(json.dumps([described, *keys])))
+    names = sum(12 * (len(json.dumps(name)) + TENSOR_ENTRY) for name, _ in modules)
+    numbers = layers * (4 * 4 + 4 * 8)
+    held = sum(content.entry.nbytes + TENSOR_ENTRY for content in contents)
+    return text + names + numbers + held + 4096
+
+
+def _stacking(name: str) -> Stacking:
+    if name not in get_args(Stacking):
+        raise ValueError(f"unknown stacking {name!r}")
+    return cast("Stacking", name)
+
+
+class _Reader:
+    """The tensors of a container as a bank's."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+
+    def tensor(self, key: str) -> BankTensor:
+        """One tensor."""
+        if key not in self.container.tensors:
+            raise CheckpointError(f"{self.container.path} lacks the tensor {key}")
+        return BankTensor.of_file(self.container, key)
+
+    def group(self, name: str, entry: Mapping[str, Any]) -> BankGroup:
+        """One group."""
+        prefix, count = f"groups.{name}", int(entry["segments"])
+        modules = tuple(
+            (
+                str(module["name"]),
+                Layout(module["layout"], tuple(module["kernel"]), int(module["groups"])),
+            )
+            for module in entry["modules"]
+        )
+        outputs, inputs = (
+            tuple(self.tensor(f"{prefix}.{side}.{at}") for at in range(count))
+            for side in ("outputs", "inputs")
+        )
+        parts = tuple(
+            self.part(f"{prefix}.parts.{at}", part) for at, part in enumerate(entry["parts"])
+        )
+        m, n = entry["shape"]
+        cluster = int(entry["cluster"])
+        return BankGroup(name, (int(m), int(n)), modules, outputs, inputs, parts, cluster)
+
+    def part(self, prefix: str, entry: Mapping[str, Any]) -> Part:
+        """One part."""
+        form = entry["format"]
+        if form not in OWN:
+            raise CheckpointError(
+                f"{self.container.path} has layers in the unknown format {form!r}; upgrade lotr-tn"
+            )
+        index = self.container.tensors[f"{prefix}.index"]
+        figures = self.container.tensors[f"{prefix}.figures"].array()
+        return Part(
+            form,
+            int(entry["segments"]),
+            str(entry["method"]),
+            {name: self.tensor(f"{prefix}.{name}") for name in OWN[form]},
+            index.data.view(np.int32).reshape(index.shape).astype(np.int64),
+            figures,
+        )

@@ -1,0 +1,130 @@
+"""The command `lotr merge`."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lotr_tn.checkpoints.merging import merge_adapters
+from lotr_tn.checkpoints.merging_modules import updates_of
+from lotr_tn.checkpoints.peft import save_peft
+from lotr_tn.checkpoints.sources import named_adapters
+from lotr_tn.checkpoints.writing import refuse_existing
+from lotr_tn.cli.console import (
+    NOT_MET,
+    DebugFlag,
+    ForceFlag,
+    JsonFlag,
+    QuietFlag,
+    file_size,
+    progress,
+    show,
+)
+from lotr_tn.cli.questions import DtypeOption
+from lotr_tn.report.merging import merging_record, merging_text
+
+__all__ = ["merge"]
+
+
+def merge(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Adapters of one base model: LoRA or LoTR."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="The PEFT folder to write.")
+    ] = Path("merged"),
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W | NAME=W,...",
+            help="A weight of any sign for each, in order or by name; who is not named weighs 0."
+            "  [default: the mean]",
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["linear", "ties", "dare", "dare-ties", "slerp"],
+        typer.Option(metavar="NAME", help="linear (exact), ties, dare, dare-ties or slerp."),
+    ] = "linear",
+    density: Annotated[
+        float, typer.Option(metavar="D", help="The share of entries that ties and dare keep.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what dare draws.")] = 0,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="R", help="Keep at most this rank.  [default: the exact rank]"),
+    ] = None,
+    rel_error: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="Keep the smallest rank within this relative error."),
+    ] = None,
+    extras_from: Annotated[
+        str | None,
+        typer.Option(metavar="NAME | none", help="Whose heads, biases and the like to keep."),
+    ] = None,
+    dtype: DtypeOption = "auto",
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Merge adapters into one LoRA: weighted sums and differences, exactly, or by other methods.
+
+    What is merged are the updates, whatever their factors, ranks and formats. An adapter is named
+    by its folder or file. The result is a PEFT folder in the form that every loader reads alike.
+    """
+    begun = time.perf_counter()
+    refuse_existing(output, force=force)
+    adapters = named_adapters(sources)
+    asked = None if weights is None else asked_weights(weights, list(adapters))
+    used = {name: adapters[name] for name in adapters if asked is None or asked.get(name)}
+    with progress(len(updates_of(used)), quiet=quiet or as_json) as step:
+        merged = merge_adapters(
+            adapters,
+            asked,
+            method=method,
+            density=density,
+            seed=seed,
+            rank=rank,
+            rel_error=rel_error,
+            extras_from=extras_from,
+            dtype=dtype,
+            progress=step,
+        )
+        save_peft(merged.adapter, output, force=force)
+    record = merging_record(merged, output, file_size(output), time.perf_counter() - begun)
+    show(record, lambda: merging_text(record), as_json=as_json, quiet=quiet)
+    if not merged.met:
+        typer.echo(
+            f"lotr: {merged.dtype} cannot hold the error asked for (at most {rel_error:g}); the "
+            f"file has {merged.relative_error:.2g}: use --dtype auto or a wider dtype",
+            err=True,
+        )
+        raise typer.Exit(NOT_MET)
+
+
+def asked_weights(text: str, names: Sequence[str]) -> dict[str, float]:
+    """Weights by name: W,W in the order of the adapters, or NAME=W,NAME=W for some of them."""
+    parts = text.split(",")
+    named = any("=" in part for part in parts)
+    if not named and len(parts) != len(names):
+        raise typer.BadParameter(
+            f"--weights takes one weight for each of {len(names)} adapters, or NAME=W for some; "
+            f"found {text!r}"
+        )
+    found: dict[str, float] = {}
+    for part, own in zip(parts, parts if named else names, strict=True):
+        name, equals, number = part.rpartition("=") if named else (own, "=", part)
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = None
+        if not equals or weight is None or name in found:
+            raise typer.BadParameter(
+                "--weights takes numbers, such as 0.7,0.3, or each name once with its number, such "
+                f"as a=1,b=-1; found {part!r}"
+            )
+        found[name] = weight
+    return found

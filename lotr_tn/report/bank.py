@@ -1,0 +1,400 @@
+"""What commands say of banks: records for `--json`, and their texts."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lotr_tn.checkpoints.bank.bank import Bank
+from lotr_tn.checkpoints.bank.group import ADAPTER, BankGroup
+from lotr_tn.checkpoints.bank.conversion import BankConversion
+from lotr_tn.checkpoints.bank.tensor import BankTensor
+from lotr_tn.checkpoints.export import Export
+from lotr_tn.report.numbers import byte_size, error, file_growth, times
+from lotr_tn.report.records import export_record
+from lotr_tn.report.text import export_ranks, plain_table
+
+__all__ = [
+    "adapter_record",
+    "adapter_table",
+    "bank_conversion_record",
+    "bank_conversion_text",
+    "bank_export_record",
+    "bank_export_text",
+    "bank_exports_text",
+    "bank_question_text",
+    "bank_record",
+    "bank_text",
+]
+
+SHOWN = 12
+"""Rows of a table that are shown unless all are asked for."""
+
+ALONE = ("truncated", "lora")
+"""Formats in which layers share nothing."""
+
+VISIBLE = 1e-4
+"""By how much more a bound must be than the error, relatively, to be shown beside it."""
+
+
+def adapter_record(bank: Bank, name: str) -> dict[str, Any]:
+    """One adapter of a bank."""
+    figures = bank.figures(name)
+    adapter = bank.adapters[bank.place(name)]
+    return {
+        "name": name,
+        "relative_error": float(figures.relative_error),
+        "bound": float(figures.bound),
+        "own_bytes": figures.own_bytes,
+        "modules": figures.modules,
+        "formats": list(figures.formats),
+        "dtype": adapter.dtype,
+        "params": adapter.parameters,
+        "cluster": adapter.cluster,
+    }
+
+
+def bank_conversion_record(
+    conversion: BankConversion, destination: Path, sizes: tuple[int, int], seconds: float
+) -> dict[str, Any]:
+    """What `lotr convert --json` prints of several adapters; `sizes` are those of all files."""
+    bank = conversion.bank
+    return {
+        **_errors(bank),
+        "asked": dict(bank.asked),
+        "adapters": [adapter_record(bank, name) for name in bank.names],
+        "params_before": conversion.parameters_before,
+        "params_after": conversion.parameters_after,
+        "bytes_before": sizes[0],
+        "bytes_after": sizes[1],
+        "bytes_stacks": _nbytes(_all_tensors(bank)),
+        "bytes_separate": conversion.bytes_separate,
+        "stacking": bank.stacking,
+        "stackings": [
+            {"stacking": way.stacking, "stacks": way.stacks, "bytes": way.bytes, "note": way.note}
+            for way in conversion.stackings
+        ],
+        "routes": dict(conversion.routes),
+        "formats": _formats(bank),
+        "dtype": bank.dtype,
+        "met": bool(conversion.met),
+        "seconds": seconds,
+        "destination": str(destination),
+    }
+
+
+def bank_record(bank: Bank, source: Path, size: int) -> dict[str, Any]:
+    """What `lotr inspect --json` prints of a bank."""
+    configs = {adapter.config for adapter in bank.adapters}
+    extras = {at for adapter in bank.adapters for at in adapter.extras.values()}
+    keys = dict.fromkeys(key for adapter in bank.adapters for key in adapter.extras)
+    sizes = [content.entry.nbytes for content in bank.contents]
+    return {
+        "source": str(source),
+        "format": "bank",
+        "dtype": bank.dtype,
+        "bytes": size,
+        **_errors(bank),
+        "asked": dict(bank.asked),
+        "adapters": [adapter_record(bank, name) for name in bank.names],
+        "stacking": bank.stacking,
+        "formats": _formats(bank),
+        "bytes_stacks": _nbytes(_all_tensors(bank)),
+        "bytes_bases": _nbytes(t for g in bank.groups.values() for t in (*g.outputs, *g.inputs)),
+        "groups": [_group_record(group) for group in bank.groups.values()],
+        "contents": {
+            "configurations": len(configs),
+            "tensors": len(extras),
+            "keys": list(keys),
+            "bytes": sum(sizes[at] for at in configs | extras),
+        },
+        "verified": None,
+    }
+
+
+def _group_record(group: BankGroup) -> dict[str, Any]:
+    tensors = _group_tensors(group)
+    return {
+        "name": group.name,
+        "shape": list(group.shape),
+        "modules": [name for name, _ in group.modules],
+        "bases": [
+            [int(tensor.shape[1]) for tensor in side] for side in (group.outputs, group.inputs)
+        ],
+        "bytes": _nbytes(tensors),
+        "parts": [
+            {
+                "format": part.format,
+                "layers": len(part.index),
+                "adapters": len(set(part.index[:, ADAPTER].tolist())),
+                "segments": part.segments,
+                "method": part.method,
+            }
+            for part in group.parts
+        ],
+    }
+
+
+def _errors(bank: Bank) -> dict[str, float]:
+    figures = [bank.figures(name) for name in bank.names]
+    return {
+        "relative_error": float(bank.relative_error),
+        "worst_error": max(float(one.relative_error) for one in figures),
+        "worst_bound": max(float(one.bound) for one in figures),
+    }
+
+
+def _formats(bank: Bank) -> dict[str, int]:
+    """How many layers are in each format."""
+    found: dict[str, int] = {}
+    for group in bank.groups.values():
+        for part in group.parts:
+            found[part.format] = found.get(part.format, 0) + len(part.index)
+    return found
+
+
+def _all_tensors(bank: Bank) -> list[BankTensor]:
+    return [tensor for group in bank.groups.values() for tensor in _group_tensors(group)]
+
+
+def _group_tensors(group: BankGroup) -> list[BankTensor]:
+    own = [tensor for part in group.parts for tensor in part.tensors.values()]
+    return [*group.outputs, *group.inputs, *own]
+
+
+def _nbytes(tensors: Iterable[BankTensor]) -> int:
+    return sum(tensor.entry.nbytes for tensor in tensors)
+
+
+def bank_question_text(asked: Mapping[str, Any]) -> str:
+    """What a bank was asked for, in words."""
+    if "relative_error" in asked:
+        epsilon = asked["relative_error"]
+        whose = "each adapter" if asked.get("each", True) else "all adapters together"
+        return f"at most {epsilon:g} for {whose}" if epsilon else "exact, but for rounding"
+    if "ranks" in asked:
+        return "ranks " + ",".join(map(str, asked["ranks"]))
+    if asked.get("params") is not None:
+        return f"at most {asked['params']:,} parameters"
+    size = asked.get("bytes")
+    return f"at most {size:,} bytes" if isinstance(size, int) else f"at most {size}"
+
+
+def _error_lines(record: Mapping[str, Any]) -> list[str]:
+    worst, whole = error(record["worst_error"]), error(record["relative_error"])
+    lines = [f"Relative error  {worst} at worst, {whole} of all together, measured"]
+    if _grown(record["worst_bound"], record["worst_error"]):
+        bound = error(record["worst_bound"])
+        lines.append(f"At most         {bound} for each, with what compacting has moved since")
+    lines.append(f"Asked           {bank_question_text(record['asked'])}")
+    return lines
+
+
+def _grown(bound: float, measured: float) -> bool:
+    """Whether later changes can be seen in an error."""
+    return bound > measured * (1 + VISIBLE)
+
+
+def _cluster_lines(adapters: list[dict[str, Any]]) -> list[str]:
+    sizes = Counter(one["cluster"] for one in adapters)
+    if len(sizes) == 1:
+        return []
+    each = ", ".join(str(size) for _, size in sorted(sizes.items())[:SHOWN])
+    more = ", ..." if len(sizes) > SHOWN else ""
+    return [f"Clusters        {len(sizes)} with bases of their own, of {each}{more} adapters"]
+
+
+def adapter_table(
+    adapters: list[dict[str, Any]], *, show_all: bool, worst: bool = True
+) -> list[RenderableType]:
+    """Adapters with their errors, and a line on those that are not shown.
+
+    Args:
+        adapters: records.
+        show_all: whether to show more than fit.
+        worst: whether those of the largest errors are shown of more than fit, else the first.
+    """
+    shown = adapters
+    if len(adapters) > SHOWN and not show_all:
+        ordered = sorted(adapters, key=lambda one: -one["relative_error"]) if worst else adapters
+        shown = ordered[:SHOWN]
+    bounded = any(_grown(one["bound"], one["relative_error"]) for one in adapters)
+    columns = ("Modules", "Error", *(("At most",) if bounded else ()), "Own size")
+    table = plain_table("Adapter", *columns)
+    for one in shown:
+        more = (error(one["bound"]),) if bounded else ()
+        figures = (str(one["modules"]), error(one["relative_error"]), *more)
+        table.add_row(Text(one["name"]), *figures, byte_size(one["own_bytes"]))
+    left = len(adapters) - len(shown)
+    if not left:
+        return [table]
+    which = "largest errors" if worst else "first adapters"
+    return [table, Text(f"The {len(shown)} {which}; --all shows {left} more.\n")]
+
+
+def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
+    """The outcome of `lotr convert` of several adapters."""
+    before, after = record["params_before"], record["params_after"]
+    lines = [
+        *_error_lines(record),
+        f"Parameters      {before:,} -> {after:,} ({times(after, before)})",
+        *_stacking_lines(record),
+        *_cluster_lines(record["adapters"]),
+        f"Files           {file_growth(record['bytes_before'], record['bytes_after'])}, "
+        f"{record['dtype']}",
+        f"Written         {record['destination']} in {record['seconds']:.1f} s",
+    ]
+    parts = adapter_table(record["adapters"], show_all=show_all)
+    parts.append(Text("\n".join(lines)))
+    if set(record["formats"]) <= set(ALONE):
+        sentence = (
+            "These adapters hardly share anything: every layer keeps factors of its own, of lower "
+            "rank where the error allows it. One bank takes no less than as many files would."
+        )
+        parts.append(Text("\n" + sentence, style="yellow"))
+    return Group(*parts)
+
+
+def _stacking_lines(record: Mapping[str, Any]) -> list[str]:
+    """How adapters are stacked, what other ways would take, and each on its own."""
+    found = []
+    for way in record["stackings"]:
+        stacks = f"{way['stacks']} stack" + ("s" if way["stacks"] != 1 else "")
+        size = ", not measured" if way["note"] else ""
+        size = size if way["bytes"] is None else f", {byte_size(way['bytes'])}"
+        chosen = way["stacking"] == record["stacking"]
+        found.append((not chosen, f"{way['stacking']} ({stacks}{size})"))
+    chosen, *others = [text for _, text in sorted(found, key=lambda one: one[0])]
+    lines = [f"Stacked by      {chosen}"]
+    if others:
+        lines.append(f"Other ways      {', '.join(others)}")
+    separate = record["bytes_separate"]
+    if separate is not None:
+        lines.append(
+            f"Each alone      {byte_size(separate)} at this error, ranks cut: "
+            f"{times(separate, record['bytes_stacks'])} as much"
+        )
+    grown = [name for name, route in record["routes"].items() if route not in ("whole", "apart")]
+    if grown:
+        routes = sorted({record["routes"][name] for name in grown})
+        lines.append(
+            f"Bases           {len(grown)} of {len(record['routes'])} stacks by route "
+            f"{' and '.join(routes)}"
+        )
+    return lines
+
+
+def bank_text(
+    record: dict[str, Any], config: Mapping[str, Any], *, show_all: bool
+) -> RenderableType:
+    """The outcome of `lotr inspect` of a bank."""
+    count = len(record["adapters"])
+    contents = record["contents"]
+    layers = ", ".join(f"{number:,} {form}" for form, number in record["formats"].items())
+    lines = [
+        f"{record['source']}",
+        f"Format          bank of {count} adapter{_s(count)}, {record['dtype']}, "
+        f"{byte_size(record['bytes'])}",
+        f"Base model      {config.get('base_model_name_or_path') or 'not named'}",
+        *_error_lines(record),
+        f"Stacked by      {record['stacking']}: {len(record['groups'])} stack"
+        f"{_s(len(record['groups']))} with {byte_size(record['bytes_bases'])} of shared bases",
+        *_cluster_lines(record["adapters"]),
+        f"Layers          {layers}",
+        f"Carried along   {_contents_text(contents)}",
+    ]
+    if record["verified"] is not None:
+        lines.append(f"Verified        all {record['verified']:,} tensors are as written")
+    return Group(
+        Text("\n".join(lines)),
+        *adapter_table(record["adapters"], show_all=show_all, worst=False),
+        *_group_table(record["groups"], show_all=show_all),
+    )
+
+
+def _contents_text(contents: Mapping[str, Any]) -> str:
+    configs, tensors = contents["configurations"], contents["tensors"]
+    text = f"{configs} configuration{_s(configs)}"
+    if tensors:
+        text += f" and {tensors} other tensor{_s(tensors)}"
+    return f"{text}, {byte_size(contents['bytes'])}"
+
+
+def _group_table(groups: list[dict[str, Any]], *, show_all: bool) -> list[RenderableType]:
+    shown = groups
+    if len(groups) > SHOWN and not show_all:
+        shown = sorted(groups, key=lambda group: -group["bytes"])[:SHOWN]
+    table: Table = plain_table("Stack", "Matrix", "Bases", "Layers", "Size")
+    for group in shown:
+        sides = ["+".join(map(str, side)) for side in group["bases"]]
+        layers: dict[str, int] = {}
+        for part in group["parts"]:
+            layers[part["format"]] = layers.get(part["format"], 0) + part["layers"]
+        table.add_row(
+            Text(group["name"]),
+            "x".join(map(str, group["shape"])),
+            ", ".join(sides) if any(sides) else "-",
+            ", ".join(f"{number} {form}" for form, number in layers.items()),
+            byte_size(group["bytes"]),
+        )
+    left = len(groups) - len(shown)
+    if not left:
+        return [table]
+    return [table, Text(f"The {len(shown)} largest stacks; --all shows {left} more.")]
+
+
+def bank_export_record(
+    bank: Bank, name: str, export: Export, destination: Path, size: int, seconds: float
+) -> dict[str, Any]:
+    """What `lotr export --adapter --json` prints; `size` is that of the written weights."""
+    figures = bank.figures(name)
+    return {
+        "adapter": name,
+        "relative_error": float(figures.relative_error),
+        "bound": float(figures.bound),
+        **export_record(export, destination, (figures.own_bytes, size), seconds),
+    }
+
+
+def bank_export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
+    """The outcome of `lotr export --adapter`."""
+    bound = record["bound"]
+    grown = _grown(bound, record["relative_error"])
+    more = f"; with later changes at most {error(bound)}" if grown else ""
+    lines = [
+        f"Adapter         {record['adapter']}",
+        f"Relative error  {error(record['relative_error'])}, measured when it was stored{more}",
+        f"Modules         {export_ranks(record, uniform)}",
+        f"Parameters      {record['params']:,}",
+        f"File            {byte_size(record['bytes_after'])}, of which the bank holds "
+        f"{byte_size(record['bytes_before'])} beside what all share",
+        f"Written         {record['destination']} in {record['seconds']:.1f} s",
+    ]
+    return Text("\n".join(lines))
+
+
+def bank_exports_text(record: dict[str, Any]) -> RenderableType:
+    """The outcome of `lotr export --all`."""
+    table = plain_table("Adapter", "Error", "Rank", "File")
+    for one in record["adapters"][:SHOWN]:
+        folder = Path(one["destination"]).name
+        name = one["adapter"] if folder == one["adapter"] else f"{one['adapter']} in {folder}"
+        row = (error(one["relative_error"]), str(one["rank"]), byte_size(one["bytes_after"]))
+        table.add_row(Text(name), *row)
+    left = len(record["adapters"]) - SHOWN
+    more = f"and {left} more.\n\n" if left > 0 else ""
+    return Group(
+        table,
+        Text(
+            f"{more}Files           {file_growth(record['bytes_before'], record['bytes_after'])}\n"
+            f"Written         {record['destination']} in {record['seconds']:.1f} s"
+        ),
+    )
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"

@@ -1,0 +1,156 @@
+"""What commands say that change a bank: records for `--json`, and their texts."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lotr_tn.checkpoints.bank.appending import Appended
+from lotr_tn.checkpoints.bank.compacting import Compacted
+from lotr_tn.checkpoints.bank.editing import Edited
+from lotr_tn.report.bank import adapter_record, adapter_table
+from lotr_tn.report.numbers import byte_size, error, file_growth
+
+__all__ = [
+    "appending_record",
+    "appending_text",
+    "compacting_record",
+    "compacting_text",
+    "dropping_record",
+    "dropping_text",
+    "renaming_record",
+    "renaming_text",
+]
+
+
+def _change(
+    done: Appended | Edited | Compacted, path: Path, before: int, seconds: float
+) -> dict[str, Any]:
+    """What all changes say; `before` counts adapters."""
+    return {
+        "adapters_before": before,
+        "adapters_after": len(done.bank),
+        "bytes_before": done.bytes_before,
+        "bytes_after": done.bytes_after,
+        "dtype": done.bank.dtype,
+        "seconds": seconds,
+        "destination": str(path),
+    }
+
+
+def appending_record(
+    done: Appended, path: Path, rel_error: float | None, seconds: float
+) -> dict[str, Any]:
+    """What `lotr append --json` prints."""
+    adapters = [adapter_record(done.bank, name) for name in done.names]
+    asked = done.bank.asked.get("relative_error") if rel_error is None else rel_error
+    return {
+        "adapters": adapters,
+        "worst_error": max(one["relative_error"] for one in adapters),
+        "asked": asked,
+        "new_directions": done.new_directions,
+        "met": bool(done.met),
+        **_change(done, path, len(done.bank) - len(done.names), seconds),
+    }
+
+
+def appending_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
+    """The outcome of `lotr append`."""
+    added = len(record["adapters"])
+    growth = record["bytes_after"] - record["bytes_before"]
+    directions = record["new_directions"]
+    lines = [
+        f"Relative error  {error(record['worst_error'])} at worst, measured; asked: at most "
+        f"{record['asked']:g}",
+        _count(record),
+        f"New directions  {directions:,}, added to the bases"
+        if directions
+        else "New directions  none: the bases hold what the new adapters need",
+        f"{_file(record)}, {byte_size(growth // added)} an adapter",
+        _changed(record),
+    ]
+    table = adapter_table(record["adapters"], show_all=show_all)
+    return Group(*table, Text("\n".join(lines)))
+
+
+def dropping_record(
+    done: Edited, path: Path, names: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """What `lotr drop --json` prints."""
+    dropped = list(dict.fromkeys(names))
+    return {"dropped": dropped, **_change(done, path, len(done.bank) + len(dropped), seconds)}
+
+
+def dropping_text(record: dict[str, Any]) -> RenderableType:
+    """The outcome of `lotr drop`."""
+    path = shlex.quote(record["destination"])
+    lines = [
+        f"Dropped         {', '.join(record['dropped'])}",
+        _count(record),
+        _file(record),
+        _changed(record),
+        f"Next            lotr compact {path}, for smaller bases",
+    ]
+    return Text("\n".join(lines))
+
+
+def renaming_record(
+    done: Edited, path: Path, names: tuple[str, str], seconds: float
+) -> dict[str, Any]:
+    """What `lotr rename --json` prints."""
+    return {"old": names[0], "new": names[1], **_change(done, path, len(done.bank), seconds)}
+
+
+def renaming_text(record: dict[str, Any]) -> RenderableType:
+    """The outcome of `lotr rename`."""
+    return Text(f"Renamed         {record['old']} -> {record['new']}\n{_changed(record)}")
+
+
+def compacting_record(
+    done: Compacted, path: Path, rel_error: float | None, seconds: float
+) -> dict[str, Any]:
+    """What `lotr compact --json` prints."""
+    adapters = [adapter_record(done.bank, name) for name in done.bank.names]
+    asked = done.bank.asked.get("relative_error") if rel_error is None else rel_error
+    return {
+        "adapters": adapters,
+        "worst_error": max(one["relative_error"] for one in adapters),
+        "worst_bound": max(one["bound"] for one in adapters),
+        "asked": asked,
+        "met": bool(done.met),
+        **_change(done, path, len(done.bank), seconds),
+    }
+
+
+def compacting_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
+    """The outcome of `lotr compact`."""
+    smaller = record["bytes_after"] != record["bytes_before"]
+    same = "" if smaller else "; nothing smaller was found, and nothing was changed"
+    bound = error(record["worst_bound"])
+    lines = [
+        f"Relative error  at most {bound} for each adapter, over all changes",
+        f"Asked           at most {record['asked']:g}",
+        f"{_file(record)}{same}",
+        _changed(record) if smaller else f"Looked at       {_where(record)}",
+    ]
+    table = adapter_table(record["adapters"], show_all=show_all)
+    return Group(*table, Text("\n".join(lines)))
+
+
+def _count(record: dict[str, Any]) -> str:
+    return f"Adapters        {record['adapters_before']} -> {record['adapters_after']}"
+
+
+def _file(record: dict[str, Any]) -> str:
+    return f"File            {file_growth(record['bytes_before'], record['bytes_after'])}"
+
+
+def _changed(record: dict[str, Any]) -> str:
+    return f"Changed         {_where(record)}"
+
+
+def _where(record: dict[str, Any]) -> str:
+    return f"{record['destination']} in {record['seconds']:.1f} s"
