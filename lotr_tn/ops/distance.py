@@ -284,11 +284,13 @@ def _products_of_all(a: LoRAStack, b: LoRAStack, *, xp: Namespace) -> Array:
     left = zeros((layers, r + s, r + s), a.up, xp=xp)
     right = xp.zeros_like(left)
     for rows in row_blocks(a.up, BLOCK_ELEMENTS // 4):
-        parts = [xp.reshape(x.up[rows, :], (-1, layers, k)) for x, k in ((a, r), (b, s))]
+        taken = [(x.up[rows, :], k) for x, k in ((a, r), (b, s))]
+        parts = [xp.reshape(x, (x.shape[0], layers, k)) for x, k in taken]  # a rank may be 0
         block = xp.permute_dims(float64(xp.concat(parts, axis=2), xp=xp), (1, 0, 2))
         left = left + xp.matrix_transpose(block) @ block
     for columns in row_blocks(xp.matrix_transpose(a.down), BLOCK_ELEMENTS // 4):
-        parts = [xp.reshape(x.down[:, columns], (layers, k, -1)) for x, k in ((a, r), (b, s))]
+        taken = [(x.down[:, columns], k) for x, k in ((a, r), (b, s))]
+        parts = [xp.reshape(x, (layers, k, x.shape[1])) for x, k in taken]
         block = float64(xp.concat(parts, axis=1), xp=xp)
         right = right + block @ xp.matrix_transpose(block)
     return left * right

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.group import ADAPTER, BankGroup
 from lotr_tn.checkpoints.bank.conversion import BankConversion
+from lotr_tn.checkpoints.bank.group import ADAPTER, BankGroup
 from lotr_tn.checkpoints.bank.tensor import BankTensor
 from lotr_tn.checkpoints.export import Export
 from lotr_tn.report.numbers import byte_size, error, file_growth, times
@@ -364,7 +364,7 @@ def bank_export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
     """The outcome of `lotr export --adapter`."""
     bound = record["bound"]
     grown = _grown(bound, record["relative_error"])
-    more = f"; with later changes at most {error(bound)}" if grown else ""
+    more = f"; by now at most {error(bound)}" if grown else ""
     lines = [
         f"Adapter         {record['adapter']}",
         f"Relative error  {error(record['relative_error'])}, measured when it was stored{more}",

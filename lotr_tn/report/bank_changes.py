@@ -128,12 +128,14 @@ def compacting_record(
 def compacting_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
     """The outcome of `lotr compact`."""
     smaller = record["bytes_after"] != record["bytes_before"]
-    same = "" if smaller else "; nothing smaller was found, and nothing was changed"
+    same = (
+        f"File            {byte_size(record['bytes_after'])}, unchanged: nothing smaller was found"
+    )
     bound = error(record["worst_bound"])
     lines = [
         f"Relative error  at most {bound} for each adapter, over all changes",
         f"Asked           at most {record['asked']:g}",
-        f"{_file(record)}{same}",
+        _file(record) if smaller else same,
         _changed(record) if smaller else f"Looked at       {_where(record)}",
     ]
     table = adapter_table(record["adapters"], show_all=show_all)

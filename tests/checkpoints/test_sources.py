@@ -136,7 +136,7 @@ def test_other_names(here):
     found = named("run", names=["a", "b", "c"])
     assert list(found) == ["a", "b", "c"]
     assert found["c"].source == Path("run/checkpoint-2000")
-    with pytest.raises(OptionError, match="found 2 names for 3 adapters; .*: checkpoint-500, ch"):
+    with pytest.raises(OptionError, match=r"found 2 names for 3 adapters; .*: checkpoint-500, ch"):
         named("run", names=["a", "b"])
     with pytest.raises(OptionError, match="'a' is given 2 times"):
         named("run", names=["a", "b", "a"])

@@ -1,4 +1,4 @@
-"""Small adapters of one base, written as PEFT writes them, and what they are in plain arithmetic."""
+"""Small adapters of one base as PEFT writes them, and what they are in plain arithmetic."""
 
 import json
 from pathlib import Path

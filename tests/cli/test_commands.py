@@ -9,7 +9,10 @@ import pytest
 import lotr_tn as lt
 from tests.cli.conftest import of_json
 
-COMMANDS = ["demo", "inspect", "analyze", "convert", "export", "compare", "merge", "count"]
+COMMANDS = [
+    "demo", "inspect", "analyze", "convert", "export", "compare", "merge", "count", "append",
+    "drop", "rename", "compact",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -53,3 +53,11 @@ def test_which_way_is_taken(monkeypatch):
     assert quick((2,) * 4, (3,) * 4, 1, "float64") == [False] * 4
     monkeypatch.setattr(implementation, "BLOCK_ELEMENTS", 512)  # several blocks
     assert quick((2,) * 4, (3,) * 4, 1) == [True] * 4
+
+
+@pytest.mark.parametrize("ranks", [(0, 0), (0, 1), (1, 0)])
+def test_a_narrow_stack_of_rank_zero(ranks):
+    a, b = (
+        lt.LoRAStack(np.ones((2, k), np.float32), np.ones((k, 3), np.float32), (k,)) for k in ranks
+    )
+    assert float(lt.distance(a, b)) == pytest.approx(6**0.5 * abs(ranks[0] - ranks[1]))

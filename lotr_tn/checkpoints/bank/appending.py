@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.checkpoints.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.checkpoints.bank.bank import Bank
 from lotr_tn.checkpoints.bank.file import load_bank, save_bank
-from lotr_tn.checkpoints.bank.group import ADAPTER, BankGroup, Part
+from lotr_tn.checkpoints.bank.group import ADAPTER, BankGroup, Part, exact_stack
 from lotr_tn.checkpoints.bank.locking import exclusive
 from lotr_tn.checkpoints.bank.making import lora_rows
 from lotr_tn.checkpoints.bank.survey import (
@@ -203,12 +204,12 @@ class _Work:
         for module in self.lora.modules:
             by_group.setdefault(self._group_of(module), []).append(module)
         for name, modules in by_group.items():
-            group = self.bank.groups.get(name) or _empty_group(name, modules)
+            group = self.bank.groups.get(name) or _empty_group(name, modules, self.cluster)
             known = [path for path, _ in group.modules]
             ordered = sorted(modules, key=lambda module: known.index(module.target.name))
             places = tuple(known.index(module.target.name) for module in ordered)
             lora = LoRAGroup(name, tuple(ordered))
-            stack = astype(lora.to_stack(), "float64")
+            stack = exact_stack(lora)
             extension, dtype = None, own
             if group.outputs:
                 u, v = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
@@ -216,23 +217,54 @@ class _Work:
             ways = tuple(_ways(stack, lora, extension, dtype, own))
             yield _Task(group, tuple(ordered), places, stack, extension, dtype, own, ways)
 
-    def _group_of(self, module: LoRAModule) -> str:
-        """The group for a module: of several that have it, the one with most directions."""
-        name = module.target.name
-        found: list[tuple[int, str]] = []
-        for group in self.bank.groups.values():
-            for path, layout in group.modules:
-                if path == name:
+    @cached_property
+    def captured(self) -> Mapping[str, Mapping[str, float]]:
+        """For each module its groups, with how much of its squared norm lies in their bases."""
+        found: dict[str, dict[str, float]] = {}
+        for module in self.lora.modules:
+            name, x = module.target.name, exact_stack(LoRAGroup("", (module,)))
+            mine = found.setdefault(name, {})
+            for group in self.bank.groups.values():
+                layout = dict(group.modules).get(name)
+                if layout is not None:
                     known = str(self.bank.source), group.shape, layout
                     require_same_module(module, self.name, *known)
-                    width = sum(tensor.shape[1] for tensor in group.outputs)
-                    found.append((-width, group.name))
-        return min(found)[1] if found else name
+                    mine[group.name] = _inside(group, x)
+        return found
+
+    @cached_property
+    def cluster(self) -> int:
+        """The cluster whose bases hold most of the adapter; the first of several."""
+        best: dict[tuple[int, str], float] = {}
+        for module, groups in self.captured.items():
+            for name, energy in groups.items():
+                key = self.bank.groups[name].cluster, module
+                best[key] = max(best.get(key, 0.0), energy)
+        sums = {adapter.cluster: 0.0 for adapter in self.bank.adapters}
+        for (cluster, _), energy in best.items():
+            sums[cluster] = sums.get(cluster, 0.0) + energy
+        return max(sorted(sums), key=lambda cluster: sums[cluster])
+
+    def _group_of(self, module: LoRAModule) -> str:
+        """The group for a module: of those of the cluster, the one whose bases hold most of it."""
+        path, groups = module.target.name, self.bank.groups
+        mine = {
+            name: energy
+            for name, energy in self.captured[path].items()
+            if groups[name].cluster == self.cluster
+        }
+        if mine:
+            return max(mine, key=lambda name: mine[name])
+        fresh = path
+        while fresh in groups:  # of another cluster
+            fresh += f"@{self.cluster}"
+        return fresh
 
     def _joined(self, tasks: Sequence[_Task], stored: Sequence["_Stored"]) -> Bank:
         place = len(self.bank.adapters)
         contents = Contents.of(self.bank.contents)
         adapter = bank_adapter(self.name, self.lora, contents, None)
+        adapter = replace(adapter, cluster=self.cluster)
         groups = dict(self.bank.groups)
         for task, one in zip(tasks, stored, strict=True):
             group = groups.get(task.group.name, task.group)
@@ -243,10 +275,23 @@ class _Work:
         )
 
 
-def _empty_group(name: str, modules: Sequence[LoRAModule]) -> BankGroup:
-    """A group for modules that no adapter of the bank has."""
+def _empty_group(name: str, modules: Sequence[LoRAModule], cluster: int) -> BankGroup:
+    """A group for modules that no adapter of the cluster has."""
     places = tuple((module.target.name, module.target.layout) for module in modules)
-    return BankGroup(name, modules[0].shape, places, (), (), ())
+    return BankGroup(name, modules[0].shape, places, (), (), (), cluster)
+
+
+def _inside(group: BankGroup, x: LoRAStack) -> float:
+    """‖P ΔW Q‖² for the projections on a group's bases, both sides or the one that it has."""
+    if not any(tensor.shape[1] for tensor in (*group.outputs, *group.inputs)):
+        return 0.0
+    up, down = x.up, x.down
+    u, v = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
+    if u.shape[1]:
+        up = np.linalg.qr(u.astype(np.float64))[0].T @ up
+    if v.shape[1]:
+        down = down @ np.linalg.qr(v.astype(np.float64))[0]
+    return float(((up.T @ up) * (down @ down.T)).sum())
 
 
 def _ways(

@@ -23,6 +23,7 @@ from lotr_tn.checkpoints.bank.group import (
     MODULE,
     NORM,
     BankGroup,
+    exact_stack,
     in_whole_bases,
 )
 from lotr_tn.checkpoints.bank.tensor import BankTensor
@@ -207,28 +208,40 @@ class Bank(Mapping[str, LoTRAdapter]):
 
         Cost: a copy of the cores where they do not lie together; else nothing is read.
         """
+        return self._stack(module, exact=False)
+
+    def exact_stack(self, module: str) -> tuple[Compressed, tuple[str, ...]]:
+        """The same in float64, widened before anything is multiplied."""
+        return self._stack(module, exact=True)
+
+    def _stack(self, module: str, *, exact: bool) -> tuple[Compressed, tuple[str, ...]]:
         places: list[int] = []
         stacks: list[Compressed] = []
         for group in self.groups.values():
             paths = [name for name, _ in group.modules]
             if module in paths:
-                for owners, stack in self._layers(group, paths.index(module)):
+                for owners, stack in self._layers(group, paths.index(module), exact):
                     places += owners.tolist()
-                    stacks.append(stack)
+                    stacks.append(astype(stack, "float64") if exact else stack)
         if not stacks:
             raise CheckpointError(
                 f"no adapter of {self.source} updates {module}; it has {_listed(self.modules)}"
             )
         return _one_stack(stacks), tuple(self.adapters[place].name for place in places)
 
-    def _layers(self, group: BankGroup, module: int) -> Iterator[tuple[np.ndarray, Compressed]]:
+    def _layers(
+        self, group: BankGroup, module: int, exact: bool
+    ) -> Iterator[tuple[np.ndarray, Compressed]]:
         """The adapters that have a module, and their layers in the group's whole bases."""
         for part in group.parts:
             (rows,) = np.nonzero(part.index[:, MODULE] == module)
             if not rows.size:
                 continue
             whole = group.stack(part, slice(0, len(part.index)))
-            stack = whole.stack if isinstance(whole, LoRAGroup) else whole
+            stack = whole
+            if isinstance(whole, LoRAGroup):
+                stack = exact_stack(whole) if exact else whole.stack
+            assert not isinstance(stack, LoRAGroup)
             mine = take_layers(stack, rows.tolist()) if rows.size < len(part.index) else stack
             assert not isinstance(mine, Dense)
             yield part.index[rows, ADAPTER], in_whole_bases(group, mine)

@@ -7,7 +7,7 @@ JD-Full objective), and grow for the adapters that come out above ε, until none
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,8 +24,11 @@ __all__ = ["Choices", "Wanted", "choose"]
 ROUNDS = 6
 """Times that weights are refined."""
 
-CLOSE = 0.97
-"""Share of the error asked for that the worst adapter may stay below before it is close enough."""
+DAMPING = 0.8
+"""Power of an adapter's squared error, over the one asked for, by which its weight grows."""
+
+SHARES = 8
+"""Times that less of the error is divided, for weights with which an adapter exceeds it."""
 
 GAIN = 0.995
 """Share of the bytes that another round has to come down to, for yet another to be made."""
@@ -87,6 +90,7 @@ class Weighed:
     curves: dict[FormatName, Curve]
     points: Points
     held: Subject | None
+    known: dict[Point, np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(reduced: Reduced, factors: np.ndarray, wanted: Wanted, hold: bool) -> "Weighed":
@@ -105,19 +109,13 @@ class Weighed:
         """The stack in coordinates."""
         return self.held or _subject(self.reduced, self.factors, self.options)
 
-    @cached_property
-    def _losses(self) -> dict[Point, np.ndarray]:
-        return {}
-
     def losses(self, point: Point) -> np.ndarray:
         """(L,) squared error of each layer at a point, as it was before weighing."""
-        if point not in self._losses:
-            subject = self.subject
-            curve = self.curves[point[0]]
-            found = layer_losses(subject.coordinates, curve, point[1], self.options.limits)
-            weighed = np.where(self.factors > 0, found / self.factors**2, 0.0)
-            self._losses[point] = weighed + self.reduced.missed
-        return self._losses[point]
+        if point not in self.known:
+            curve, limits = self.curves[point[0]], self.options.limits
+            found = layer_losses(self.subject.coordinates, curve, point[1], limits)
+            self.known[point] = found / self.factors**2 + self.reduced.missed
+        return self.known[point]
 
     def bytes(self, point: Point) -> int:
         """What the stack takes at a point."""
@@ -226,35 +224,33 @@ class _Work:
 
     def refined(self) -> Choices:
         """The smallest choice found whose worst adapter keeps to the error."""
-        weights, share = np.ones(len(self.energies)), 1.0
+        weights = np.ones(len(self.energies))
         best: Choices | None = None
         for _ in range(ROUNDS):
             stacks = self.weighed(weights)
-            found = self.within(stacks, weights, share)
+            first = self.picked(stacks, weights, 1.0)
+            found = self.within(first, weights)
             if best is not None and found.bytes > GAIN * best.bytes:
                 return min(best, found, key=lambda one: one.bytes)
             best = found
-            first = self.picked(stacks, weights, 1.0)
             ratios = (first.errors / self.epsilon) ** 2 if self.epsilon else np.zeros(1)
-            if ratios.max(initial=0.0) <= 1 and found.errors.max() >= CLOSE * self.epsilon:
+            if ratios.max(initial=0.0) <= 1:  # weights cannot make more of the error
                 break
-            if ratios.max(initial=0.0) <= CLOSE**2:
-                break
-            weights = weights * np.clip(ratios, 1 / 4, 4.0) ** 0.8
+            weights = weights * np.clip(ratios, 1 / 4, 4.0) ** DAMPING
             weights = np.clip(weights / weights.mean(), 1e-4, 1e4)
         assert best is not None
         return best
 
-    def within(self, stacks: tuple[Weighed, ...], weights: np.ndarray, share: float) -> Choices:
-        """With these weights, the largest share of the error at which no adapter exceeds it."""
-        found = self.picked(stacks, weights, share)
-        for _ in range(8):
+    def within(self, found: Choices, weights: np.ndarray) -> Choices:
+        """With these weights, as large a share of the error that no adapter exceeds it."""
+        share = found.share
+        for _ in range(SHARES):
             worst = float(found.errors.max(initial=0.0))
-            if worst <= self.epsilon * (1 - 1e-9) or share < 1e-6:
+            if worst <= self.epsilon * (1 - 1e-9):
                 return found
             share *= min((self.epsilon / worst) ** 2, 0.999)
-            found = self.picked(stacks, weights, share)
-        return self.picked(stacks, weights, 0.0)
+            found = self.picked(found.stacks, weights, share)
+        return self.picked(found.stacks, weights, 0.0)
 
 
 def shrunk(choices: Choices, energies: np.ndarray, wanted: Wanted, share: float) -> Choices:

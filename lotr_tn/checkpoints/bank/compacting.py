@@ -11,7 +11,6 @@ from lotr_tn.analysis.candidates import Options
 from lotr_tn.analysis.curves import FORMATS
 from lotr_tn.checkpoints.adapter import LoRAAdapter
 from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.conversion import Job, bank_of
 from lotr_tn.checkpoints.bank.file import load_bank, save_bank
 from lotr_tn.checkpoints.bank.group import (
     ADAPTER,
@@ -23,6 +22,7 @@ from lotr_tn.checkpoints.bank.group import (
     BankGroup,
     Part,
 )
+from lotr_tn.checkpoints.bank.joint import Job, bank_of
 from lotr_tn.checkpoints.bank.locking import exclusive
 from lotr_tn.checkpoints.bank.spool import Spool
 from lotr_tn.checkpoints.bank.survey import survey_of
@@ -30,7 +30,6 @@ from lotr_tn.checkpoints.export import to_lora
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.moving import astype
 from lotr_tn.ops.stacking import take_layers
 
 __all__ = ["Compacted", "compact_bank"]
@@ -188,8 +187,7 @@ def _layers(group: BankGroup, part: Part) -> list[tuple[int, str]]:
 
 def _moves(old: Bank, new: Bank, module: str) -> dict[int, float]:
     """How far each adapter's update of a module moved."""
-    (before, owners), (after, others) = old.stack(module), new.stack(module)
+    (before, owners), (after, others) = old.exact_stack(module), new.exact_stack(module)
     order = [owners.index(name) for name in others]
-    pair = astype(take_layers(before, order), "float64"), astype(after, "float64")
-    distances = np.asarray(layer_distances(*pair))
+    distances = np.asarray(layer_distances(take_layers(before, order), after))
     return {old.place(name): float(d) for name, d in zip(others, distances, strict=True)}

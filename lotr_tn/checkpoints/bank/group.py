@@ -1,7 +1,7 @@
 """The stacked updates of a group of modules, in bases that adapters share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -24,6 +24,7 @@ __all__ = [
     "TERMS",
     "BankGroup",
     "Part",
+    "exact_stack",
     "in_whole_bases",
 ]
 
@@ -166,6 +167,15 @@ class BankGroup:
         """The module of a layer."""
         name, layout = self.modules[int(part.index[row, MODULE])]
         return Target(name, layout, int(part.index[row, RANK]))
+
+
+def exact_stack(group: LoRAGroup) -> LoRAStack:
+    """Modules as a stack in float64, so that no scale is rounded."""
+    wide = (
+        replace(module, up=module.up.astype(np.float64), down=module.down.astype(np.float64))
+        for module in group.modules
+    )
+    return replace(group, modules=tuple(wide)).to_stack()
 
 
 def _certificate(part: Part, rows: slice) -> Certificate:

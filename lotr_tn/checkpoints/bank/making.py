@@ -1,5 +1,6 @@
 """Stacks of a bank, made in the format and ranks that were chosen, and measured as stored."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from lotr_tn.checkpoints.bank.choosing import Weighed
 from lotr_tn.checkpoints.bank.group import BankGroup, Part
 from lotr_tn.checkpoints.bank.spool import Spool
 from lotr_tn.checkpoints.bank.stacks import FleetStack, Reduced
+from lotr_tn.checkpoints.bank.survey import common_dtype
 from lotr_tn.checkpoints.bank.tensor import BankTensor
 from lotr_tn.decompose.truncation import cut_layers
 from lotr_tn.errors import FormatError, PrecisionWarning
@@ -55,11 +57,20 @@ class Made:
     adapters: np.ndarray
 
     @property
+    def tensors(self) -> list[BankTensor]:
+        """Bases and own numbers."""
+        (part,) = self.group.parts
+        return [*self.group.outputs, *self.group.inputs, *part.tensors.values()]
+
+    @property
     def bytes(self) -> int:
         """Bytes of its numbers."""
-        (part,) = self.group.parts
-        tensors = [*self.group.outputs, *self.group.inputs, *part.tensors.values()]
-        return sum(tensor.entry.nbytes for tensor in tensors)
+        return sum(tensor.entry.nbytes for tensor in self.tensors)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it stores."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     @property
     def format(self) -> FormatName:
@@ -189,7 +200,8 @@ def part_of(
 
 def lora_rows(group: LoRAGroup) -> dict[str, np.ndarray]:
     """Both factors of all modules with a row for each rank term; a grouped conv's is filled up."""
-    dtype = np.result_type(*(x.dtype for m in group.modules for x in (m.up, m.down)))
+    names = {x.dtype.name for module in group.modules for x in (module.up, module.down)}
+    dtype = np.dtype(common_dtype(names))
     rows = []
     for module in group.modules:
         wide = np.zeros((module.down.shape[0], module.up.shape[0]), dtype=dtype)

@@ -11,19 +11,18 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
 from lotr_tn.analysis.grouping import group_paths
 from lotr_tn.checkpoints.adapter import Layout, LoRAGroup, LoRAModule
 from lotr_tn.checkpoints.bank.bank import Stacking
+from lotr_tn.checkpoints.bank.group import exact_stack
 from lotr_tn.checkpoints.bank.spool import Slot, Spool
-from lotr_tn.checkpoints.bank.survey import ModuleLayers, Survey
+from lotr_tn.checkpoints.bank.survey import ModuleLayers, Survey, common_dtype
 from lotr_tn.checkpoints.stackings import natural
 from lotr_tn.decompose.stack_sketch import Sketch
 from lotr_tn.decompose.streaming import Bases, Block, grow, joined, project
 from lotr_tn.formats import LoRAStack, LowRankTucker2
 from lotr_tn.ops.arithmetic import scale
-from lotr_tn.ops.moving import astype
 from lotr_tn.ops.stacking import take_layers
 
 __all__ = [
@@ -104,7 +103,7 @@ class FleetStack:
     @property
     def dtype(self) -> str:
         """The finest dtype of the LoRAs."""
-        return min((layers.dtype() for layers in self.modules), key=lambda d: UNIT_ROUNDOFF[d])
+        return common_dtype({layers.dtype() for layers in self.modules})
 
     @property
     def stored(self) -> int:
@@ -121,13 +120,16 @@ class FleetStack:
         for _, module, row in self.layers[rows]:
             yield self.modules[module].module(int(row), self.spool)
 
-    def blocks(self) -> Iterator[tuple[slice, LoRAStack]]:
-        """All layers in order, a few rank terms at a time, scale inside."""
+    def blocks(self) -> Iterator[tuple[slice, LoRAStack, np.ndarray]]:
+        """All layers in order, a few rank terms at a time: rows, layers without scale, scales."""
         ends, start = np.cumsum(self.ranks), 0
         while start < len(self.layers):
             before = ends[start - 1] if start else 0
             stop = max(int(np.searchsorted(ends, before + BLOCK, side="right")), start + 1)
-            yield slice(start, stop), self.lora(slice(start, stop)).to_stack()
+            lora = self.lora(slice(start, stop))
+            scales = np.array([module.scale for module in lora.modules])
+            bare = tuple(replace(module, scale=1.0) for module in lora.modules)
+            yield slice(start, stop), LoRAGroup(self.name, bare).to_stack(), scales
             start = stop
 
     def take(self, rows: np.ndarray, name: str) -> "FleetStack":
@@ -237,7 +239,7 @@ class Reduced:
     def stack(self, factors: np.ndarray) -> LoRAStack | LowRankTucker2:
         """The stack in float64, layer l times factors[l]."""
         if self.kept is None:
-            whole = astype(self.fleet.lora().to_stack(), "float64")
+            whole: LoRAStack | LowRankTucker2 = exact_stack(self.fleet.lora())
         else:
             get = self.fleet.spool.get
             kept = self.kept
@@ -304,12 +306,14 @@ def reduce_stack(
     blocks: list[Block] = []
     if route == "sketch":
         bases = _sketched(fleet, goal, sketch, seed)
-    for rows, block in fleet.blocks():
+    for rows, block, scales in fleet.blocks():
         if route == "sketch":
-            blocks.append(project(bases, block))
+            blocks.append(_scaled(project(bases, block), scales))
         else:
-            bases, found = grow(bases, block, goal.allowed(fleet)[rows])
-            blocks.append(found)
+            limits, none = np.full(len(scales), np.inf), scales == 0
+            np.divide(goal.allowed(fleet)[rows], scales**2, out=limits, where=~none)
+            bases, found = grow(bases, block, limits)
+            blocks.append(_scaled(found, scales))
             if most is not None and max(bases.left.shape[1], bases.right.shape[1]) > most:
                 return None
     stack, missed = joined(bases, blocks)
@@ -317,6 +321,13 @@ def reduce_stack(
     put = fleet.spool.put
     kept = _Kept(put(stack.u), put(stack.v), put(stack.up), put(stack.down), stack.ranks)
     return _reduced(fleet, route, stack, missed, norms, kept)
+
+
+def _scaled(block: Block, scales: np.ndarray) -> Block:
+    """A block with layer l times scales[l]; in float64, so that no scale is rounded before."""
+    each, squares = np.repeat(scales, block.ranks), scales**2
+    missed, norms = block.missed * squares, block.norms * squares
+    return replace(block, up=block.up * each, missed=missed, norms=norms)
 
 
 def reduce_all(
@@ -359,8 +370,8 @@ def _pieces(fleet: FleetStack) -> list[FleetStack]:
 
 def _sketched(fleet: FleetStack, goal: Goal, size: int, seed: int) -> Bases:
     sketch = Sketch.empty(*fleet.shape, size, seed=seed)
-    for rows, block in fleet.blocks():
-        sketch = sketch.including(block, goal.factors[fleet.adapters[rows]])
+    for rows, block, scales in fleet.blocks():
+        sketch = sketch.including(block, abs(scales) * goal.factors[fleet.adapters[rows]])
     return sketch.bases()
 
 

@@ -2,8 +2,8 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "Survey",
     "as_lora_adapter",
     "bank_adapter",
+    "common_dtype",
     "require_same_base",
     "require_same_module",
     "survey_of",
@@ -117,8 +118,14 @@ class ModuleLayers:
 
     def dtype(self) -> str:
         """The finest dtype of all its factors."""
-        codes = {int(c) for c in np.unique(self.integers[:, 4:])}
-        return min((self.DTYPES[c] for c in codes), key=lambda name: UNIT_ROUNDOFF[name])
+        return common_dtype({self.DTYPES[int(c)] for c in np.unique(self.integers[:, 4:])})
+
+
+def common_dtype(names: Collection[str]) -> str:
+    """The narrowest dtype that holds all entries of these: float32 for float16 and bfloat16."""
+    if {"float16", "bfloat16"} <= set(names):
+        names = {*names, "float32"}
+    return min(names, key=lambda name: UNIT_ROUNDOFF[name])
 
 
 @dataclass(eq=False)
@@ -266,7 +273,8 @@ def bank_adapter(
 
 def squared_norm(module: LoRAModule) -> float:
     """‖ΔW‖² from the Gram matrices of both factors."""
-    up, down = (factor.astype(np.float64, copy=False) for factor in module.factors())
+    up, down = (factor.astype(np.float64) for factor in (module.up, module.down))
+    up, down = replace(module, up=up, down=down).factors()
     return max(float(((up.T @ up) * (down @ down.T).T).sum()), 0.0)
 
 
