@@ -49,12 +49,11 @@ class Coordinates:
     @cached_property
     def layer_values(self) -> tuple[np.ndarray, ...]:
         """The singular values of each layer's update, largest first."""
-        return tuple(
-            np.linalg.svd(
-                triangle(self.left[:, s]) @ triangle(self.right[:, s]).T, compute_uv=False
-            )
-            for s in self.slices
-        )
+        left, right = _triangles_of(self.left, self.slices), _triangles_of(self.right, self.slices)
+        if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+            return tuple(np.linalg.svd(left @ right.transpose(0, 2, 1), compute_uv=False))
+        pairs = zip(left, right, strict=True)
+        return tuple(np.linalg.svd(a @ b.T, compute_uv=False) for a, b in pairs)
 
     @cached_property
     def layer_energies(self) -> np.ndarray:
@@ -189,13 +188,25 @@ def _directions(
     x: np.ndarray, y: np.ndarray, slices: tuple[slice, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The coordinates of x in the left singular vectors of [x_1 y_1ᵀ, …], and singular values."""
-    weighed = np.concatenate([x[:, s] @ triangle(y[:, s]).T for s in slices], axis=1)
+    triangles = _triangles_of(y, slices)
+    pairs = zip(slices, triangles, strict=True)
+    weighed = np.concatenate([x[:, s] @ small.T for s, small in pairs], axis=1)
     values, vectors = np.linalg.eigh(weighed @ weighed.T)
     values, vectors = values[::-1], np.ascontiguousarray(vectors[:, ::-1])
     if values.size and values[-1] > WELL_CONDITIONED**2 * values[0]:
         return vectors.T @ x, np.sqrt(values)
     vectors, sigma, _ = np.linalg.svd(weighed, full_matrices=False)
     return vectors.T @ x, sigma
+
+
+def _triangles_of(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray | list[np.ndarray]:
+    """The triangle of each layer's columns; an array (L, r', r) where all ranks are equal."""
+    ranks = {s.stop - s.start for s in slices}
+    if len(ranks) != 1 or 0 in ranks:
+        return [triangle(x[:, s]) for s in slices]
+    layers = x.reshape(x.shape[0], len(slices), -1).transpose(1, 0, 2)
+    tall = layers.shape[1] > layers.shape[2]
+    return np.asarray(np.linalg.qr(layers, mode="r")) if tall else layers
 
 
 def _padded(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray:

@@ -251,8 +251,11 @@ def core_values(coordinates: Coordinates, r1: int, r2: int) -> np.ndarray:
     From Gram matrices: right to 1e-8 of the largest, as ranks need to be chosen.
     """
     left, right = coordinates.grams(r1, side="left"), coordinates.grams(r2, side="right")
-    roots, vectors = np.linalg.eigh(left)
-    root = vectors * np.sqrt(np.maximum(roots, 0.0))[:, None, :]
+    try:
+        root = np.linalg.cholesky(left)
+    except np.linalg.LinAlgError:  # a layer that does not fill its rank
+        roots, vectors = np.linalg.eigh(left)
+        root = vectors * np.sqrt(np.maximum(roots, 0.0))[:, None, :]
     squares = np.linalg.eigvalsh(root.transpose(0, 2, 1) @ right @ root)
     return np.sqrt(np.maximum(squares[:, ::-1], 0.0))
 

@@ -40,13 +40,14 @@ def lower_hull(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
         [0, 2, 3]
     """
     kept: list[int] = []
-    for index in range(len(cost)):
-        while len(kept) >= 2 and not _turns_left(cost, loss, kept[-2], kept[-1], index):
+    costs, losses = cost.tolist(), loss.tolist()
+    for index in range(len(costs)):
+        while len(kept) >= 2 and not _turns_left(costs, losses, kept[-2], kept[-1], index):
             kept.pop()
         kept.append(index)
     return np.array(kept, dtype=np.int64)
 
 
-def _turns_left(cost: np.ndarray, loss: np.ndarray, a: int, b: int, c: int) -> bool:
+def _turns_left(cost: list[float], loss: list[float], a: int, b: int, c: int) -> bool:
     """Whether the slope from b to c is flatter than the one from a to b."""
     return (loss[b] - loss[a]) * (cost[c] - cost[b]) < (loss[c] - loss[b]) * (cost[b] - cost[a])

@@ -64,7 +64,7 @@ def convert(
         typer.Option(
             "--output",
             "-o",
-            help="The LoTR file; a bank needs to be told.  [default: NAME.lotr.safetensors]",
+            help="The LoTR file; to be named for a bank.  [default: NAME.lotr.safetensors]",
         ),
     ] = None,
     rank: Annotated[

@@ -19,6 +19,8 @@ from lotr_tn.errors import LotrError, OptionError
 
 __all__ = ["app", "main"]
 
+BANKS = "Banks: many adapters in one file"
+
 app = typer.Typer(
     name="lotr",
     help="Low tensor rank (LoTR) adapters: convert, compare and export, with measured errors.",
@@ -32,20 +34,36 @@ app = typer.Typer(
 app.command(epilog="Example: lotr demo")(demo)
 app.command(epilog="Example: lotr inspect my-lora")(inspect)
 app.command(epilog="Example: lotr analyze my-lora --rel-error 0.05 --html my-lora.html")(analyze)
-app.command(epilog="Example: lotr convert my-lora --rel-error 0.05 -o my-lora.lotr.safetensors")(
-    convert
-)
-app.command(epilog="Example: lotr export my-lora.lotr.safetensors -o my-lora-again")(export)
+app.command(
+    epilog="Example: lotr convert my-lora --rel-error 0.05 -o my-lora.lotr.safetensors\n\n"
+    "Example: lotr convert run --rel-error 0.05 -o run.lotr.safetensors"
+)(convert)
+app.command(
+    epilog="Example: lotr export my-lora.lotr.safetensors -o my-lora-again\n\n"
+    "Example: lotr export run.lotr.safetensors --adapter checkpoint-500"
+)(export)
 app.command(epilog="Example: lotr compare my-lora my-lora.lotr.safetensors")(compare)
-app.command(epilog="Example: lotr append run.lotr.safetensors run/checkpoint-4500")(append)
-app.command(epilog="Example: lotr drop run.lotr.safetensors checkpoint-500 checkpoint-1000")(drop)
-app.command(epilog="Example: lotr rename run.lotr.safetensors checkpoint-4500 final")(rename)
-app.command(epilog="Example: lotr compact run.lotr.safetensors")(compact)
 app.command(epilog="Example: lotr merge my-lora other-lora --weights 0.7,0.3 -o both")(merge)
 app.command(
     epilog="Example: lotr count --model roberta-base --target query,value --group-by shape "
     "--rank 1,2,4,8,16,32"
 )(count)
+app.command(
+    rich_help_panel=BANKS,
+    epilog="Example: lotr append run.lotr.safetensors run/checkpoint-4500",
+)(append)
+app.command(
+    rich_help_panel=BANKS,
+    epilog="Example: lotr drop run.lotr.safetensors checkpoint-500 checkpoint-1000",
+)(drop)
+app.command(
+    rich_help_panel=BANKS,
+    epilog="Example: lotr rename run.lotr.safetensors checkpoint-4500 final",
+)(rename)
+app.command(
+    rich_help_panel=BANKS,
+    epilog="Example: lotr compact run.lotr.safetensors --rel-error 0.1",
+)(compact)
 
 
 def _print_version(wanted: bool) -> None:

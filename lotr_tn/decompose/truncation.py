@@ -82,9 +82,10 @@ class GlobalOrder:
 
 def global_order(values: list[np.ndarray]) -> GlobalOrder:
     """The order of the singular values of L layers, each (r_l,) descending."""
-    layers = np.concatenate([np.full(len(s), index) for index, s in enumerate(values)])
-    places = np.concatenate([np.arange(len(s)) for s in values])
-    sizes = np.concatenate(values) if values else np.zeros(0)
+    counts = np.array([len(s) for s in values], dtype=np.int64)
+    layers = np.repeat(np.arange(len(values)), counts)
+    places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    sizes = np.concatenate([*values, np.zeros(0)])
     order = np.argsort(-sizes, kind="stable")
     tie = TIE * UNIT_ROUNDOFF["float64"] * sizes.max(initial=0.0)
     gaps = -np.diff(sizes[order]) > tie
@@ -98,6 +99,8 @@ def limited_order(values: Sequence[np.ndarray], limits: RankLimits) -> GlobalOrd
 
     Values beyond the largest rank are in no layer's list, and are always lost.
     """
+    if limits == RankLimits():
+        return global_order(list(values))
     bounds = [limits.bounds(len(s)) for s in values]
     within = [s[:most] for s, (_, most) in zip(values, bounds, strict=True)]
     order = global_order(within)

@@ -9,8 +9,10 @@ each small when the difference is small. So the distance is accurate to the unit
 ‖a‖, where ‖a‖² − 2⟨a, b⟩ + ‖b‖² would lose everything below its square root.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from lotr_tn._arrays import (
     BLOCK_ELEMENTS,
@@ -29,8 +31,8 @@ from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.layers import (
     Layer,
     common_namespace,
-    core_of,
     differentiable,
+    each_core,
     first_array,
     layer_of,
     layer_product,
@@ -103,7 +105,7 @@ def layer_distances(a: Stack, b: Stack) -> Array:
     frame = frame_of(b.u, b.v, xp=xp)
     if isinstance(a, Tucker2 | LowRankTucker2):
         return _tucker_distances(a, b, frame, xp=xp)
-    cores = [frame.core(core_of(b, index, xp=xp), xp=xp) for index in range(a.shape[0])]
+    cores = (frame.core(core, xp=xp) for core in each_core(b, xp=xp))
     if isinstance(a, LoRAStack):
         return distances_from(project(a, frame, xp=xp), cores, xp=xp)
     assert isinstance(a, Tucker1)
@@ -138,9 +140,14 @@ class Projection:
     a: Array  # (r1, R) float64
     b: Array  # (r2, R) float64
 
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each layer's rank terms lie: found once for all layers."""
+        return self.stack.slices
+
     def core(self, index: int, *, xp: Namespace) -> Array:
         """The core (r1, r2) of the layer's projection, in the frame."""
-        part = self.stack.slices[index]
+        part = self.slices[index]
         return self.a[:, part] @ xp.matrix_transpose(self.b[:, part])
 
 
@@ -313,7 +320,7 @@ def _layer_distance(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
     return distances_from(project(one, frame, xp=xp), [core], xp=xp)[0]
 
 
-def _tucker1_distances(a: Tucker1, frame: Frame, cores: Sequence[Array], *, xp: Namespace) -> Array:
+def _tucker1_distances(a: Tucker1, frame: Frame, cores: Iterable[Array], *, xp: Namespace) -> Array:
     found = []
     for index, core in enumerate(cores):  # one layer at a time: shared columns are not copied
         one = as_lora(take_layers(a, [index]))
@@ -330,18 +337,30 @@ def _tucker_distances(
     outside_u = qr(u - frame.left @ inside_u, xp=xp)[1]
     outside_v = qr(v - frame.right @ inside_v, xp=xp)[1]
     inside_v, outside_v = xp.matrix_transpose(inside_v), xp.matrix_transpose(outside_v)
-    found = []
-    for index in range(a.shape[0]):
-        core = core_of(a, index, xp=xp)
-        wanted = frame.core(core_of(b, index, xp=xp), xp=xp)
+    largest = max(*inside_u.shape, *inside_v.shape, 1)
+    at_once = max(1, BLOCK_ELEMENTS // (4 * largest**2))
+    pairs, found = zip(each_core(a, xp=xp), each_core(b, xp=xp), strict=True), []
+    while some := list(itertools.islice(pairs, at_once)):
+        core, wanted = (xp.stack(cores) for cores in zip(*some, strict=True))
+        inside, outside = inside_u @ core, outside_u @ core
         terms = (
-            inside_u @ core @ inside_v - wanted,
-            outside_u @ core @ inside_v,
-            inside_u @ core @ outside_v,
-            outside_u @ core @ outside_v,
+            inside @ inside_v - frame.core(wanted, xp=xp),
+            outside @ inside_v,
+            inside @ outside_v,
+            outside @ outside_v,
         )
-        found.append(root_sum_squares(xp.stack([frobenius(term, xp=xp) for term in terms])))
-    return xp.stack(found)
+        flat = [xp.reshape(t, (len(some), t.shape[1] * t.shape[2])) for t in terms]
+        found.append(_row_norms(xp.concat(flat, axis=1), xp=xp))
+    return xp.concat(found)
+
+
+def _row_norms(x: Array, *, xp: Namespace) -> Array:
+    """The norm of each row, scaled so that nothing over- or underflows."""
+    if 0 in x.shape:
+        return xp.sum(x, axis=1)
+    largest = xp.max(xp.abs(x), axis=1)
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    return scale * xp.sqrt(xp.sum((x / scale[:, None]) ** 2, axis=1))
 
 
 def _dense_distance(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:

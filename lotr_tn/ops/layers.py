@@ -1,5 +1,6 @@
 """Layers of a stack, seen one by one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ __all__ = [
     "core_of",
     "cores_as_lora",
     "differentiable",
+    "each_core",
     "first_array",
     "layer_of",
     "layer_product",
@@ -129,6 +131,17 @@ def core_of(stack: Tucker2 | LowRankTucker2, index: int, *, xp: Namespace) -> Ar
         return float64(stack.core[index, ...], xp=xp)
     part = stack.slices[index]
     return float64(stack.up[:, part], xp=xp) @ float64(stack.down[part, :], xp=xp)
+
+
+def each_core(stack: Tucker2 | LowRankTucker2, *, xp: Namespace) -> Iterator[Array]:
+    """The cores (r1, r2) of all layers in turn, in float64."""
+    if isinstance(stack, Tucker2):
+        for index in range(stack.shape[0]):
+            yield float64(stack.core[index, ...], xp=xp)
+        return
+    up, down = float64(stack.up, xp=xp), float64(stack.down, xp=xp)
+    for part in stack.slices:
+        yield up[:, part] @ down[part, :]
 
 
 def wide_product(x: Array, y: Array, *, xp: Namespace) -> Array:

@@ -91,7 +91,7 @@ def _small_layers(stack: Stack, layers: range, *, xp: Namespace) -> list[Array]:
             right = xp.matrix_transpose(triangular_factor(stack.v, xp=xp))
             down = float64(stack.down, xp=xp) @ right
             cores = LoRAStack(up, down, stack.ranks)
-            return [_small_lora(cores, i, xp=xp) for i in layers]
+            return [_small_lora(cores, part, xp=xp) for part in cores.slices]
         case Tucker1():
             shared = triangular_factor(stack.shared, xp=xp)
             return [
@@ -99,12 +99,12 @@ def _small_layers(stack: Stack, layers: range, *, xp: Namespace) -> list[Array]:
                 for i in layers
             ]
         case LoRAStack():
-            return [_small_lora(stack, i, xp=xp) for i in layers]
+            return [_small_lora(stack, part, xp=xp) for part in stack.slices]
 
 
-def _small_lora(stack: LoRAStack, index: int, *, xp: Namespace) -> Array:
-    layer = layer_of(stack, index, xp=xp)
-    left, right = triangular_factor(layer.left, xp=xp), triangular_factor(layer.right, xp=xp)
+def _small_lora(stack: LoRAStack, part: slice, *, xp: Namespace) -> Array:
+    right = xp.matrix_transpose(stack.down[part, :])
+    left, right = triangular_factor(stack.up[:, part], xp=xp), triangular_factor(right, xp=xp)
     return left @ xp.matrix_transpose(right)
 
 

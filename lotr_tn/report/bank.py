@@ -80,6 +80,7 @@ def bank_conversion_record(
         ],
         "routes": dict(conversion.routes),
         "formats": _formats(bank),
+        "contents": _contents(bank),
         "dtype": bank.dtype,
         "met": bool(conversion.met),
         "seconds": seconds,
@@ -89,10 +90,6 @@ def bank_conversion_record(
 
 def bank_record(bank: Bank, source: Path, size: int) -> dict[str, Any]:
     """What `lotr inspect --json` prints of a bank."""
-    configs = {adapter.config for adapter in bank.adapters}
-    extras = {at for adapter in bank.adapters for at in adapter.extras.values()}
-    keys = dict.fromkeys(key for adapter in bank.adapters for key in adapter.extras)
-    sizes = [content.entry.nbytes for content in bank.contents]
     return {
         "source": str(source),
         "format": "bank",
@@ -106,13 +103,21 @@ def bank_record(bank: Bank, source: Path, size: int) -> dict[str, Any]:
         "bytes_stacks": _nbytes(_all_tensors(bank)),
         "bytes_bases": _nbytes(t for g in bank.groups.values() for t in (*g.outputs, *g.inputs)),
         "groups": [_group_record(group) for group in bank.groups.values()],
-        "contents": {
-            "configurations": len(configs),
-            "tensors": len(extras),
-            "keys": list(keys),
-            "bytes": sum(sizes[at] for at in configs | extras),
-        },
+        "contents": _contents(bank),
         "verified": None,
+    }
+
+
+def _contents(bank: Bank) -> dict[str, Any]:
+    """What a bank holds beside updates, each once."""
+    configs = {adapter.config for adapter in bank.adapters}
+    extras = {at for adapter in bank.adapters for at in adapter.extras.values()}
+    keys = dict.fromkeys(key for adapter in bank.adapters for key in adapter.extras)
+    return {
+        "configurations": len(configs),
+        "tensors": len(extras),
+        "keys": list(keys),
+        "bytes": _nbytes(bank.contents[at] for at in sorted(configs | extras)),
     }
 
 
@@ -248,6 +253,8 @@ def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> Renderabl
         f"{record['dtype']}",
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
     ]
+    if record["contents"]["tensors"]:
+        lines.insert(-2, f"Carried along   {_contents_text(record['contents'])}, unchanged")
     parts = adapter_table(record["adapters"], show_all=show_all)
     parts.append(Text("\n".join(lines)))
     if set(record["formats"]) <= set(ALONE):

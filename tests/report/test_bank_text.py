@@ -71,6 +71,7 @@ def conversion(**changed):
         "stackings": [way, way | {"stacking": "layers", "stacks": 1, "bytes": 687_000}],
         "routes": {"0.q": "whole", "1.q": "whole"},
         "formats": {"lotr": 80},
+        "contents": {"configurations": 1, "tensors": 0, "keys": [], "bytes": 80},
         "dtype": "float32",
         "met": True,
         "seconds": 0.31,
@@ -124,7 +125,7 @@ def test_the_way_chosen_comes_first():
 
 def test_lines_that_are_not_always_there():
     plain = shown(bank_conversion_text(conversion(bytes_separate=None), show_all=False))
-    for word in ("Each alone", "Bases", "Clusters", "At most", "hardly"):
+    for word in ("Each alone", "Bases", "Clusters", "At most", "hardly", "Carried"):
         assert word not in plain
     routes = {"0.q": "whole", "1.q": "updated", "2.q": "apart", "3.q": "updated"}
     text = shown(bank_conversion_text(conversion(routes=routes), show_all=False))
@@ -132,6 +133,9 @@ def test_lines_that_are_not_always_there():
     three = [adapter("a"), adapter("b", cluster=1), adapter("c", cluster=1)]
     text = shown(bank_conversion_text(conversion(adapters=three), show_all=False))
     assert "Clusters        2 with bases of their own, of 1, 2 adapters" in text
+    heads = {"configurations": 1, "tensors": 4, "keys": ["head"], "bytes": 9_400_000}
+    text = shown(bank_conversion_text(conversion(contents=heads), show_all=False))
+    assert "Carried along   1 configuration and 4 other tensors, 9.4 MB, unchanged\nFiles" in text
 
 
 @pytest.mark.parametrize("formats", [{"truncated": 4}, {"lora": 4}, {"truncated": 1, "lora": 3}])

@@ -22,6 +22,7 @@ from lotr_tn.checkpoints.bank.survey import (
     Contents,
     as_lora_adapter,
     bank_adapter,
+    require_modules,
     require_same_base,
     require_same_module,
 )
@@ -104,6 +105,7 @@ def append_adapters(
                 progress(name)
             _require_new(bank, name)
             lora = as_lora_adapter(adapters[name])
+            require_modules(name, lora)
             if not any_base:
                 require_base_of(bank, name, lora)
             work = _Work(bank, name, lora, epsilon)
@@ -220,16 +222,23 @@ class _Work:
     @cached_property
     def captured(self) -> Mapping[str, Mapping[str, float]]:
         """For each module its groups, with how much of its squared norm lies in their bases."""
+        groups = self.bank.groups.values()
+        layouts = {group.name: dict(group.modules) for group in groups}
+        clustered = len({group.cluster for group in groups}) > 1
+        bases: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         found: dict[str, dict[str, float]] = {}
         for module in self.lora.modules:
-            name, x = module.target.name, exact_stack(LoRAGroup("", (module,)))
+            name = module.target.name
+            having = [group for group in groups if name in layouts[group.name]]
             mine = found.setdefault(name, {})
-            for group in self.bank.groups.values():
-                layout = dict(group.modules).get(name)
-                if layout is not None:
-                    known = str(self.bank.source), group.shape, layout
-                    require_same_module(module, self.name, *known)
-                    mine[group.name] = _inside(group, x)
+            for group in having:
+                known = str(self.bank.source), group.shape, layouts[group.name][name]
+                require_same_module(module, self.name, *known)
+                mine[group.name] = 0.0
+                if clustered or len(having) > 1:
+                    if group.name not in bases:
+                        bases[group.name] = _orthonormal(group)
+                    mine[group.name] = _inside(*bases[group.name], module)
         return found
 
     @cached_property
@@ -281,17 +290,27 @@ def _empty_group(name: str, modules: Sequence[LoRAModule], cluster: int) -> Bank
     return BankGroup(name, modules[0].shape, places, (), (), (), cluster)
 
 
-def _inside(group: BankGroup, x: LoRAStack) -> float:
-    """‖P ΔW Q‖² for the projections on a group's bases, both sides or the one that it has."""
-    if not any(tensor.shape[1] for tensor in (*group.outputs, *group.inputs)):
+def _orthonormal(group: BankGroup) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal bases of what a group's bases span."""
+    if not group.outputs:
+        return np.zeros((group.shape[0], 0)), np.zeros((group.shape[1], 0))
+    bases = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
+    u, v = (np.linalg.qr(basis.astype(np.float64))[0] for basis in bases)
+    return u, v
+
+
+def _inside(u: np.ndarray, v: np.ndarray, module: LoRAModule) -> float:
+    """‖UUᵀ ΔW VVᵀ‖²; where there is one side alone, as if the other held the same share."""
+    x = exact_stack(LoRAGroup("", (module,)))
+    up, down = np.asarray(x.up), np.asarray(x.down)
+    whole = float(((up.T @ up) * (down @ down.T)).sum())
+    sides = int(u.shape[1] > 0) + int(v.shape[1] > 0)
+    if not sides or whole <= 0:
         return 0.0
-    up, down = x.up, x.down
-    u, v = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
-    if u.shape[1]:
-        up = np.linalg.qr(u.astype(np.float64))[0].T @ up
-    if v.shape[1]:
-        down = down @ np.linalg.qr(v.astype(np.float64))[0]
-    return float(((up.T @ up) * (down @ down.T)).sum())
+    up = u.T @ up if u.shape[1] else up
+    down = down @ v if v.shape[1] else down
+    inside = float(((up.T @ up) * (down @ down.T)).sum())
+    return inside if sides == 2 else inside**2 / whole
 
 
 def _ways(

@@ -1,5 +1,6 @@
 """A bank: many adapters of one base, their updates stacked in shared factors."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn._arrays import UNIT_ROUNDOFF, from_numpy
 from lotr_tn.analysis.curves import FormatName
 from lotr_tn.checkpoints.adapter import (
     Compressed,
@@ -32,7 +33,7 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import Dense
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.layers import storage_dtype
+from lotr_tn.ops.layers import arrays_of, storage_dtype, with_arrays
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.stacking import concat_layers, take_layers
 
@@ -190,13 +191,27 @@ class Bank(Mapping[str, LoTRAdapter]):
     def config_text(self, name: str) -> str:
         """An adapter's configuration, byte for byte."""
         raw: RawTensor = self.contents[self.adapters[self.place(name)].config].raw()
-        return raw.data.tobytes().decode()
+        text = raw.data.tobytes()
+        try:
+            fits = isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            fits = False
+        if not fits:
+            raise CheckpointError(
+                f"the configuration of {name} in {self.source} is damaged: it is no JSON object; "
+                "restore the file from a copy"
+            )
+        return text.decode()
 
-    def stack(self, module: str) -> tuple[Compressed, tuple[str, ...]]:
+    def stack(
+        self, module: str, *, backend: str = "numpy", device: str | None = None
+    ) -> tuple[Compressed, tuple[str, ...]]:
         """The updates of one module by all adapters that have it, as one stack.
 
         Args:
             module: its path.
+            backend: `numpy` or `torch`.
+            device: a device of the backend, such as `cuda`.
 
         Returns:
             The stack, and the adapter of each layer: `apply(stack, x, layer=...)` then takes a
@@ -205,10 +220,17 @@ class Bank(Mapping[str, LoTRAdapter]):
 
         Raises:
             CheckpointError: no adapter updates such a module.
+            BackendError: no such backend or device.
 
-        Cost: a copy of the cores where they do not lie together; else nothing is read.
+        Cost: a copy of the cores where they do not lie together, or for torch; else nothing is
+        read.
         """
-        return self._stack(module, exact=False)
+        stack, names = self._stack(module, exact=False)
+        if backend == "numpy" and device is None:
+            return stack, names
+        arrays = arrays_of(stack).items()
+        moved = {name: from_numpy(x, backend=backend, device=device) for name, x in arrays}
+        return with_arrays(stack, **moved), names
 
     def exact_stack(self, module: str) -> tuple[Compressed, tuple[str, ...]]:
         """The same in float64, widened before anything is multiplied."""
@@ -316,8 +338,8 @@ class Bank(Mapping[str, LoTRAdapter]):
         sizes = np.array([content.entry.nbytes for content in self.contents], dtype=float)
         return tuple(
             Figures(
-                ratio(sums[i, 0] ** 0.5, sums[i, 2] ** 0.5),
-                ratio(sums[i, 1] ** 0.5, sums[i, 2] ** 0.5),
+                float(ratio(sums[i, 0] ** 0.5, sums[i, 2] ** 0.5)),
+                float(ratio(sums[i, 1] ** 0.5, sums[i, 2] ** 0.5)),
                 int(sums[i, 3]),
                 int(own[i] + sum(sizes[c] for c in used[i] if holders[c] == 1)),
                 tuple(formats[i]),

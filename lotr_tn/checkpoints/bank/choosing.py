@@ -19,7 +19,7 @@ from lotr_tn.checkpoints.bank.stacks import Reduced
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, TotalError
 
-__all__ = ["Choices", "Wanted", "choose"]
+__all__ = ["SHARING", "Choices", "Wanted", "choose"]
 
 ROUNDS = 6
 """Times that weights are refined."""
@@ -106,8 +106,15 @@ class Weighed:
 
     @property
     def subject(self) -> Subject:
-        """The stack in coordinates."""
-        return self.held or _subject(self.reduced, self.factors, self.options)
+        """The stack in coordinates, with its curves, which are not computed again."""
+        fleet = self.reduced.fleet
+        return self.held or Subject(
+            self.reduced.coordinates().weighed(self.factors),
+            fleet.stored,
+            fleet.dtype,
+            self.curves,
+            self.options.limits,
+        )
 
     def losses(self, point: Point) -> np.ndarray:
         """(L,) squared error of each layer at a point, as it was before weighing."""

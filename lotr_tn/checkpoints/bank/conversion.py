@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from lotr_tn.analysis.candidates import Options
+from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.analysis.candidates import DECOMPOSITIONS, Options
 from lotr_tn.analysis.curves import FORMATS
 from lotr_tn.checkpoints.adapter import Adapter
 from lotr_tn.checkpoints.bank.bank import Bank, Stacking
+from lotr_tn.checkpoints.bank.choosing import SHARING
 from lotr_tn.checkpoints.bank.file import load_bank, save_bank
 from lotr_tn.checkpoints.bank.joint import BankRule, Job, StackChoice, bank_of
 from lotr_tn.checkpoints.bank.locking import exclusive
@@ -98,8 +100,9 @@ def convert_adapters(
             at the error asked for.
         dtype: storage dtype, or `auto`, as for `convert_adapter`.
         route: how stacks become small: `whole` holds all factors of one stack; `updated` holds
-            bases that grow as the error asks; `sketch` holds bases of a given size; `auto` takes
-            `whole` up to 512 rank terms, else `updated`.
+            bases that grow as the error asks; `sketch` holds bases of a given size; `apart` cuts
+            stacks into pieces of 512 rank terms; `auto` takes `whole` up to 512 rank terms, else
+            `updated`, or `apart` where that shares too little or a format has not both bases.
         sketch: the size for the route `sketch`.
         seed: for the route `sketch`.
         any_base: whether differing names of the base model are let through.
@@ -120,11 +123,13 @@ def convert_adapters(
     Source: Brüel-Gabrielsson et al. (2024), Compress then Serve, arXiv 2407.00066, for JD-Full.
     """
     path = Path(destination)
-    _check(rule, stack, format, route, sketch)
+    _check(rule, stack, format, method, dtype, route, sketch)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors, such as name.lotr.safetensors")
     refuse_existing(path, force=force)
     each = each and not isinstance(rule, TotalError)
+    if route == "auto" and format not in ("auto", *SHARING):
+        route = "apart"
     # whoever else changes a bank that is to be replaced is refused, or refuses this, at once
     with (
         exclusive(path) if path.exists() else nullcontext(path) as target,
@@ -159,7 +164,15 @@ def convert_adapters(
     )
 
 
-def _check(rule: BankRule, stack: str, format: str, route: str, sketch: int | None) -> None:
+def _check(
+    rule: BankRule,
+    stack: str,
+    format: str,
+    method: str,
+    dtype: str,
+    route: str,
+    sketch: int | None,
+) -> None:
     if stack not in ("auto", *STACKINGS):
         raise OptionError(f"stack must be auto, {', '.join(STACKINGS)}; found {stack!r}")
     if format not in FORMAT_CHOICES:
@@ -170,8 +183,21 @@ def _check(rule: BankRule, stack: str, format: str, route: str, sketch: int | No
         raise OptionError(
             "the route sketch, and no other, needs the size of its bases, such as 256"
         )
-    if isinstance(rule, FixedRank) and format in ("auto", "lora"):
-        return
+    if isinstance(rule, FixedRank) and format == "lora":
+        raise OptionError(
+            "--format lora has no ranks to be told; ask for an error or a size, or for another "
+            "format"
+        )
+    if route in ("updated", "sketch") and format not in ("auto", *SHARING):
+        raise OptionError(
+            f"the route {route} finds bases of both sides, and so makes {' or '.join(SHARING)}; "
+            f"for the format {format} choose the route whole or apart"
+        )
+    if method not in DECOMPOSITIONS:
+        raise OptionError(f"method must be one of {', '.join(DECOMPOSITIONS)}; found {method!r}")
+    if dtype not in ("auto", *UNIT_ROUNDOFF):
+        names = ", ".join(UNIT_ROUNDOFF)
+        raise OptionError(f"dtype must be auto or one of {names}; found {dtype!r}")
     if not isinstance(rule, RelativeError | TotalError | FixedRank | Budget):
         raise OptionError(
             f"a bank is asked for an error, a size or ranks; found {type(rule).__name__}"

@@ -1,14 +1,16 @@
 """Banks as files: what the header says, and which tensors hold what."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 
 from lotr_tn.checkpoints.adapter import Layout
-from lotr_tn.checkpoints.bank.bank import Bank, BankAdapter, Stacking
+from lotr_tn.checkpoints.bank.bank import Bank, BankAdapter
+from lotr_tn.checkpoints.bank.checking import SenseError, require_sense, whole_number
 from lotr_tn.checkpoints.bank.container import (
     Container,
     Entry,
@@ -25,6 +27,17 @@ from lotr_tn.errors import CheckpointError
 __all__ = ["is_bank", "load_bank", "overhead", "save_bank", "verify_bank"]
 
 SCHEMA = 1
+
+MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading a header of another form may raise."""
 
 OWN = {
     "lotr": ("core",),
@@ -58,12 +71,14 @@ def load_bank(path: str | Path) -> Bank:
     """
     container = read_container(Path(path))
     try:
-        return _bank(container, json.loads(container.text))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        bank = _bank(container, json.loads(container.text))
+        require_sense(bank)
+    except (*MALFORMED, SenseError) as error:
+        kind = "" if isinstance(error, SenseError) else f"{type(error).__name__}: "
         raise CheckpointError(
-            f"{path} has a header that makes no sense ({type(error).__name__}: {error}); restore "
-            "the file from a copy"
+            f"{path} has a header that makes no sense ({kind}{error}); restore the file from a copy"
         ) from None
+    return bank
 
 
 def verify_bank(path: str | Path) -> list[str]:
@@ -161,45 +176,58 @@ def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) ->
 
 def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
     path = container.path
-    if header["schema"] != SCHEMA:
+    if whole_number("the schema", header["schema"]) != SCHEMA:
         raise CheckpointError(
             f"{path} is a bank of schema {header['schema']}; this version reads {SCHEMA}: upgrade "
             "lotr-tn"
         )
     reader = _Reader(container)
-    adapters = tuple(
-        BankAdapter(
-            str(entry["name"]),
-            int(entry["config"]),
-            dict(zip(header["keys"][entry["keys"]], map(int, entry["extras"]), strict=True)),
-            str(entry["dtype"]),
-            int(entry["parameters"]),
-            int(entry["cluster"]),
-        )
-        for entry in header["adapters"]
-    )
-    contents = tuple(reader.tensor(f"contents.{at}") for at in range(header["contents"]))
+    count = whole_number("the number of contents", header["contents"])
+    adapters = tuple(_adapter(entry, header["keys"], count) for entry in header["adapters"])
+    contents = tuple(reader.tensor(f"contents.{at}") for at in range(count))
     groups = {name: reader.group(name, entry) for name, entry in header["groups"].items()}
     return Bank(
         adapters,
         groups,
         contents,
         header["asked"],
-        _stacking(header["stacking"]),
+        header["stacking"],
         header["explanation"],
         path,
     )
 
 
-TENSOR_ENTRY = 320
-"""Bytes of the header that one tensor's name, dtype, shape, place and checksum take beside the name
-of its group, at most."""
+def _adapter(entry: Mapping[str, Any], keys: Sequence[Sequence[str]], contents: int) -> BankAdapter:
+    at = whole_number("the place of an adapter's keys", entry["keys"], len(keys))
+    places = [whole_number("the place of a tensor", x, contents) for x in entry["extras"]]
+    return BankAdapter(
+        _text(entry["name"]),
+        whole_number("the place of a configuration", entry["config"], contents),
+        dict(zip(map(_text, keys[at]), places, strict=True)),
+        _text(entry["dtype"]),
+        whole_number("the number of parameters", entry["parameters"]),
+        whole_number("a cluster", entry["cluster"]),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise SenseError(f"{value!r} is no text")
+    return value
+
+
+TENSOR_ENTRY = 260
+"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most; its name
+stands there twice."""
+
+STACK_TENSORS = 6
+"""Tensors of a stack, at most: two bases, two of numbers, index and figures."""
 
 
 def overhead(
     adapters: Sequence[BankAdapter],
     contents: Sequence[BankTensor],
-    modules: Sequence[tuple[str, Layout]],
+    stacks: Sequence[str],
     layers: int,
 ) -> int:
     """Bytes, at most, that a bank takes beside the numbers of its stacks.
@@ -207,22 +235,17 @@ def overhead(
     Args:
         adapters: the adapters.
         contents: what they have beside updates.
-        modules: of all stacks, each module once; no more stacks are made than there are modules.
+        stacks: a name for each stack that may be made, such as the path of its one module.
         layers: updates of all adapters.
     """
     keys: dict[tuple[str, ...], int] = {}
     described = [_describe_adapter(adapter, keys) for adapter in adapters]
     text = len(json.dumps(json.dumps([described, *keys])))
-    names = sum(12 * (len(json.dumps(name)) + TENSOR_ENTRY) for name, _ in modules)
+    named = [2 * len(json.dumps(f"groups.{name}.parts.0.figures")) for name in stacks]
+    names = sum((STACK_TENSORS + 1) * (length + TENSOR_ENTRY) for length in named)
     numbers = layers * (4 * 4 + 4 * 8)
     held = sum(content.entry.nbytes + TENSOR_ENTRY for content in contents)
     return text + names + numbers + held + 4096
-
-
-def _stacking(name: str) -> Stacking:
-    if name not in get_args(Stacking):
-        raise ValueError(f"unknown stacking {name!r}")
-    return cast("Stacking", name)
 
 
 class _Reader:
@@ -239,14 +262,9 @@ class _Reader:
 
     def group(self, name: str, entry: Mapping[str, Any]) -> BankGroup:
         """One group."""
-        prefix, count = f"groups.{name}", int(entry["segments"])
-        modules = tuple(
-            (
-                str(module["name"]),
-                Layout(module["layout"], tuple(module["kernel"]), int(module["groups"])),
-            )
-            for module in entry["modules"]
-        )
+        prefix = f"groups.{name}"
+        count = whole_number("the number of segments", entry["segments"])
+        modules = tuple((_text(module["name"]), _layout(module)) for module in entry["modules"])
         outputs, inputs = (
             tuple(self.tensor(f"{prefix}.{side}.{at}") for at in range(count))
             for side in ("outputs", "inputs")
@@ -254,9 +272,9 @@ class _Reader:
         parts = tuple(
             self.part(f"{prefix}.parts.{at}", part) for at, part in enumerate(entry["parts"])
         )
-        m, n = entry["shape"]
-        cluster = int(entry["cluster"])
-        return BankGroup(name, (int(m), int(n)), modules, outputs, inputs, parts, cluster)
+        m, n = (whole_number("a size", size) for size in entry["shape"])
+        cluster = whole_number("a cluster", entry["cluster"])
+        return BankGroup(name, (m, n), modules, outputs, inputs, parts, cluster)
 
     def part(self, prefix: str, entry: Mapping[str, Any]) -> Part:
         """One part."""
@@ -265,13 +283,30 @@ class _Reader:
             raise CheckpointError(
                 f"{self.container.path} has layers in the unknown format {form!r}; upgrade lotr-tn"
             )
-        index = self.container.tensors[f"{prefix}.index"]
-        figures = self.container.tensors[f"{prefix}.figures"].array()
+        index = self.numbers(f"{prefix}.index", "I32", np.int32)
+        figures = self.numbers(f"{prefix}.figures", "F64", np.float64)
         return Part(
             form,
-            int(entry["segments"]),
-            str(entry["method"]),
+            whole_number("the number of segments", entry["segments"]),
+            _text(entry["method"]),
             {name: self.tensor(f"{prefix}.{name}") for name in OWN[form]},
-            index.data.view(np.int32).reshape(index.shape).astype(np.int64),
+            index.astype(np.int64),
             figures,
         )
+
+    def numbers(self, key: str, code: str, dtype: type) -> np.ndarray:
+        """A small tensor that everything else hangs on: it is compared with its checksum."""
+        raw = self.tensor(key).raw()
+        if raw.code != code:
+            raise SenseError(f"{key} is of {raw.dtype}")
+        if hashlib.sha256(raw.data.data).hexdigest() != self.container.checksums[key]:
+            raise CheckpointError(
+                f"{self.container.path} is damaged: the bytes of tensor {key} do not match their "
+                "checksum; restore it from a copy"
+            )
+        return raw.data.view(dtype).reshape(raw.shape)
+
+
+def _layout(module: Mapping[str, Any]) -> Layout:
+    kernel = tuple(whole_number("a kernel's size", size) for size in module["kernel"])
+    return Layout(module["layout"], kernel, whole_number("a number of groups", module["groups"]))

@@ -15,6 +15,7 @@ from lotr_tn.checkpoints.bank.file import overhead
 from lotr_tn.checkpoints.bank.making import Made, made_at, made_at_ranks
 from lotr_tn.checkpoints.bank.separate import made_separate, separate_ranks
 from lotr_tn.checkpoints.bank.stacks import (
+    PIECE,
     FleetStack,
     Goal,
     Reduced,
@@ -110,7 +111,7 @@ class Job:
             reduced = self._reduced(fleet)
             found = choose(reduced, self.energies, wanted, self.progress, refine=False)
             costs.append(StackChoice(way, len(fleet), found.bytes))
-            if best is None or _better(found, best[0], wanted):
+            if best is None or self._rank(found) < self._rank(best[0]):
                 best = found, way
         assert best is not None
         choices, way = best
@@ -121,6 +122,14 @@ class Job:
         routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
         outcome = Outcome(made, way, tuple(costs), routes, None, "shared", clusters)
         return self._or_separate(outcome, choices)
+
+    def _rank(self, found: Choices) -> tuple[float, float]:
+        """Smaller is better: for a budget the worst error; else bytes, once the error is met."""
+        if isinstance(self.rule, Budget):
+            return float(found.errors.max()), found.bytes
+        energies = np.ones(len(self.energies)) if self.each else self.energies
+        square = float((found.errors**2 * energies).sum()) / max(float(energies.sum()), 1e-300)
+        return max(square**0.5, self.epsilon * (1 + 1e-6)), found.bytes
 
     @property
     def _refines(self) -> bool:
@@ -144,9 +153,13 @@ class Job:
 
     def _overhead(self) -> int:
         survey = self.survey
-        modules = [(layers.name, layers.layout) for layers in survey.modules.values()]
         layers = sum(len(one.integers) for one in survey.modules.values())
-        return overhead(survey.adapters, survey.contents.tensors, modules, layers)
+        stacks = [
+            name
+            for name, one in survey.modules.items()
+            for _ in range(1 + int(one.integers[:, 1].sum()) // PIECE)
+        ]
+        return overhead(survey.adapters, survey.contents.tensors, stacks, layers)
 
     def _reduced(self, fleet: Sequence[FleetStack]) -> list[Reduced]:
         found: list[Reduced] = []
@@ -222,12 +235,6 @@ class Job:
         return replace(outcome, groups=made, note="separate", clusters=one)
 
 
-def _better(found: Choices, best: Choices, wanted: Wanted) -> bool:
-    if isinstance(wanted.rule, Budget):
-        return float(found.errors.max()) < float(best.errors.max())
-    return found.bytes < best.bytes
-
-
 def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndarray:
     """The measured error of each adapter, or the one of all together, relative to these norms."""
     lost, whole = np.zeros(len(energies)), energies
@@ -240,8 +247,9 @@ def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndar
 
 def bank_of(survey: Survey, made: Outcome, asked: Mapping[str, Any]) -> Bank:
     """The bank of groups that were made; its tensors are still in the spool."""
+    own = made.note == "shared" and all(one.format in ("lora", "truncated") for one in made.groups)
     explanation = {
-        "chosen": made.note,
+        "chosen": "separate" if own else made.note,
         "bytes_separate": made.bytes_separate,
         "stackings": [vars(way) for way in made.stackings],
         "splits": [vars(split) for split in made.clusters.splits],

@@ -26,6 +26,7 @@ from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.stacking import take_layers
 
 __all__ = [
+    "PIECE",
     "WHOLE_UP_TO",
     "FleetStack",
     "Goal",

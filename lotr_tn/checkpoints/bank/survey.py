@@ -25,6 +25,7 @@ __all__ = [
     "as_lora_adapter",
     "bank_adapter",
     "common_dtype",
+    "require_modules",
     "require_same_base",
     "require_same_module",
     "survey_of",
@@ -170,6 +171,7 @@ class Survey:
     def add(self, name: str, adapter: Adapter, *, any_base: bool) -> None:
         """Read one adapter; nothing of it is kept in memory."""
         lora = as_lora_adapter(adapter)
+        require_modules(name, lora)
         self._check_base(name, lora.config, any_base)
         place = len(self.adapters)
         for module in lora.modules:
@@ -193,6 +195,12 @@ class Survey:
             known = self.modules[path] = ModuleLayers(path, layout, module.shape, name)
         require_same_module(module, name, known.first, known.shape, known.layout)
         return known
+
+
+def require_modules(name: str, lora: LoRAAdapter) -> None:
+    """Refuse an adapter without updates."""
+    if not lora.modules:
+        raise CheckpointError(f"{name} updates no module; leave it out")
 
 
 def require_same_base(first: tuple[str, Any], second: tuple[str, Any]) -> None:

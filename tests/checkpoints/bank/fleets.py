@@ -233,13 +233,28 @@ def joint_error(bank, originals):
 def require_true(bank, originals, epsilon=None, names: Iterable[str] | None = None):
     """Every adapter's figures are what a plain loop finds, and within an error."""
     for name in names or originals:
-        found, figures = error(dense(bank[name]), dense(originals[name])), bank.figures(name)
-        assert figures.modules == len(originals[name].modules)
+        wanted, figures = dense(originals[name]), bank.figures(name)
+        found = error(dense(bank[name]), wanted)
+        assert figures.modules == len(wanted)
         assert found <= figures.bound * (1 + 1e-9) + 1e-12, name
         if figures.bound == figures.relative_error:
             assert abs(found - figures.relative_error) <= 1e-4 * found + 1e-13, name
         if epsilon is not None:
             assert found <= epsilon * (1 + 1e-9), name
+
+
+def stack_bytes(bank):
+    """Bytes of the numbers of all stacks, bases and layers."""
+    tensors = []
+    for group in bank.groups.values():
+        tensors += [*group.outputs, *group.inputs]
+        tensors += [tensor for part in group.parts for tensor in part.tensors.values()]
+    return sum(tensor.entry.nbytes for tensor in tensors)
+
+
+def formats_of(bank):
+    """The formats of all layers."""
+    return {part.format for group in bank.groups.values() for part in group.parts}
 
 
 # --- files
