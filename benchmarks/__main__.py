@@ -9,6 +9,7 @@ from benchmarks import (
     algebra,
     analyze,
     apply,
+    bank,
     group,
     large_group,
     mixed_batch,
@@ -28,7 +29,11 @@ BENCHMARKS = {
     "analyze": analyze.run,
     "training": training.run,
     "mixed-batch": mixed_batch.run,
+    "bank": bank.run,
 }
+
+LARGE = ("bank",)
+"""Those that have larger sizes, of several minutes."""
 
 
 def main(
@@ -44,6 +49,7 @@ def main(
             "analyze",
             "training",
             "mixed-batch",
+            "bank",
             "all",
         ],
         typer.Argument(help="What to measure."),
@@ -51,10 +57,14 @@ def main(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Tiny sizes, to see that it runs.")
     ] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="Larger sizes, where a benchmark has them: bank.")
+    ] = False,
 ) -> None:
     """Measure against floors and peers; prints a table and writes benchmarks/results/NAME.json."""
     for chosen in BENCHMARKS if name == "all" else [name]:
-        BENCHMARKS[chosen]("smoke" if smoke else "full")
+        size = "large" if large and chosen in LARGE else "full"
+        BENCHMARKS[chosen]("smoke" if smoke else size)
 
 
 if __name__ == "__main__":

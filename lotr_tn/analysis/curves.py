@@ -172,7 +172,7 @@ def _lotr(coordinates: Coordinates, limits: RankLimits) -> Curve:
 def _low_rank(coordinates: Coordinates, limits: RankLimits, pairs: int) -> Curve:
     """Pairs of shared ranks, and for each the layers' cores cut together, every term r1 + r2."""
     _, m, n = coordinates.shape
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    best = np.zeros(0), np.zeros(0), np.zeros((0, 3), dtype=np.int64)
     for r1, r2 in _pairs_to_try(coordinates, limits, pairs):
         tails, first = _core_tails(coordinates, r1, r2, limits)
         if r1 * r2:
@@ -181,10 +181,10 @@ def _low_rank(coordinates: Coordinates, limits: RankLimits, pairs: int) -> Curve
         parameters = m * r1 + n * r2 + terms * (r1 + r2)
         settings = np.stack([np.full_like(terms, r1), np.full_like(terms, r2), terms], axis=1)
         lost = float(coordinates.lost[r1, r2]) + tails[first:]
-        kept = pareto_front(parameters, lost)
-        found.append((parameters[kept], lost[kept], settings[kept]))
-    parameters, lost, settings = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return _front("lotr-low-rank", parameters, lost, settings)
+        both = tuple(map(np.concatenate, zip(best, (parameters, lost, settings), strict=True)))
+        kept = pareto_front(both[0], both[1])
+        best = both[0][kept], both[1][kept], both[2][kept]
+    return Curve("lotr-low-rank", best[0].astype(np.int64), best[1], best[2])
 
 
 def _pairs_to_try(
@@ -216,11 +216,11 @@ def _pairs_to_try(
 
 
 def _spread(lost: np.ndarray, count: int) -> np.ndarray:
-    """Places on a falling front: half of them evenly by number, half by the logarithm of the loss.
+    """Places on a falling front: most of them evenly by number, some by the logarithm of the loss.
 
     The first alone would miss the bend of a front whose long tail is noise.
     """
-    even = np.linspace(0, len(lost) - 1, count - count // 2).round().astype(int)
+    even = np.linspace(0, len(lost) - 1, 3 * count // 4).round().astype(int)
     above = lost[lost > 0]
     if not above.size:
         return np.unique(even)

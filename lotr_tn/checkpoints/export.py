@@ -35,6 +35,10 @@ DTYPE_MARGIN = 1 / 100
 """A dtype for the factors is chosen when its unit roundoff is at most this share of the error: what
 it adds changes no digit that is shown."""
 
+ORTHOGONAL = 1e-3
+"""Largest cosine of columns that count as orthogonal: an SVD would turn them by rounding. Whatever
+it is, they are exported without loss; only how far each is from the least rank depends on it."""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -144,11 +148,30 @@ def _modules(group: LoTRGroup | LoRAGroup) -> list[LoRAModule]:
     stack = group.stack
     if not isinstance(stack, Tucker2):
         return [_own_factors(target, stack, i) for i, target in enumerate(group.targets)]
-    frame = frame_of(stack.u, stack.v, xp=xp)
+    frame = _frame(stack)
     roundoff = UNIT_ROUNDOFF[stack.core.dtype.name]
     return [
         _module(target, stack, index, frame, roundoff) for index, target in enumerate(group.targets)
     ]
+
+
+def _frame(stack: Tucker2) -> Frame:
+    """The frame of U and V; these themselves where their columns are orthonormal already."""
+    if not (_is_identity(_gram(stack.u)) and _is_identity(_gram(stack.v))):
+        return frame_of(stack.u, stack.v, xp=xp)
+    r1, r2 = stack.ranks
+    u, v = stack.u.astype(np.float64), stack.v.astype(np.float64)
+    return Frame(u, np.eye(r1), v, np.eye(r2))
+
+
+def _gram(x: np.ndarray) -> np.ndarray:
+    """Inner products of columns, right to 1e-6: enough to see whether they are orthogonal."""
+    wide = x.astype(np.float32)
+    return wide.T @ wide
+
+
+def _is_identity(gram: np.ndarray) -> bool:
+    return bool((np.abs(gram - np.eye(len(gram))) <= ORTHOGONAL).all())
 
 
 def _as_linear(module: LoRAModule) -> LoRAModule:
@@ -167,10 +190,31 @@ def _own_factors(
         return no_update(target, left.shape[0], right.shape[0])
     if isinstance(stack, LoRAStack):
         return LoRAModule(_at_rank(target, left.shape[1]), left, right.T)
+    roundoff = UNIT_ROUNDOFF[storage_dtype(stack)]
+    if (found := _turned_already(target, left, right, roundoff)) is not None:
+        return found
     u, s, vt = svd_of_product(left, right.T)
-    rank = _rank(s, target, UNIT_ROUNDOFF[storage_dtype(stack)])
+    rank = _rank(s, target, roundoff)
     root = np.sqrt(s[:rank])
     return LoRAModule(_at_rank(target, rank), u[:, :rank] * root, root[:, None] * vt[:rank])
+
+
+def _turned_already(
+    target: Target, left: np.ndarray, right: np.ndarray, roundoff: float
+) -> LoRAModule | None:
+    """A module whose factors (m, k) and (n, k) have orthogonal columns, as their SVD's would be."""
+    grams = left.T @ left, right.T @ right
+    squares = [np.diagonal(gram) for gram in grams]
+    if any((square <= 0).any() for square in squares):
+        return None
+    lengths = [np.sqrt(square) for square in squares]
+    if not all(_is_identity(g / np.outer(x, x)) for g, x in zip(grams, lengths, strict=True)):
+        return None
+    order = np.argsort(-lengths[0] * lengths[1], kind="stable")
+    s = (lengths[0] * lengths[1])[order]
+    kept = order[: _rank(s, target, roundoff)]
+    even = np.sqrt(lengths[1] / lengths[0])[kept]
+    return LoRAModule(_at_rank(target, len(kept)), left[:, kept] * even, (right[:, kept] / even).T)
 
 
 def no_update(target: Target, m: int, n: int) -> LoRAModule:
@@ -230,6 +274,8 @@ def _common_rank(modules: list[LoRAModule]) -> int:
 def _padded(module: LoRAModule, rank: int) -> LoRAModule:
     target = module.target
     missing = rank // target.layout.groups - target.rank
+    if not missing:
+        return module
     up = np.pad(module.up, ((0, 0), (0, missing)))
     down = np.pad(module.down, ((0, missing), (0, 0)))
     return LoRAModule(Target(target.name, target.layout, target.rank + missing), up, down)
@@ -238,6 +284,8 @@ def _padded(module: LoRAModule, rank: int) -> LoRAModule:
 def _tiled(module: LoRAModule) -> LoRAModule:
     """For a grouped conv each group of outputs reads its own copy of the input factor."""
     target, groups = module.target, module.target.layout.groups
+    if groups == 1:
+        return module
     down = np.tile(module.down, (groups, 1))
     return LoRAModule(Target(target.name, target.layout, target.rank * groups), module.up, down)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.checkpoints.adapter import Adapter, LoRAAdapter, LoRAModule, Target
+from lotr_tn.checkpoints.base_models import base_model_of, require_same_base
 from lotr_tn.checkpoints.conversion import storage_dtype_for
 from lotr_tn.checkpoints.export import as_dtype, fits_float16, no_update, portable_lora
 from lotr_tn.checkpoints.merging_modules import Bases, ModuleUpdates, updates_of
@@ -112,6 +113,7 @@ def merge_adapters(
     rel_error: float | None = None,
     extras_from: str | None = None,
     dtype: str = "auto",
+    any_base: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Merged:
     """Several adapters of one base as one LoRA adapter.
@@ -135,6 +137,7 @@ def merge_adapters(
             "none". Left out, they must be equal in all adapters.
         dtype: storage dtype, or `auto`: float32, or float64 where an adapter has it; with
             `rel_error` the adapters' own where its rounding is invisible beside the error.
+        any_base: whether differing names of the base model are let through.
         progress: called with each module's path before it is merged.
 
     Returns:
@@ -142,7 +145,8 @@ def merge_adapters(
 
     Raises:
         OptionError: an option makes no sense, or a name belongs to no adapter.
-        CheckpointError: modules of one path differ in shape or layout, or other tensors differ.
+        CheckpointError: adapters name different base models, modules of one path differ in shape
+            or layout, or other tensors differ.
         FormatError: "slerp" of opposite adapters, or an entry too large for float16.
 
     Cost: O((m + n)·R²) flops a module for the summed rank R of the factors that differ, and
@@ -153,6 +157,8 @@ def merge_adapters(
     _require_cut(rank, rel_error, dtype)
     chosen = _weights_of(adapters, weights, method)
     used = {name: adapters[name] for name in chosen}
+    if not any_base:
+        _require_one_base(used)
     extras, config = _carried(adapters, used, extras_from)
     job = _Job(method, density, seed, _dtype_for(used.values(), dtype, rel_error), Bases())
     modules = updates_of(used)
@@ -165,6 +171,13 @@ def merge_adapters(
     export = portable_lora([one.module for one in kept], config, extras, dtype=stored)
     figures = tuple(one.figures for one in kept)
     return Merged(export.adapter, method, chosen, coefficients, figures, stored, rel_error)
+
+
+def _require_one_base(adapters: Mapping[str, Adapter]) -> None:
+    named = [(name, base_model_of(adapter)) for name, adapter in adapters.items()]
+    known = [(name, base) for name, base in named if base]
+    for other in known[1:]:
+        require_same_base(known[0], other)
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,11 @@ class Reduced:
 
     def total(self, weights: Sequence[float]) -> np.ndarray:
         """(k1, k2) Σ w_l a_l G_l b_lᵀ: cores between the same factors are added first."""
-        cores: dict[tuple[int, int], tuple[slice, np.ndarray, slice]] = {}
+        cores: dict[tuple[int, ...], tuple[slice, np.ndarray, slice]] = {}
         for weight, (a, middle, b) in zip(weights, self.terms, strict=True):
             own = np.eye(a.stop - a.start) if middle is None else middle
-            known = cores.get(key := (a.start, b.start))
+            key = a.start, a.stop, b.start, b.stop  # factors of rank 0 start where others do
+            known = cores.get(key)
             cores[key] = (a, weight * own if known is None else known[1] + weight * own, b)
         total = np.zeros((len(self.rows), len(self.columns)))
         for a, core, b in cores.values():

@@ -14,6 +14,7 @@ from lotr_tn.checkpoints.bank.file import is_bank, load_bank
 from lotr_tn.checkpoints.sources import named_adapters
 from lotr_tn.cli.console import NOT_MET, DebugFlag, JsonFlag, QuietFlag, progress, show
 from lotr_tn.cli.convert_many import require_paths
+from lotr_tn.cli.questions import AnyBaseOption
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.bank_changes import (
     appending_record,
@@ -55,10 +56,7 @@ def append(
             "file]",
         ),
     ] = None,
-    any_base: Annotated[
-        bool,
-        typer.Option("--any-base", help="Let adapters differ in what they call their base model."),
-    ] = False,
+    any_base: AnyBaseOption = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show every new adapter.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

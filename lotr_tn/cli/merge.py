@@ -22,7 +22,7 @@ from lotr_tn.cli.console import (
     progress,
     show,
 )
-from lotr_tn.cli.questions import DtypeOption
+from lotr_tn.cli.questions import AnyBaseOption, DtypeOption
 from lotr_tn.report.merging import merging_record, merging_text
 
 __all__ = ["merge"]
@@ -65,6 +65,7 @@ def merge(
         typer.Option(metavar="NAME | none", help="Whose heads, biases and the like to keep."),
     ] = None,
     dtype: DtypeOption = "auto",
+    any_base: AnyBaseOption = False,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -91,6 +92,7 @@ def merge(
             rel_error=rel_error,
             extras_from=extras_from,
             dtype=dtype,
+            any_base=any_base,
             progress=step,
         )
         save_peft(merged.adapter, output, force=force)

@@ -8,6 +8,7 @@ import typer
 from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RelativeError, TotalError
 
 __all__ = [
+    "AnyBaseOption",
     "DtypeOption",
     "FormatOption",
     "MaxBytesOption",
@@ -50,6 +51,10 @@ MaxRankOption: TypeAlias = Annotated[
     typer.Option(
         metavar="R | GROUP=R", help="The largest rank to choose, in all groups or in one."
     ),
+]
+AnyBaseOption: TypeAlias = Annotated[
+    bool,
+    typer.Option("--any-base", help="Let adapters differ in what they call their base model."),
 ]
 DtypeOption: TypeAlias = Annotated[
     Literal["auto", "bfloat16", "float16", "float32", "float64"],

@@ -23,7 +23,16 @@ from lotr_tn.ops.layers import common_namespace
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 
-__all__ = ["Storage", "assemble", "fix_signs", "keep_whole", "signs", "with_best_cores"]
+__all__ = [
+    "Storage",
+    "assemble",
+    "bounds_of",
+    "fix_signs",
+    "keep_whole",
+    "lifted",
+    "signs",
+    "with_best_cores",
+]
 
 ARITHMETIC = 32
 """Unit roundoffs that the float64 arithmetic itself may lose, relative to the norm."""
@@ -45,10 +54,7 @@ def assemble(stack: Stack, space: CoreSpace, subspaces: Subspaces, how: Storage)
     arrays as stored. Cost: O((m + n)·R·r) flops; memory of the factors and one layer.
     """
     xp = common_namespace(stack)
-    u, v = (
-        cast(fix_signs(side.lift(part, xp=xp), xp=xp), how.dtype, xp=xp)
-        for side, part in ((space.left, subspaces.left), (space.right, subspaces.right))
-    )
+    u, v = lifted(space, subspaces, how.dtype, xp=xp)
     return with_best_cores(
         stack,
         u,
@@ -57,6 +63,17 @@ def assemble(stack: Stack, space: CoreSpace, subspaces: Subspaces, how: Storage)
             stack, space, subspaces, how, distances, subspaces.sweeps, xp=xp
         ),
     )
+
+
+def lifted(
+    space: CoreSpace, subspaces: Subspaces, dtype: str, *, xp: Namespace
+) -> tuple[Array, Array]:
+    """The factors (m, r1) and (n, r2) of both subspaces, rounded to the dtype."""
+    u, v = (
+        cast(fix_signs(side.lift(part, xp=xp), xp=xp), dtype, xp=xp)
+        for side, part in ((space.left, subspaces.left), (space.right, subspaces.right))
+    )
+    return u, v
 
 
 def with_best_cores(
@@ -117,7 +134,7 @@ def _certified(
     *,
     xp: Namespace,
 ) -> Certificate:
-    lower, upper = _bounds(space, subspaces, how.dtype, xp=xp)
+    lower, upper = bounds_of(space, subspaces, how.dtype, xp=xp)
     norms = space.layer_norms if how.weights is None else layer_norms(stack)
     return Certificate(distances, norms, lower, upper, how.method, sweeps, how.weights)
 
@@ -135,7 +152,7 @@ def signs(u: Array, *, xp: Namespace) -> Array:
     return xp.where(-xp.min(u, axis=0) > xp.max(u, axis=0), -one, one)
 
 
-def _bounds(
+def bounds_of(
     space: CoreSpace, subspaces: Subspaces, dtype: str, *, xp: Namespace
 ) -> tuple[Array, Array]:
     """Bounds on the distance: below for any Tucker-2 of these ranks, above for the HOSVD's.

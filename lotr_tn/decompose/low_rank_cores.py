@@ -1,18 +1,30 @@
 """Tucker-2 with low-rank cores: shared factors first, then every core cut to its own rank."""
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, float64, narrow, to_numpy
-from lotr_tn.decompose.assemble import signs
-from lotr_tn.decompose.search import asked_dtype
+from lotr_tn._arrays import (
+    UNIT_ROUNDOFF,
+    Array,
+    Namespace,
+    dtype_name,
+    float64,
+    namespace_of,
+    narrow,
+    to_numpy,
+)
+from lotr_tn.decompose.assemble import bounds_of, lifted, signs
+from lotr_tn.decompose.core_space import core_space
+from lotr_tn.decompose.search import PairSearch, asked_dtype
+from lotr_tn.decompose.sweeps import leading_axes
 from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.decompose.tucker import hosvd
 from lotr_tn.errors import RankError
-from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack, Tucker2
-from lotr_tn.linalg.factor import svd
+from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack
+from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankLimits
-from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.layers import common_namespace
+from lotr_tn.ops.distance import frame_of, layer_distances
+from lotr_tn.ops.layers import common_namespace, each_core, refuse_gradient
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 
@@ -61,51 +73,101 @@ def low_rank_tucker2(
     """
     if terms < 0:
         raise RankError(f"terms must be at least 0; found {terms}")
+    limits = limits or RankLimits()
+    if isinstance(stack, LowRankTucker2):
+        return _inside_bases(stack, FixedRank(*ranks), terms, limits, asked_dtype(stack, dtype))
     whole = hosvd(stack, FixedRank(*ranks), dtype=asked_dtype(stack, dtype))
     most = stack.ranks if isinstance(stack, LoRAStack) else (min(stack.shape[1:]),) * stack.shape[0]
-    return _cut_cores(stack, whole, most, terms, limits or RankLimits())
-
-
-def _cut_cores(
-    stack: Stack, whole: Tucker2, most: tuple[int, ...], terms: int, limits: RankLimits
-) -> LowRankTucker2:
-    """The cores cut to `terms` rank terms, none to more than its layer had (`most`)."""
+    assert whole.certificate is not None
     xp = common_namespace(whole)
-    cores = [svd(float64(whole.core[i, ...], xp=xp), xp=xp) for i in range(whole.shape[0])]
-    values = [to_numpy(s)[:rank] for (_, s, _), rank in zip(cores, most, strict=True)]
+    cores = []
+    for core, rank in zip(each_core(whole, xp=xp), most, strict=True):
+        u, s, vt = svd(core, xp=xp)  # of which a layer has no more than its own rank
+        cores.append((xp.asarray(u[:, :rank], copy=True), s, xp.asarray(vt[:rank, :], copy=True)))
+    return _cut(stack, (whole.u, whole.v), cores, terms, limits, _Bounds.of(whole.certificate))
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What is known of the Tucker-2 before its cores are cut."""
+
+    lower: Array
+    upper: Array
+    norms: Array  # (L,) of the layers
+
+    @staticmethod
+    def of(certificate: Certificate) -> "_Bounds":
+        """Those that a Tucker-2 was certified with."""
+        return _Bounds(certificate.lower, certificate.upper, certificate.norms)
+
+
+def _inside_bases(
+    stack: LowRankTucker2, ranks: FixedRank, terms: int, limits: RankLimits, dtype: str
+) -> LowRankTucker2:
+    """The same from a stack of low-rank cores, none of which is ever formed whole."""
+    refuse_gradient("low_rank_tucker2", stack)
+    xp = common_namespace(stack)
+    space = core_space(stack)
+    chosen = PairSearch(
+        space, stack.shape, lambda space, pair: leading_axes(space, pair, xp=xp), False
+    ).asked(ranks)
+    u, v = lifted(space, chosen, dtype, xp=xp)
+    frame = frame_of(u, v, xp=xp)
+    sides = ((frame.left, frame.left_factor, stack.u), (frame.right, frame.right_factor, stack.v))
+    left, right = (
+        xp.linalg.pinv(factor) @ (xp.matrix_transpose(basis) @ float64(own, xp=xp))
+        for basis, factor, own in sides
+    )
+    up = left @ float64(stack.up, xp=xp)
+    down = float64(stack.down, xp=xp) @ xp.matrix_transpose(right)
+    cores = [_svd_of_core(up[:, part], down[part, :], xp=xp) for part in stack.slices]
+    bounds = _Bounds(*bounds_of(space, chosen, dtype, xp=xp), space.layer_norms)
+    return _cut(stack, (u, v), cores, terms, limits, bounds)
+
+
+def _svd_of_core(up: Array, down: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
+    """The SVD of up (r1, k) @ down (k, r2), from matrices of the smaller of both sizes."""
+    if 0 in up.shape or 0 in down.shape:
+        return up[:, :0], xp.sum(up, axis=0)[:0], down[:0, :]
+    (left, r_left), (right, r_right) = qr(up, xp=xp), qr(xp.matrix_transpose(down), xp=xp)
+    u, s, vt = svd(r_left @ xp.matrix_transpose(r_right), xp=xp)
+    return left @ u, s, vt @ xp.matrix_transpose(right)
+
+
+def _cut(
+    stack: Stack,
+    bases: tuple[Array, Array],
+    cores: Sequence[tuple[Array, Array, Array]],
+    terms: int,
+    limits: RankLimits,
+    bounds: _Bounds,
+) -> LowRankTucker2:
+    """Cores, by their SVDs, cut to `terms` rank terms; only values with vectors may be kept."""
+    (u, v), xp = bases, namespace_of(u=bases[0])
+    values = [to_numpy(s)[: left.shape[1]] for left, s, _ in cores]
     order = limited_order(values, limits)
     kept = order.ranks(min(terms, len(order.layers)))
     ups, downs = [], []
-    for (u, s, vt), rank in zip(cores, kept, strict=True):
-        root = xp.sqrt(s[:rank]) * signs(u[:, :rank], xp=xp)
-        ups.append(u[:, :rank] * root[None, :])
-        downs.append(root[:, None] * vt[:rank, :])
-    dtype = asked_dtype(whole, None)
+    for (left, s, right), rank in zip(cores, kept, strict=True):
+        root = xp.sqrt(s[:rank]) * signs(left[:, :rank], xp=xp)
+        ups.append(left[:, :rank] * root[None, :])
+        downs.append(root[:, None] * right[:rank, :])
+    dtype = dtype_name(u)
     up, down = (
         narrow(xp.concat(parts, axis=axis), dtype, xp=xp) for parts, axis in ((ups, 1), (downs, 0))
     )
-    result = LowRankTucker2(whole.u, up, down, whole.v, kept)
+    result = LowRankTucker2(u, up, down, v, kept)
     lost = [s[rank:] for (_, s, _), rank in zip(cores, kept, strict=True)]
-    certificate = _certified(stack, whole, result, root_sum_squares(xp.concat(lost)), dtype, xp=xp)
-    return LowRankTucker2(whole.u, up, down, whole.v, kept, certificate)
+    tail = root_sum_squares(xp.concat(lost))
+    return LowRankTucker2(u, up, down, v, kept, _certified(stack, result, bounds, tail, xp=xp))
 
 
 def _certified(
-    stack: Stack,
-    whole: Tucker2,
-    result: LowRankTucker2,
-    tail: Array,
-    dtype: str,
-    *,
-    xp: Namespace,
+    stack: Stack, result: LowRankTucker2, bounds: _Bounds, tail: Array, *, xp: Namespace
 ) -> Certificate:
     """Measured distances; the Tucker-2's own bounds, the upper one with the cores' tail beside."""
-    before = whole.certificate
-    assert before is not None
     distances = layer_distances(*(astype(s, "float64") for s in (stack, result)))
-    rounding = (2.5 * UNIT_ROUNDOFF[dtype] + 2.0**-48) * max(1, *result.ranks) ** 0.5
-    upper = root_sum_squares(xp.stack([before.upper, tail])) + rounding * float(
-        np.linalg.norm(before.layer_norms)
-    )
-    method = f"{before.method}, low-rank cores"
-    return Certificate(distances, before.norms, before.lower, upper, method, 0)
+    share = 2.5 * UNIT_ROUNDOFF[dtype_name(result.u)] + 2.0**-48
+    rounding = share * max(1, *result.ranks) ** 0.5 * root_sum_squares(bounds.norms)
+    upper = root_sum_squares(xp.stack([bounds.upper, tail])) + rounding
+    return Certificate(distances, bounds.norms, bounds.lower, upper, "hosvd, low-rank cores", 0)

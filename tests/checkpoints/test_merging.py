@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -432,6 +433,19 @@ def test_slerp_of_three_is_refused():
         lt.merge_adapters({c: adapter(i) for i, c in enumerate("abc")}, method="slerp")
     with pytest.raises(lt.errors.OptionError, match="no adapter to merge"):
         lt.merge_adapters({})
+
+
+def test_adapters_of_two_bases_are_refused_by_name():
+    a, b = adapter(0), adapter(1)
+    a, b = (
+        replace(one, config={**one.config, "base_model_name_or_path": base})
+        for one, base in ((a, "hub/small"), (b, "large"))
+    )
+    with pytest.raises(lt.errors.CheckpointError, match=r"two belongs to the base large and one"):
+        lt.merge_adapters({"one": a, "two": b})
+    assert lt.merge_adapters({"one": a, "two": b}, any_base=True).relative_error < 1e-6
+    same = replace(b, config={**b.config, "base_model_name_or_path": "/models/Small/"})
+    lt.merge_adapters({"one": a, "two": same})
 
 
 def test_modules_that_differ_are_refused_by_name():

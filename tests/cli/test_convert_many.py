@@ -114,7 +114,7 @@ def test_one_error_for_each_or_for_all(lotr, tmp_path):
 
 
 def test_a_size(lotr, run, tmp_path):
-    size = 30_000
+    size = 22_000
     record = of_json(lotr("convert", *run, "--max-bytes", size, "-o", BANK, "--json"))
     assert (tmp_path / BANK).stat().st_size <= size
     assert 0 < record["worst_error"] < 1

@@ -1,6 +1,5 @@
 """New adapters for a bank, without a change to those it holds."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,10 +22,10 @@ from lotr_tn.checkpoints.bank.survey import (
     as_lora_adapter,
     bank_adapter,
     require_modules,
-    require_same_base,
     require_same_module,
 )
 from lotr_tn.checkpoints.bank.tensor import BankTensor
+from lotr_tn.checkpoints.base_models import base_model_of, require_same_base
 from lotr_tn.checkpoints.conversion import storage_dtype_for
 from lotr_tn.decompose.extension import Extension, extension_of
 from lotr_tn.decompose.truncation import cut_layers, global_order
@@ -107,7 +106,9 @@ def append_adapters(
             lora = as_lora_adapter(adapters[name])
             require_modules(name, lora)
             if not any_base:
-                require_base_of(bank, name, lora)
+                first = bank.names[0]
+                known = first, base_model_of(bank[first])
+                require_same_base(known, (name, base_model_of(lora)))
             work = _Work(bank, name, lora, epsilon)
             bank, error, added = work.appended()
             met, directions = met and error <= epsilon, directions + added
@@ -125,13 +126,6 @@ def _asked_error(bank: Bank, rel_error: float | None) -> float:
             "may have, such as --rel-error 0.05"
         )
     return RelativeError(float(asked)).epsilon
-
-
-def require_base_of(bank: Bank, name: str, lora: LoRAAdapter) -> None:
-    """Refuse an adapter of another base."""
-    first = bank.names[0]
-    base = json.loads(bank.config_text(first)).get("base_model_name_or_path")
-    require_same_base((first, base), (name, lora.config.get("base_model_name_or_path")))
 
 
 def _require_new(bank: Bank, name: str) -> None:

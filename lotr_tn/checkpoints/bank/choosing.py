@@ -36,6 +36,9 @@ GAIN = 0.995
 HELD = 1 << 26
 """Bytes of coordinates that are held in memory; beyond, they are read again from the spool."""
 
+POINTS = 1024
+"""Points of a curve, at most: a stack of thousands of rank terms has no need of each of them."""
+
 SHARING: tuple[FormatName, ...] = ("lotr", "lotr-low-rank")
 """Formats of a stack that is only known between its bases."""
 
@@ -133,7 +136,15 @@ class Weighed:
 
 def _subject(reduced: Reduced, factors: np.ndarray, options: Options) -> Subject:
     coordinates = reduced.coordinates().weighed(factors)
-    return Subject.of(coordinates, reduced.fleet.stored, reduced.fleet.dtype, options)
+    subject = Subject.of(coordinates, reduced.fleet.stored, reduced.fleet.dtype, options)
+    return replace(subject, curves={name: _thin(c) for name, c in subject.curves.items()})
+
+
+def _thin(curve: Curve) -> Curve:
+    """At most so many points of a curve, evenly spread, both ends among them."""
+    size = len(curve.lost)
+    kept = np.unique(np.linspace(0, size - 1, min(size, POINTS)).round().astype(np.int64))
+    return Curve(curve.format, curve.parameters[kept], curve.lost[kept], curve.settings[kept])
 
 
 def choose(

@@ -11,7 +11,7 @@ from lotr_tn.analysis.candidates import Options
 from lotr_tn.analysis.curves import FORMATS
 from lotr_tn.checkpoints.adapter import LoRAAdapter
 from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.file import load_bank, save_bank
+from lotr_tn.checkpoints.bank.file import load_bank, save_bank, verify_bank
 from lotr_tn.checkpoints.bank.group import (
     ADAPTER,
     DISTANCE,
@@ -27,7 +27,7 @@ from lotr_tn.checkpoints.bank.locking import exclusive
 from lotr_tn.checkpoints.bank.spool import Spool
 from lotr_tn.checkpoints.bank.survey import survey_of
 from lotr_tn.checkpoints.export import to_lora
-from lotr_tn.errors import OptionError
+from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.stacking import take_layers
@@ -83,6 +83,7 @@ def compact_bank(
     """
     with exclusive(Path(path)) as real:
         bank = load_bank(real)
+        _require_sound(real)
         asked = bank.asked.get("relative_error") if rel_error is None else rel_error
         if asked is None:
             raise OptionError(
@@ -99,6 +100,16 @@ def compact_bank(
     floor = LEAST * UNIT_ROUNDOFF[after.dtype]
     met = worst <= rule.epsilon + floor
     return Compacted(after, before, Path(path).stat().st_size, met)
+
+
+def _require_sound(path: Path) -> None:
+    """Refuse a bank with damaged numbers: anew they would be written with checksums that fit."""
+    damaged = verify_bank(path)
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: the bytes of tensor {damaged[0]} do not match their checksum; "
+            "restore it from a copy"
+        )
 
 
 def _asked(bank: Bank, rule: RelativeError) -> dict[str, object]:

@@ -99,6 +99,10 @@ def save_bank(bank: Bank, path: Path, *, force: bool) -> None:
         CheckpointError: the target exists and `force` is false, a tensor that is copied is damaged,
             or writing failed; then nothing was changed.
     """
+    try:
+        require_sense(bank)
+    except SenseError as error:
+        raise CheckpointError(f"{path} was not written, since {error}") from None
     entries, header = _described(bank)
     write_bank_file(path, entries, json.dumps(header, separators=(",", ":")), force=force)
 

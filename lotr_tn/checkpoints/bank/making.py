@@ -15,6 +15,7 @@ from lotr_tn.analysis.division import Point
 from lotr_tn.checkpoints.adapter import LoRAGroup
 from lotr_tn.checkpoints.bank.choosing import Weighed
 from lotr_tn.checkpoints.bank.group import BankGroup, Part
+from lotr_tn.checkpoints.bank.measuring import distances_from
 from lotr_tn.checkpoints.bank.spool import Spool
 from lotr_tn.checkpoints.bank.stacks import FleetStack, Reduced
 from lotr_tn.checkpoints.bank.survey import common_dtype
@@ -27,7 +28,6 @@ from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.layers import arrays_of
 from lotr_tn.ops.moving import astype
-from lotr_tn.ops.norms import layer_norms
 
 __all__ = [
     "Made",
@@ -132,12 +132,14 @@ def _inverse(factors: np.ndarray) -> list[float]:
 
 def _measured(reduced: Reduced, stored: Stored, format: FormatName, options: Options) -> Made:
     """A stack in its storage dtype, with its distances from the original."""
-    narrow = _narrowed(stored, options.dtype)
-    original = reduced.stack(np.ones(len(reduced.fleet.layers)))
-    inside = np.asarray(layer_distances(original, astype(narrow, "float64")))
-    norms = np.sqrt(np.asarray(layer_norms(original)) ** 2 + reduced.missed)
-    distances = np.sqrt(inside**2 + reduced.missed)
-    fleet = reduced.fleet
+    narrow, fleet = _narrowed(stored, options.dtype), reduced.fleet
+    norms = np.sqrt(fleet.energies)
+    if reduced.kept is None:
+        original = reduced.stack(np.ones(len(norms)))
+        distances = np.asarray(layer_distances(original, astype(narrow, "float64")))
+    else:
+        assert isinstance(narrow, Tucker2 | LowRankTucker2)
+        distances = distances_from(fleet, narrow)
     method = narrow_method(stored)
     part = part_of(fleet, narrow, format, distances, norms, method)
     match narrow:

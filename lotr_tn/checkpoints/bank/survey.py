@@ -4,7 +4,6 @@ import hashlib
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from lotr_tn.checkpoints.bank.bank import BankAdapter
 from lotr_tn.checkpoints.bank.container import Entry
 from lotr_tn.checkpoints.bank.spool import Slot, Spool
 from lotr_tn.checkpoints.bank.tensor import BankTensor
+from lotr_tn.checkpoints.base_models import base_model_of, require_same_base
 from lotr_tn.checkpoints.export import to_lora
 from lotr_tn.checkpoints.tensors import RawTensor
 from lotr_tn.errors import CheckpointError
@@ -26,7 +26,6 @@ __all__ = [
     "bank_adapter",
     "common_dtype",
     "require_modules",
-    "require_same_base",
     "require_same_module",
     "survey_of",
 ]
@@ -172,7 +171,7 @@ class Survey:
         """Read one adapter; nothing of it is kept in memory."""
         lora = as_lora_adapter(adapter)
         require_modules(name, lora)
-        self._check_base(name, lora.config, any_base)
+        self._check_base(name, lora, any_base)
         place = len(self.adapters)
         for module in lora.modules:
             layers = self._layers_of(name, module)
@@ -181,10 +180,10 @@ class Survey:
         self.bytes += sum(m.up.nbytes + m.down.nbytes for m in lora.modules)
         self.bytes += sum(tensor.data.nbytes for tensor in lora.extras.values())
 
-    def _check_base(self, name: str, config: Mapping[str, Any], any_base: bool) -> None:
-        base = config.get("base_model_name_or_path")
+    def _check_base(self, name: str, lora: LoRAAdapter, any_base: bool) -> None:
+        base = base_model_of(lora)
         if self.base is None and base:
-            self.base = name, str(base)
+            self.base = name, base
         if self.base is not None and not any_base:
             require_same_base(self.base, (name, base))
 
@@ -198,19 +197,11 @@ class Survey:
 
 
 def require_modules(name: str, lora: LoRAAdapter) -> None:
-    """Refuse an adapter without updates."""
+    """Refuse an adapter without updates, or without a name."""
+    if not name:
+        raise CheckpointError("the name of an adapter is empty; give it a name")
     if not lora.modules:
         raise CheckpointError(f"{name} updates no module; leave it out")
-
-
-def require_same_base(first: tuple[str, Any], second: tuple[str, Any]) -> None:
-    """Refuse adapters, by name and base model, of two bases; one that names none fits any."""
-    (one, known), (other, base) = first, second
-    if known and base and _last(str(known)) != _last(str(base)):
-        raise CheckpointError(
-            f"{other} belongs to the base {base} and {one} to {known}; needed adapters of one base "
-            "(--any-base, if both names mean the same model)"
-        )
 
 
 def require_same_module(
@@ -284,8 +275,3 @@ def squared_norm(module: LoRAModule) -> float:
     up, down = (factor.astype(np.float64) for factor in (module.up, module.down))
     up, down = replace(module, up=up, down=down).factors()
     return max(float(((up.T @ up) * (down @ down.T).T).sum()), 0.0)
-
-
-def _last(base: str) -> str:
-    """The last part of a model's name or path: what a hub and a folder on disk have in common."""
-    return base.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()

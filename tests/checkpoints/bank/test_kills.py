@@ -66,7 +66,9 @@ CHANGES = {
         (0, 1, 2, 3),
     ),
     "drop": Change(program("drop_adapters(bank, ['adapter-0001'])"), None, (0, 2)),
-    "rename": Change(program("rename_adapter(bank, 'adapter-0001', 'other')"), None, (0, "other", 2)),
+    "rename": Change(
+        program("rename_adapter(bank, 'adapter-0001', 'other')"), None, (0, "other", 2)
+    ),
     "compact": Change(program("compact_bank(bank, rel_error=0.4)"), None, (0, 1, 2)),
     "lotr append": Change(LOTR, ("append", "BANK", "FLEET/adapter-0003", "-q"), (0, 1, 2, 3)),
     "lotr convert": Change(

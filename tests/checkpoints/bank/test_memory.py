@@ -13,7 +13,9 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="peaks and open files are read from /proc"
 )
 
-SHAPES = FleetShapes("tiny", 2, "base_model.model.layers.{}", {"q_proj": (512, 384), "v_proj": (384, 512)})
+SHAPES = FleetShapes(
+    "tiny", 2, "base_model.model.layers.{}", {"q_proj": (512, 384), "v_proj": (384, 512)}
+)
 FEW, MANY = 50, 500
 
 CONVERT = """
@@ -72,7 +74,7 @@ record = {
     "peak": peak,
     "most": most,
     "asked": adapters.asked,
-    "met": done.met,
+    "met": bool(done.met),
     "share": done.bank.nbytes / done.bytes_before,
 }
 print(json.dumps(record))
