@@ -118,10 +118,12 @@ def _inside_bases(
         xp.linalg.pinv(factor) @ (xp.matrix_transpose(basis) @ float64(own, xp=xp))
         for basis, factor, own in sides
     )
+    bounds = _Bounds(*bounds_of(space, chosen, dtype, xp=xp), space.layer_norms)
+    del space, chosen  # as large as the stack
     up = left @ float64(stack.up, xp=xp)
     down = float64(stack.down, xp=xp) @ xp.matrix_transpose(right)
     cores = [_svd_of_core(up[:, part], down[part, :], xp=xp) for part in stack.slices]
-    bounds = _Bounds(*bounds_of(space, chosen, dtype, xp=xp), space.layer_norms)
+    del up, down
     return _cut(stack, (u, v), cores, terms, limits, bounds)
 
 
@@ -156,6 +158,7 @@ def _cut(
     up, down = (
         narrow(xp.concat(parts, axis=axis), dtype, xp=xp) for parts, axis in ((ups, 1), (downs, 0))
     )
+    del ups, downs
     result = LowRankTucker2(u, up, down, v, kept)
     lost = [s[rank:] for (_, s, _), rank in zip(cores, kept, strict=True)]
     tail = root_sum_squares(xp.concat(lost))

@@ -1,5 +1,7 @@
 """New layers in given bases: predicted losses are those of a plain dense projection."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,8 +23,7 @@ def problem(seed=0, m=13, n=11, p=3, q=4, ranks=(2, 1, 3), *, inside=0.0, skew=1
 
 
 def dense(stack):
-    ends = np.cumsum([0, *stack.ranks])
-    return [stack.up[:, a:b] @ stack.down[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [stack.up[:, a:b] @ stack.down[a:b] for a, b in pairwise(np.cumsum([0, *stack.ranks]))]
 
 
 def projector(x):
@@ -125,9 +126,7 @@ def test_cores_of_low_rank_are_the_best_of_their_rank(counts):
     for ranks in ((1, 1, 1), (2, 0, 3), (0, 0, 0)):
         made = extension.low_rank(*counts, ranks, "float64")
         assert made.ranks == ranks
-        for at, (a, b) in enumerate(
-            zip(np.cumsum([0, *ranks])[:-1], np.cumsum(ranks), strict=True)
-        ):
+        for at, (a, b) in enumerate(pairwise(np.cumsum([0, *ranks]))):
             found = made.u @ made.up[:, a:b] @ made.down[a:b] @ made.v.T
             x, s, y = np.linalg.svd(full[at])
             best = (x[:, : ranks[at]] * s[: ranks[at]]) @ y[: ranks[at]]

@@ -70,7 +70,7 @@ class Choices:
         points: the format and place chosen for each.
         bytes: what all stacks take, predicted.
         errors: (N,) the relative error of each adapter, predicted.
-        bound: what no other choice goes below, with these weights.
+        bound: what no other choice of points goes below, with these weights.
         share: of the squared error asked for that was divided.
     """
 
@@ -104,6 +104,7 @@ class Weighed:
             options = replace(options, formats=shared or SHARING)
         subject = _subject(reduced, factors, options)
         points = points_of(subject, wanted.rule, options)
+        points = replace(points, lower=points.menu)  # bounds of other methods would be as long
         held = subject if hold else None
         return Weighed(reduced, factors, options, dict(subject.curves), points, held)
 

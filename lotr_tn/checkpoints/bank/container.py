@@ -41,6 +41,7 @@ __all__ = [
     "METADATA_KEY",
     "Container",
     "Entry",
+    "hashed",
     "is_container",
     "read_container",
     "verify_container",
@@ -72,6 +73,7 @@ class Entry:
         chunks: gives the bytes, little endian, in pieces.
         checksum: the SHA-256 that the bytes must have, in hex, where it is known.
         source: the file that they come from, for the message when they have another.
+        begins: an entry with a checksum whose bytes come first: they are compared on the way.
     """
 
     code: str
@@ -79,6 +81,7 @@ class Entry:
     chunks: Chunks
     checksum: str | None = None
     source: Path | None = None
+    begins: "Entry | None" = None
 
     @property
     def nbytes(self) -> int:
@@ -212,8 +215,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
 def _copy(file: BinaryIO, name: str, entry: Entry) -> str:
     """Write one entry; returns its checksum."""
     found, size = hashlib.sha256(), 0
-    for chunk in entry.chunks():
-        found.update(chunk)
+    for chunk in hashed(entry, found):
         file.write(chunk)
         size += memoryview(chunk).nbytes
     if size != entry.nbytes:
@@ -221,12 +223,34 @@ def _copy(file: BinaryIO, name: str, entry: Entry) -> str:
             f"tensor {name} came with {size} bytes, and {entry.code} {list(entry.shape)} "
             f"needs {entry.nbytes}; write it again from its source"
         )
-    if entry.checksum is not None and found.hexdigest() != entry.checksum:
+    digest = found.hexdigest()
+    if entry.checksum is not None:
+        _require_checksum(entry, digest, f"tensor {name}")
+    return digest
+
+
+def hashed(entry: Entry, found: "hashlib._Hash") -> Iterator[bytes | memoryview]:
+    """The bytes of an entry, added to a hash.
+
+    Raises:
+        CheckpointError: what it begins with does not match its checksum.
+    """
+    size, first = 0, entry.begins
+    for chunk in entry.chunks():
+        found.update(chunk)
+        size += memoryview(chunk).nbytes
+        if first is not None and size >= first.nbytes:
+            _require_checksum(first, found.hexdigest(), "a tensor")
+            first = None
+        yield chunk
+
+
+def _require_checksum(entry: Entry, digest: str, what: str) -> None:
+    if digest != entry.checksum:
         raise CheckpointError(
-            f"{entry.source or 'the source'} is damaged: the bytes of tensor {name} do not match "
-            "their checksum; restore it from a copy"
+            f"{entry.source or 'the source'} is damaged: the bytes of {what} do not match their "
+            "checksum; restore it from a copy"
         )
-    return found.hexdigest()
 
 
 def _pieces(data: np.ndarray) -> Iterator[memoryview]:

@@ -98,6 +98,7 @@ class Job:
             return self._at_ranks(ways[0], self.rule)
         wanted = self._wanted()
         best: tuple[Choices, Stacking] | None = None
+        found: Choices | None = None
         costs: list[StackChoice] = []
         for way in ways:
             fleet = stacks_of(self.survey, way, self.group_by)
@@ -117,6 +118,7 @@ class Job:
         choices, way = best
         clusters = self._clusters(choices, wanted)
         if len(np.unique(clusters.labels)) > 1 or self._refines:
+            del best, found, choices  # curves of all stacks, which are found anew
             choices = choose(clusters.stacks, self.energies, wanted, self.progress)
         made = self._settled(choices, wanted)
         routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}

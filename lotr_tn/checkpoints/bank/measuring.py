@@ -5,6 +5,8 @@ passed. What later directions took of it would be missed; so what is stored is c
 was read, and not with that.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lotr_tn.checkpoints.bank.stacks import FleetStack
@@ -25,6 +27,7 @@ def distances_from(fleet: FleetStack, stored: Tucker2 | LowRankTucker2) -> np.nd
     """
     left, turn_left = np.linalg.qr(stored.u.astype(np.float64))
     right, turn_right = np.linalg.qr(stored.v.astype(np.float64))
+    core = _cores(stored)
     bases, found = Bases(left, right), np.zeros(len(fleet.layers))
     for rows, block, scales in fleet.blocks():
         inside = project(bases, astype(block, "float64"))
@@ -32,14 +35,20 @@ def distances_from(fleet: FleetStack, stored: Tucker2 | LowRankTucker2) -> np.nd
         for at, row in enumerate(range(rows.start, rows.stop)):
             part = slice(int(starts[at]), int(starts[at + 1]))
             whole = scales[at] * inside.up[:, part] @ inside.down[part]
-            differ = whole - turn_left @ _core(stored, row) @ turn_right.T
+            differ = whole - turn_left @ core(row) @ turn_right.T
             found[row] = float((differ**2).sum()) + scales[at] ** 2 * float(inside.missed[at])
     return np.sqrt(found)
 
 
-def _core(stored: Tucker2 | LowRankTucker2, row: int) -> np.ndarray:
-    """(k1, k2) core of one layer."""
+def _cores(stored: Tucker2 | LowRankTucker2) -> Callable[[int], np.ndarray]:
+    """What gives the core (k1, k2) of a layer."""
     if isinstance(stored, Tucker2):
-        return stored.core[row].astype(np.float64)
-    mine = stored.slices[row]
-    return stored.up[:, mine].astype(np.float64) @ stored.down[mine].astype(np.float64)
+        cores = stored.core
+        return lambda row: cores[row].astype(np.float64)
+    up, down, slices = stored.up, stored.down, stored.slices  # found once for all layers
+
+    def core(row: int) -> np.ndarray:
+        mine = slices[row]
+        return up[:, mine].astype(np.float64) @ down[mine].astype(np.float64)
+
+    return core

@@ -218,13 +218,11 @@ class Reduced:
         fleet: the stack.
         route: how it was made small: `whole`, `updated` or `sketch`.
         missed: (L,) squared norm of each layer that the bases left out, measured.
-        norms: (L,) ‖ΔW‖².
     """
 
     fleet: FleetStack
     route: str
     missed: np.ndarray
-    norms: np.ndarray
     kept: _Kept | None
     saved: tuple[Slot, Slot]
     slices: tuple[slice, ...] = field(repr=False)
@@ -264,7 +262,6 @@ class Reduced:
             self,
             fleet=self.fleet.take(rows, name),
             missed=self.missed[rows],
-            norms=self.norms[rows],
             saved=(put(coordinates.left), put(coordinates.right)),
             slices=coordinates.slices,
             rows=rows if self.rows is None else self.rows[rows],
@@ -302,7 +299,7 @@ def reduce_stack(
         route = "whole" if terms <= WHOLE_UP_TO else "updated"
     if route in ("whole", "apart"):
         stack = fleet.lora().to_stack()
-        return _reduced(fleet, "whole", stack, np.zeros(len(fleet.layers)), fleet.energies, None)
+        return _reduced(fleet, "whole", stack, np.zeros(len(fleet.layers)), None)
     bases = Bases.empty(*fleet.shape)
     blocks: list[Block] = []
     if route == "sketch":
@@ -318,10 +315,9 @@ def reduce_stack(
             if most is not None and max(bases.left.shape[1], bases.right.shape[1]) > most:
                 return None
     stack, missed = joined(bases, blocks)
-    norms = np.concatenate([block.norms for block in blocks])
     put = fleet.spool.put
     kept = _Kept(put(stack.u), put(stack.v), put(stack.up), put(stack.down), stack.ranks)
-    return _reduced(fleet, route, stack, missed, norms, kept)
+    return _reduced(fleet, route, stack, missed, kept)
 
 
 def _scaled(block: Block, scales: np.ndarray) -> Block:
@@ -381,9 +377,8 @@ def _reduced(
     route: str,
     stack: LoRAStack | LowRankTucker2,
     missed: np.ndarray,
-    norms: np.ndarray,
     kept: _Kept | None,
 ) -> Reduced:
     coordinates = coordinates_of(stack)
     saved = fleet.spool.put(coordinates.left), fleet.spool.put(coordinates.right)
-    return Reduced(fleet, route, missed, norms, kept, saved, coordinates.slices)
+    return Reduced(fleet, route, missed, kept, saved, coordinates.slices)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lotr_tn.checkpoints.bank.container import Container, Entry
+from lotr_tn.checkpoints.bank.container import Container, Entry, hashed
 from lotr_tn.checkpoints.bank.spool import Slot, Spool
 from lotr_tn.checkpoints.tensors import DTYPES, RawTensor
 from lotr_tn.errors import CheckpointError
@@ -21,9 +21,7 @@ def checked(entry: Entry) -> Iterator[bytes | memoryview]:
         CheckpointError: they do not match.
     """
     found = hashlib.sha256()
-    for chunk in entry.chunks():
-        found.update(chunk)
-        yield chunk
+    yield from hashed(entry, found)
     if entry.checksum is not None and found.hexdigest() != entry.checksum:
         raise CheckpointError(
             f"{entry.source or 'the source'} is damaged: the bytes of a tensor do not match their "
@@ -81,17 +79,19 @@ class BankTensor:
     def continued(self, other: "BankTensor") -> "BankTensor":
         """This one with another's rows after its own; both of one dtype and row shape."""
         first, second = self.entry, other.entry
+        known = first.checksum is not None and first.nbytes > 0
+        begins = first.begins or (first if known else None)
         shape = (first.shape[0] + second.shape[0], *first.shape[1:])
 
         def chunks() -> Iterator[bytes | memoryview]:
-            yield from checked(first)
+            yield from first.chunks()
             yield from second.chunks()
 
         def raw() -> RawTensor:
             parts = [np.ascontiguousarray(one.raw().data) for one in (self, other)]
             return RawTensor(first.code, shape, np.concatenate(parts))
 
-        return BankTensor(Entry(first.code, shape, chunks), raw)
+        return BankTensor(Entry(first.code, shape, chunks, begins=begins), raw)
 
     def rows(self, kept: np.ndarray) -> "BankTensor":
         """Some of the rows, by their places in order."""

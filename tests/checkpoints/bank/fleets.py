@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import ml_dtypes
@@ -201,8 +202,7 @@ def dense_layers(stack):
     up, down = wide(stack.up), wide(stack.down)
     if isinstance(stack, lt.LowRankTucker2):
         up, down = wide(stack.u) @ up, down @ wide(stack.v).T
-    ends = np.cumsum([0, *stack.ranks])
-    return [up[:, a:b] @ down[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [up[:, a:b] @ down[a:b] for a, b in pairwise(np.cumsum([0, *stack.ranks]))]
 
 
 def wide(x):
