@@ -103,10 +103,9 @@ def path(tmp_path):
 
 def arguments(change, path, fleet):
     if change.args is None:
-        return [path, fleet]
-    places = {"BANK": str(path), "FLEET": str(fleet)}
+        return [str(path), str(fleet)]
     return [
-        "/".join(places.get(part, part) for part in argument.split("/")) for argument in change.args
+        argument.replace("BANK", str(path)).replace("FLEET", str(fleet)) for argument in change.args
     ]
 
 
