@@ -23,6 +23,7 @@ __all__ = [
     "joint_error",
     "make_at_ranks",
     "make_point",
+    "make_shared",
     "measured_candidate",
     "predicted_candidate",
 ]
@@ -177,17 +178,38 @@ def make_point(
 ) -> Stored:
     """The stack at one point of a curve, certified; the stack itself for the LoRA as it is."""
     setting = [int(x) for x in curve.settings[place]]
-    dtype, limits = options.dtype, subject.limits
-    match curve.format:
-        case "truncated":
-            return cut_layers(stack, layer_ranks(subject.coordinates, setting[0], limits), dtype)
+    if curve.format == "truncated":
+        ranks = layer_ranks(subject.coordinates, setting[0], subject.limits)
+        return cut_layers(stack, ranks, options.dtype)
+    return make_shared(stack, curve.format, setting, subject.limits, options)
+
+
+def make_shared(
+    stack: LoRAStack,
+    format: FormatName,
+    setting: Sequence[int],
+    limits: RankLimits,
+    options: Options,
+) -> Stored:
+    """The same for a format whose setting says all that has to be known of its layers.
+
+    Args:
+        stack: the LoRA.
+        format: any but `truncated`.
+        setting: the point, as `Curve.settings` has it.
+        limits: on the ranks of low-rank cores.
+        options: how candidates are made.
+    """
+    match format:
         case "shared-in" | "shared-out":
-            return tucker1(stack, FixedRank(setting[0]), _side(curve.format), dtype=dtype)
+            return tucker1(stack, FixedRank(setting[0]), _side(format), dtype=options.dtype)
         case "lotr":
             rule = FixedRank(setting[0], setting[1])
-            return DECOMPOSITIONS[options.method](stack, rule, dtype=dtype)
+            return DECOMPOSITIONS[options.method](stack, rule, dtype=options.dtype)
         case "lotr-low-rank":
             pair = setting[0], setting[1]
-            return low_rank_tucker2(stack, pair, setting[2], limits=limits, dtype=dtype)
+            return low_rank_tucker2(stack, pair, setting[2], limits=limits, dtype=options.dtype)
         case "lora":
             return stack
+        case "truncated":
+            raise AssertionError("a number of terms does not say which layers keep them")

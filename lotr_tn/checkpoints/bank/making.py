@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lotr_tn._arrays import suits_float16
-from lotr_tn.analysis.candidates import Options, Stored, make_at_ranks, make_point
+from lotr_tn.analysis.candidates import Options, Stored, make_at_ranks, make_point, make_shared
 from lotr_tn.analysis.curves import FormatName
 from lotr_tn.analysis.division import Point
 from lotr_tn.checkpoints.adapter import LoRAGroup
@@ -83,11 +83,14 @@ def made_at(weighed: Weighed, point: Point) -> Made:
     reduced, options = weighed.reduced, weighed.options
     if point[0] == "lora":
         return kept_group(reduced.fleet)
-    stack = reduced.stack(weighed.factors)
-    subject, curve = weighed.subject, weighed.curves[point[0]]
+    stack, curve = reduced.stack(weighed.factors), weighed.curves[point[0]]
     wide = replace(options, dtype="float64")
     with _quiet():
-        stored = make_point(stack, subject, curve, point[1], wide)  # type: ignore[arg-type]
+        if point[0] == "truncated":
+            stored = make_point(stack, weighed.subject, curve, point[1], wide)  # type: ignore[arg-type]
+        else:  # without coordinates, which large stacks would have to read again
+            setting = [int(x) for x in curve.settings[point[1]]]
+            stored = make_shared(stack, point[0], setting, options.limits, wide)  # type: ignore[arg-type]
     return _measured(reduced, scale(stored, _inverse(weighed.factors)), point[0], options)
 
 
