@@ -13,6 +13,9 @@ from lotr_tn.linalg.surface import lost_energy_surface
 
 __all__ = ["Extension", "extension_of"]
 
+NEARLY = 0.1
+"""Distance of a Gram matrix from the identity up to which a basis counts as nearly orthonormal."""
+
 ROUNDING = 1e-13
 """Share of the largest singular value below which a direction outside the bases is rounding."""
 
@@ -141,7 +144,7 @@ def extension_of(u: np.ndarray, v: np.ndarray, layers: LoRAStack) -> Extension:
 
 
 def _split(basis: np.ndarray, x: np.ndarray) -> _Side:
-    q, r = np.linalg.qr(basis.astype(np.float64))
+    q, r = _orthonormal(basis.astype(np.float64))
     inside = q.T @ x
     outside = x - q @ inside
     again = q.T @ outside
@@ -149,6 +152,20 @@ def _split(basis: np.ndarray, x: np.ndarray) -> _Side:
     beyond, rest = np.linalg.qr(outside)
     solve = np.linalg.inv(r) if r.size else r
     return _Side(basis, solve, beyond, np.concatenate([inside, rest]))
+
+
+def _orthonormal(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Q and R of a basis; by Cholesky where its columns are orthonormal but for rounding.
+
+    That is exact to the rounding of float64 there, and all matrix products.
+    Source: Yamamoto et al. (2015), Roundoff error analysis of the CholeskyQR2 algorithm.
+    """
+    gram = basis.T @ basis
+    if np.abs(gram - np.eye(len(gram))).sum(axis=0).max(initial=0.0) > NEARLY:
+        q, r = np.linalg.qr(basis)
+        return q, r
+    r = np.linalg.cholesky(gram).T
+    return basis @ np.linalg.inv(r), r
 
 
 def _ordered(side: _Side, other: np.ndarray, slices: tuple[slice, ...]) -> _Side:
