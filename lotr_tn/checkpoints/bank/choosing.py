@@ -70,7 +70,6 @@ class Choices:
         points: the format and place chosen for each.
         bytes: what all stacks take, predicted.
         errors: (N,) the relative error of each adapter, predicted.
-        bound: what no other choice of points goes below, with these weights.
         share: of the squared error asked for that was divided.
     """
 
@@ -79,7 +78,6 @@ class Choices:
     points: tuple[Point, ...]
     bytes: int
     errors: np.ndarray
-    bound: float
     share: float = 1.0
 
 
@@ -239,7 +237,7 @@ class _Work:
             np.add.at(lost, stack.reduced.fleet.adapters, stack.losses(point))
         safe = np.where(self.energies > 0, self.energies, 1.0)
         errors = np.sqrt(np.maximum(lost, 0.0) / safe)
-        return Choices(factors, stacks, division.points, size, errors, division.bound, share)
+        return Choices(factors, stacks, division.points, size, errors, share)
 
     def refined(self) -> Choices:
         """The smallest choice found whose worst adapter keeps to the error."""
