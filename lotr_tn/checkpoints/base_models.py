@@ -1,12 +1,11 @@
 """The base model that adapters belong to, as their configurations name it."""
 
 import json
-from typing import Any
 
 from lotr_tn.checkpoints.adapter import Adapter, LoRAAdapter
 from lotr_tn.errors import CheckpointError
 
-__all__ = ["base_model_of", "require_same_base"]
+__all__ = ["base_model_in", "base_model_of", "require_same_base"]
 
 KEY = "base_model_name_or_path"
 
@@ -14,10 +13,13 @@ KEY = "base_model_name_or_path"
 def base_model_of(adapter: Adapter) -> str | None:
     """The base model that an adapter's configuration names."""
     if isinstance(adapter, LoRAAdapter):
-        config: Any = adapter.config
-    else:
-        config = json.loads(adapter.config_text)
-    return config.get(KEY) or None
+        return adapter.config.get(KEY) or None
+    return base_model_in(adapter.config_text)
+
+
+def base_model_in(config_text: str) -> str | None:
+    """The base model that the text of a configuration names."""
+    return json.loads(config_text).get(KEY) or None
 
 
 def require_same_base(first: tuple[str, str | None], second: tuple[str, str | None]) -> None:

@@ -25,7 +25,7 @@ from lotr_tn.checkpoints.bank.survey import (
     require_same_module,
 )
 from lotr_tn.checkpoints.bank.tensor import BankTensor
-from lotr_tn.checkpoints.base_models import base_model_of, require_same_base
+from lotr_tn.checkpoints.base_models import base_model_in, base_model_of, require_same_base
 from lotr_tn.checkpoints.conversion import storage_dtype_for
 from lotr_tn.decompose.extension import Extension, extension_of
 from lotr_tn.decompose.truncation import cut_layers, global_order
@@ -106,8 +106,7 @@ def append_adapters(
             lora = as_lora_adapter(adapters[name])
             require_modules(name, lora)
             if not any_base:
-                first = bank.names[0]
-                known = first, base_model_of(bank[first])
+                known = bank.names[0], base_model_in(bank.config_text(bank.names[0]))
                 require_same_base(known, (name, base_model_of(lora)))
             work = _Work(bank, name, lora, epsilon)
             bank, error, added = work.appended()

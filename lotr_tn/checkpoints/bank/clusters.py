@@ -61,7 +61,12 @@ class Clusters:
 
     labels: np.ndarray
     stacks: tuple[Reduced, ...]
-    splits: tuple[Split, ...]
+    splits: tuple[Split, ...] = ()
+
+    @staticmethod
+    def one(count: int, stacks: Sequence[Reduced]) -> "Clusters":
+        """All adapters in one."""
+        return Clusters(np.zeros(count, dtype=np.int64), tuple(stacks))
 
 
 def clusters_of(
@@ -84,7 +89,7 @@ def clusters_of(
     refinement. Beyond 256 adapters all are one set.
     """
     count = len(energies)
-    whole = Clusters(np.zeros(count, dtype=np.int64), tuple(stacks), ())
+    whole = Clusters.one(count, stacks)
     if not 1 < count <= MOST_ADAPTERS:
         return whole
     work = _Work(tuple(stacks), energies, wanted, progress, common_energies(stacks, count))

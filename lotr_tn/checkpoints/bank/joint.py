@@ -92,6 +92,13 @@ class Job:
         """The error that growing bases work for; 0 where none was asked for."""
         return self.rule.epsilon if isinstance(self.rule, RelativeError | TotalError) else 0.0
 
+    @property
+    def factors(self) -> np.ndarray:
+        """(N,) what multiplies each adapter where all count together."""
+        if not self.each:
+            return np.ones(len(self.energies))
+        return np.where(self.energies > 0, self.energies, 1.0) ** -0.5
+
     def made(self, ways: Sequence[Stacking]) -> Outcome:
         """The groups, by the best way of stacking, made and measured."""
         if isinstance(self.rule, FixedRank):
@@ -141,7 +148,7 @@ class Job:
         """The adapters in clusters, where an error is asked for and sets may be split."""
         reduced = [one.reduced for one in choices.stacks]
         if not self.cluster or isinstance(wanted.rule, Budget):
-            return Clusters(np.zeros(len(self.energies), dtype=np.int64), tuple(reduced), ())
+            return Clusters.one(len(self.energies), reduced)
         return clusters_of(reduced, self.energies, wanted, choices.bytes, self.progress)
 
     def _wanted(self, spent: int = 0) -> Wanted:
@@ -165,9 +172,8 @@ class Job:
 
     def _reduced(self, fleet: Sequence[FleetStack]) -> list[Reduced]:
         found: list[Reduced] = []
-        survey, safe = self.survey, np.where(self.energies > 0, self.energies, 1.0)
-        factors = safe**-0.5 if self.each else np.ones(len(safe))
-        goal = Goal(self.epsilon, self.energies, survey.energies, survey.counts, factors)
+        survey = self.survey
+        goal = Goal(self.epsilon, self.energies, survey.energies, survey.counts, self.factors)
         for stack in fleet:
             if self.progress is not None:
                 self.progress(stack.name)
@@ -204,14 +210,11 @@ class Job:
         reduced = self._reduced(fleet)
         formats = ("lotr",) if self.options.formats == FORMATS else self.options.formats
         options = replace(self.options, formats=formats)
-        count, energies = len(self.energies), self.energies
-        weights = np.where(energies > 0, energies, 1.0) if self.each else np.ones(count)
         made = tuple(
-            made_at_ranks(one, weights[one.fleet.adapters] ** -0.5, rule, options)
-            for one in reduced
+            made_at_ranks(one, self.factors[one.fleet.adapters], rule, options) for one in reduced
         )
         routes = {one.fleet.name: one.route for one in reduced}
-        one = Clusters(np.zeros(len(self.energies), dtype=np.int64), tuple(reduced), ())
+        one = Clusters.one(len(self.energies), reduced)
         return Outcome(made, way, (StackChoice(way, len(fleet)),), routes, None, "ranks", one)
 
     def _or_separate(self, outcome: Outcome, choices: Choices) -> Outcome:
@@ -232,8 +235,8 @@ class Job:
         made = made_separate(reduced, separate, self.options)
         if errors_of(made, self.energies, each=True).max() > self.epsilon:
             return outcome
-        none = np.zeros(len(self.energies), dtype=np.int64)
-        one = replace(outcome.clusters, labels=none, stacks=tuple(reduced))
+        one = Clusters.one(len(self.energies), reduced)
+        one = replace(one, splits=outcome.clusters.splits)
         return replace(outcome, groups=made, note="separate", clusters=one)
 
 
