@@ -1,6 +1,6 @@
 """Adapters in memory: modules with their factors, and everything else that the file held."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -24,6 +24,7 @@ __all__ = [
     "LoTRAdapter",
     "LoTRGroup",
     "Target",
+    "common_dtype",
 ]
 
 
@@ -95,6 +96,13 @@ class LoRAModule:
         if self.target.layout.groups > 1:
             up = block_diagonal(up, self.target.layout.groups)
         return (up if self.scale == 1 else up * dtype(self.scale)), down
+
+
+def common_dtype(names: Collection[str]) -> str:
+    """The narrowest dtype that holds all entries of these: float32 for float16 and bfloat16."""
+    if {"float16", "bfloat16"} <= set(names):
+        names = {*names, "float32"}
+    return min(names, key=lambda name: UNIT_ROUNDOFF[name])
 
 
 def block_diagonal(up: np.ndarray, groups: int) -> np.ndarray:

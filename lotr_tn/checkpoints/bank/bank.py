@@ -16,6 +16,7 @@ from lotr_tn.checkpoints.adapter import (
     LoRAGroup,
     LoTRAdapter,
     LoTRGroup,
+    common_dtype,
 )
 from lotr_tn.checkpoints.bank.group import (
     ADAPTER,
@@ -356,8 +357,7 @@ def _one_stack(stacks: list[Compressed]) -> Compressed:
         stacks = [as_lora(stack) for stack in stacks]
     dtypes = {storage_dtype(stack) for stack in stacks}
     if len(dtypes) > 1:
-        finest = min(dtypes, key=lambda name: UNIT_ROUNDOFF[name])
-        stacks = [astype(stack, finest) for stack in stacks]
+        stacks = [astype(stack, common_dtype(dtypes)) for stack in stacks]
     joined = concat_layers(stacks)
     assert not isinstance(joined, Dense)
     return joined

@@ -12,13 +12,12 @@ from lotr_tn._arrays import suits_float16
 from lotr_tn.analysis.candidates import Options, Stored, make_at_ranks, make_point, make_shared
 from lotr_tn.analysis.curves import FormatName
 from lotr_tn.analysis.division import Point
-from lotr_tn.checkpoints.adapter import LoRAGroup
+from lotr_tn.checkpoints.adapter import LoRAGroup, common_dtype
 from lotr_tn.checkpoints.bank.choosing import Weighed
 from lotr_tn.checkpoints.bank.group import BankGroup, Part
 from lotr_tn.checkpoints.bank.measuring import distances_from
 from lotr_tn.checkpoints.bank.spool import Spool
 from lotr_tn.checkpoints.bank.stacks import FleetStack, Reduced
-from lotr_tn.checkpoints.bank.survey import common_dtype
 from lotr_tn.checkpoints.bank.tensor import BankTensor
 from lotr_tn.decompose.truncation import cut_layers
 from lotr_tn.errors import FormatError, PrecisionWarning

@@ -13,11 +13,11 @@ import numpy as np
 
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
 from lotr_tn.analysis.grouping import group_paths
-from lotr_tn.checkpoints.adapter import Layout, LoRAGroup, LoRAModule
+from lotr_tn.checkpoints.adapter import Layout, LoRAGroup, LoRAModule, common_dtype
 from lotr_tn.checkpoints.bank.bank import Stacking
 from lotr_tn.checkpoints.bank.group import exact_stack
 from lotr_tn.checkpoints.bank.spool import Slot, Spool
-from lotr_tn.checkpoints.bank.survey import ModuleLayers, Survey, common_dtype
+from lotr_tn.checkpoints.bank.survey import ModuleLayers, Survey
 from lotr_tn.checkpoints.stackings import natural
 from lotr_tn.decompose.stack_sketch import Sketch
 from lotr_tn.decompose.streaming import Bases, Block, grow, joined, project

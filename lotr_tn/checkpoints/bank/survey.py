@@ -2,13 +2,20 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.checkpoints.adapter import Adapter, Layout, LoRAAdapter, LoRAModule, Target
+from lotr_tn.checkpoints.adapter import (
+    Adapter,
+    Layout,
+    LoRAAdapter,
+    LoRAModule,
+    Target,
+    common_dtype,
+)
 from lotr_tn.checkpoints.bank.bank import BankAdapter
 from lotr_tn.checkpoints.bank.container import Entry
 from lotr_tn.checkpoints.bank.spool import Slot, Spool
@@ -24,7 +31,6 @@ __all__ = [
     "Survey",
     "as_lora_adapter",
     "bank_adapter",
-    "common_dtype",
     "require_modules",
     "require_same_module",
     "survey_of",
@@ -119,13 +125,6 @@ class ModuleLayers:
     def dtype(self) -> str:
         """The finest dtype of all its factors."""
         return common_dtype({self.DTYPES[int(c)] for c in np.unique(self.integers[:, 4:])})
-
-
-def common_dtype(names: Collection[str]) -> str:
-    """The narrowest dtype that holds all entries of these: float32 for float16 and bfloat16."""
-    if {"float16", "bfloat16"} <= set(names):
-        names = {*names, "float32"}
-    return min(names, key=lambda name: UNIT_ROUNDOFF[name])
 
 
 @dataclass(eq=False)

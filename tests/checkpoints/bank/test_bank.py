@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
+from lotr_tn.checkpoints.bank.bank import _one_stack
 from lotr_tn.checkpoints.bank.container import Entry, read_container, write_container
+from lotr_tn.formats import LoRAStack
 from tests.checkpoints.bank import fleets
 
 RULE = lt.RelativeError(0.05)
@@ -400,3 +402,17 @@ def test_a_file_that_is_no_bank_is_refused(path, tmp_path):
         lt.load_bank(path)
     with pytest.raises(lt.errors.CheckpointError, match="no such file"):
         lt.load_bank(tmp_path / "absent.safetensors")
+
+
+def test_half_precisions_meet_in_one_that_holds_both():
+    """bfloat16 has entries that float16 has not, and the other way round."""
+    import ml_dtypes
+
+    large = LoRAStack(
+        np.full((2, 1), 3e5, ml_dtypes.bfloat16), np.ones((1, 3), ml_dtypes.bfloat16), (1,)
+    )
+    fine = LoRAStack(np.full((2, 1), 1 + 2**-10, np.float16), np.ones((1, 3), np.float16), (1,))
+    joined = _one_stack([large, fine])
+    assert isinstance(joined, LoRAStack)
+    assert joined.up.dtype == np.float32
+    assert joined.up[0].tolist() == [float(large.up[0, 0]), 1 + 2**-10]
