@@ -12,7 +12,8 @@ import numpy as np
 
 import lotr_tn as lt
 from benchmarks.measure import report
-from lotr_tn.checkpoints.tensors import RawTensor, write_safetensors
+from lotr_tn.adapters.raw_tensor import RawTensor
+from lotr_tn.files.tensors import write_safetensors
 
 LLAMA_7B = {
     "self_attn.q_proj": (4096, 4096),

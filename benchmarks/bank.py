@@ -33,10 +33,10 @@ from benchmarks.bank_peers import (
 )
 from benchmarks.fleets import write_fleet, write_run
 from benchmarks.measure import Timing, report, timed_together
-from lotr_tn.checkpoints.bank.appending import append_adapters
-from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.file import load_bank
-from lotr_tn.checkpoints.export import to_lora
+from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.changing.appending import append_adapters
+from lotr_tn.banks.file import load_bank
 
 ERROR = 0.05
 """Relative error of every adapter, everywhere."""
@@ -78,8 +78,8 @@ CONVERT = """
 import json, resource, sys, time
 from pathlib import Path
 import lotr_tn as lt
-from lotr_tn.checkpoints.bank.conversion import convert_adapters
-from lotr_tn.checkpoints.sources import named_adapters
+from lotr_tn.banks.making.conversion import convert_adapters
+from lotr_tn.doors.sources import named_adapters
 
 folder, count, bank, error = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 folders = sorted(path for path in folder.iterdir() if path.is_dir())[:count]

@@ -6,53 +6,44 @@ Everything public is named here. Importing this package loads neither torch nor 
 from importlib.metadata import PackageNotFoundError, version
 
 from lotr_tn import errors
+from lotr_tn.adapters import LoRAAdapter, LoTRAdapter, group_modules, to_lora
 from lotr_tn.analysis import (
-    Architecture,
     Clustering,
-    CountTable,
     ErrorSurface,
-    ModuleShape,
     Overlaps,
     RankPair,
     Spectra,
-    architecture,
-    architecture_from_config,
-    architecture_from_shapes,
     break_even_layers,
     cluster_layers,
     compress,
-    count_table,
     error_surface,
     mode_spectra,
-    operations_table,
     principal_angles,
     subspace_overlaps,
-    sums_table,
 )
-from lotr_tn.checkpoints import (
-    Analysis,
+from lotr_tn.banks import (
     Bank,
-    Likeness,
-    LoRAAdapter,
-    LoTRAdapter,
-    analyze_adapters,
     append_adapters,
     compact_bank,
-    compare_adapters,
-    compare_many,
-    convert_adapter,
     convert_adapters,
     drop_adapters,
-    group_modules,
-    load_adapter,
     load_bank,
-    merge_adapters,
     rename_adapter,
-    save_adapter,
-    to_lora,
     verify_bank,
 )
+from lotr_tn.catalogue import (
+    Architecture,
+    CountTable,
+    ModuleShape,
+    architecture,
+    architecture_from_config,
+    architecture_from_shapes,
+    count_table,
+    operations_table,
+    sums_table,
+)
 from lotr_tn.contraction import ContractionPlan, plan
+from lotr_tn.conversion import convert_adapter, merge_adapters
 from lotr_tn.decompose import (
     Initialisation,
     WeightInitialisation,
@@ -72,7 +63,9 @@ from lotr_tn.decompose import (
     tucker1,
 )
 from lotr_tn.decompose import round_stack as round
+from lotr_tn.doors import load_adapter, save_adapter
 from lotr_tn.formats import Certificate, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.inspection import Analysis, Likeness, analyze_adapters, compare_adapters, compare_many
 from lotr_tn.linalg import (
     Budget,
     Energy,

@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lotr_tn.checkpoints import group_modules, load_adapter
-from lotr_tn.checkpoints.analysis import analyze_adapters
-from lotr_tn.checkpoints.writing import refuse_existing, write_file
+from lotr_tn.adapters import group_modules
 from lotr_tn.cli.console import (
     NOT_MET,
     DebugFlag,
@@ -28,6 +26,9 @@ from lotr_tn.cli.questions import (
     asked_limits,
     asked_rule,
 )
+from lotr_tn.doors import load_adapter
+from lotr_tn.files.writing import refuse_existing, write_file
+from lotr_tn.inspection.analyze import analyze_adapters
 from lotr_tn.report.advice import question_text
 from lotr_tn.report.analysis import analysis_record, with_surfaces
 from lotr_tn.report.analysis_text import analysis_text

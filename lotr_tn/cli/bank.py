@@ -6,15 +6,15 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from lotr_tn.checkpoints.bank.appending import append_adapters
-from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.compacting import compact_bank
-from lotr_tn.checkpoints.bank.editing import drop_adapters, rename_adapter
-from lotr_tn.checkpoints.bank.file import is_bank, load_bank
-from lotr_tn.checkpoints.sources import named_adapters
+from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.changing.appending import append_adapters
+from lotr_tn.banks.changing.compacting import compact_bank
+from lotr_tn.banks.changing.editing import drop_adapters, rename_adapter
+from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.cli.console import NOT_MET, DebugFlag, JsonFlag, QuietFlag, progress, show
 from lotr_tn.cli.convert_many import require_paths
 from lotr_tn.cli.questions import AnyBaseOption
+from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.bank_changes import (
     appending_record,

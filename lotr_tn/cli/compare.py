@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lotr_tn.checkpoints import Adapter, compare_adapters, load_adapter
-from lotr_tn.checkpoints.likeness import compare_many, modules_of
-from lotr_tn.checkpoints.sources import named_adapters
+from lotr_tn.adapters import Adapter
 from lotr_tn.cli.console import (
     NOT_MET,
     DebugFlag,
@@ -18,7 +16,11 @@ from lotr_tn.cli.console import (
     progress,
     show,
 )
+from lotr_tn.doors import load_adapter
+from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import OptionError
+from lotr_tn.inspection import compare_adapters
+from lotr_tn.inspection.likeness import compare_many, modules_of
 from lotr_tn.report.likeness import likeness_record, likeness_text
 from lotr_tn.report.plots import refuse_plot
 from lotr_tn.report.records import comparison_record

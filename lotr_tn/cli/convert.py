@@ -7,16 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lotr_tn.checkpoints import (
-    LoRAAdapter,
-    convert_adapter,
-    group_modules,
-    load_adapter,
-    save_adapter,
-)
-from lotr_tn.checkpoints.lotr_peft import save_lotr_peft
-from lotr_tn.checkpoints.sources import is_collection, named_adapters
-from lotr_tn.checkpoints.writing import refuse_existing
+from lotr_tn.adapters import LoRAAdapter, group_modules
 from lotr_tn.cli.console import (
     NOT_MET,
     DebugFlag,
@@ -40,7 +31,12 @@ from lotr_tn.cli.questions import (
     asked_rule,
     asked_text,
 )
+from lotr_tn.conversion import convert_adapter
+from lotr_tn.doors import load_adapter, save_adapter
+from lotr_tn.doors.sources import is_collection, named_adapters
 from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.dialects.lotr_peft import save_lotr_peft
+from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankRule, TotalError
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text

@@ -6,11 +6,11 @@ from typing import Literal
 
 import typer
 
-from lotr_tn.checkpoints.bank.conversion import convert_adapters
-from lotr_tn.checkpoints.sources import NamedAdapters
-from lotr_tn.checkpoints.writing import refuse_existing
+from lotr_tn.banks.making.conversion import convert_adapters
 from lotr_tn.cli.console import NOT_MET, file_size, progress, show
+from lotr_tn.doors.sources import NamedAdapters
 from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 from lotr_tn.report.bank import bank_conversion_record, bank_conversion_text, bank_question_text
 

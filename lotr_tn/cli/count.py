@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lotr_tn.analysis.architecture import (
+from lotr_tn.catalogue.architecture import (
     Architecture,
     architecture,
     architecture_from_config,
     architecture_from_shapes,
     known_architectures,
 )
-from lotr_tn.analysis.counts import count_table
+from lotr_tn.catalogue.counts import count_table
 from lotr_tn.cli.console import DebugFlag, JsonFlag, QuietFlag, show
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.counts import counts_record, counts_text, models_record, models_text

@@ -10,15 +10,11 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lotr_tn.checkpoints import (
-    LoRAAdapter,
-    compare_adapters,
-    convert_adapter,
-    load_adapter,
-    save_adapter,
-    to_lora,
-)
+from lotr_tn.adapters import LoRAAdapter, to_lora
 from lotr_tn.cli.console import DebugFlag, JsonFlag, QuietFlag, file_size, show
+from lotr_tn.conversion import convert_adapter
+from lotr_tn.doors import load_adapter, save_adapter
+from lotr_tn.inspection import compare_adapters
 from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.report.records import (
     comparison_record,

@@ -7,13 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lotr_tn.checkpoints import LoTRAdapter, load_adapter, to_lora
-from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.file import is_bank, load_bank
-from lotr_tn.checkpoints.loading import place_in_bank
-from lotr_tn.checkpoints.peft import save_peft
-from lotr_tn.checkpoints.sources import folder_names
-from lotr_tn.checkpoints.writing import refuse_existing
+from lotr_tn.adapters import LoTRAdapter, to_lora
+from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.cli.console import (
     DebugFlag,
     ForceFlag,
@@ -24,7 +20,12 @@ from lotr_tn.cli.console import (
     show,
 )
 from lotr_tn.cli.questions import DtypeOption
+from lotr_tn.doors import load_adapter
+from lotr_tn.doors.loading import place_in_bank
+from lotr_tn.doors.sources import folder_names
 from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.dialects.peft import save_peft
+from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.bank import bank_export_record, bank_export_text, bank_exports_text
 from lotr_tn.report.records import export_record
 from lotr_tn.report.text import export_text

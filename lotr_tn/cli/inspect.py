@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from lotr_tn.checkpoints import LoTRAdapter, load_adapter
-from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.container import read_container
-from lotr_tn.checkpoints.bank.file import is_bank, load_bank, verify_bank
-from lotr_tn.checkpoints.loading import place_in_bank
+from lotr_tn.adapters import LoTRAdapter
+from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.file import is_bank, load_bank, verify_bank
 from lotr_tn.cli.console import DebugFlag, JsonFlag, QuietFlag, file_size, show
+from lotr_tn.doors import load_adapter
+from lotr_tn.doors.loading import place_in_bank
 from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.container import read_container
 from lotr_tn.report.bank import bank_record, bank_text
 from lotr_tn.report.records import inspection_record
 from lotr_tn.report.text import inspection_text

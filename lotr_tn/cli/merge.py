@@ -7,11 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from lotr_tn.checkpoints.merging import merge_adapters
-from lotr_tn.checkpoints.merging_modules import updates_of
-from lotr_tn.checkpoints.peft import save_peft
-from lotr_tn.checkpoints.sources import named_adapters
-from lotr_tn.checkpoints.writing import refuse_existing
 from lotr_tn.cli.console import (
     NOT_MET,
     DebugFlag,
@@ -23,6 +18,11 @@ from lotr_tn.cli.console import (
     show,
 )
 from lotr_tn.cli.questions import AnyBaseOption, DtypeOption
+from lotr_tn.conversion.merge import merge_adapters
+from lotr_tn.conversion.merging_modules import updates_of
+from lotr_tn.doors.sources import named_adapters
+from lotr_tn.files.dialects.peft import save_peft
+from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.merging import merging_record, merging_text
 
 __all__ = ["merge"]

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from lotr_tn.analysis.grouping import group_paths
+from lotr_tn.catalogue.grouping import group_paths
 from lotr_tn.errors import FormatError, OptionError, RankError
 from lotr_tn.nn.bases import base_of, is_embedding, require_supported, sizes
 

@@ -11,11 +11,11 @@ from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from lotr_tn.checkpoints.adapter import LoRAAdapter
-from lotr_tn.checkpoints.export import to_lora
-from lotr_tn.checkpoints.loading import load_adapter
-from lotr_tn.checkpoints.lotr_peft import is_lotr_peft, load_lotr_peft
+from lotr_tn.adapters.adapter import LoRAAdapter
+from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.doors.loading import load_adapter
 from lotr_tn.errors import OptionError
+from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft
 from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed
 from lotr_tn.nn.factors import SharedFactors
 from lotr_tn.nn.grouping import Group, GroupBy, plan_groups

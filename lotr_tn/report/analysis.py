@@ -9,8 +9,8 @@ from lotr_tn.analysis.candidates import Candidate, joint_error
 from lotr_tn.analysis.curves import Curve, FormatName, best_point, layer_ranks
 from lotr_tn.analysis.error_surface import surface_of
 from lotr_tn.analysis.spectra import Spectra
-from lotr_tn.checkpoints.analysis import Analysis, GroupAnalysis, Question
 from lotr_tn.formats import LoRAStack
+from lotr_tn.inspection.analyze import Analysis, GroupAnalysis, Question
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 from lotr_tn.report.advice import group_advice, verdict
 from lotr_tn.report.numbers import rank_range

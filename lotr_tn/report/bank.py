@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lotr_tn.checkpoints.bank.bank import Bank
-from lotr_tn.checkpoints.bank.conversion import BankConversion
-from lotr_tn.checkpoints.bank.group import ADAPTER, BankGroup
-from lotr_tn.checkpoints.bank.tensor import BankTensor
-from lotr_tn.checkpoints.export import Export
+from lotr_tn.adapters.as_lora import Export
+from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.group import ADAPTER, BankGroup
+from lotr_tn.banks.making.conversion import BankConversion
+from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.report.numbers import byte_size, error, file_growth, times
 from lotr_tn.report.records import export_record
 from lotr_tn.report.text import export_ranks, plain_table

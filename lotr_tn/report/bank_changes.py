@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lotr_tn.checkpoints.bank.appending import Appended
-from lotr_tn.checkpoints.bank.compacting import Compacted
-from lotr_tn.checkpoints.bank.editing import Edited
+from lotr_tn.banks.changing.appending import Appended
+from lotr_tn.banks.changing.compacting import Compacted
+from lotr_tn.banks.changing.editing import Edited
 from lotr_tn.report.bank import adapter_record, adapter_table
 from lotr_tn.report.numbers import byte_size, error, file_growth
 

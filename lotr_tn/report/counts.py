@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lotr_tn.analysis.architecture import Architecture
-from lotr_tn.analysis.counts import CountTable
+from lotr_tn.catalogue.architecture import Architecture
+from lotr_tn.catalogue.counts import CountTable
 from lotr_tn.report.numbers import times
 from lotr_tn.report.text import plain_table
 

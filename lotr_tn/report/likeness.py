@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lotr_tn.checkpoints.likeness import Likeness
+from lotr_tn.inspection.likeness import Likeness
 from lotr_tn.report.text import plain_table
 
 __all__ = ["GROUP_COSINE", "likeness_record", "likeness_text", "two_digits"]

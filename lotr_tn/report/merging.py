@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lotr_tn.checkpoints.merging import Merged
+from lotr_tn.conversion.merge import Merged
 from lotr_tn.report.numbers import byte_size, error, rank_range
 from lotr_tn.report.text import plain_table
 

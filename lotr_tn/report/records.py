@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from lotr_tn.checkpoints.adapter import Adapter, LoRAAdapter, LoTRAdapter
-from lotr_tn.checkpoints.comparison import Comparison
-from lotr_tn.checkpoints.conversion import Conversion, GroupConversion
-from lotr_tn.checkpoints.export import Export
-from lotr_tn.checkpoints.grouping import lora_groups
-from lotr_tn.checkpoints.native import format_of, stored_ranks
+from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoTRAdapter
+from lotr_tn.adapters.as_lora import Export
+from lotr_tn.adapters.grouping import lora_groups
+from lotr_tn.adapters.storage import format_of, stored_ranks
+from lotr_tn.conversion.convert import Conversion, GroupConversion
+from lotr_tn.inspection.compare import Comparison
 
 __all__ = ["comparison_record", "conversion_record", "export_record", "inspection_record"]
 

@@ -4,8 +4,8 @@ import pytest
 from safetensors import safe_open
 
 import lotr_tn as lt
-from tests.checkpoints import peft_models as pm
 from tests.cli.conftest import of_json
+from tests.files import peft_models as pm
 
 RECORD = {
     "sources", "base_model", "dtype", "question", "met", "verdict", "params", "bytes",

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from lotr_tn.checkpoints.bank import load_bank
-from lotr_tn.checkpoints.bank.container import read_container
+from lotr_tn.banks import load_bank
 from lotr_tn.cli import bank as commands
 from lotr_tn.errors import CheckpointError
+from lotr_tn.files.container import read_container
 from tests.cli import runs
 from tests.cli.conftest import of_json
 

@@ -271,7 +271,7 @@ def test_inspect(lotr, demo_adapter):
 
 
 def test_extras_are_named_and_may_be_left_out(lotr, tmp_path):
-    from tests.checkpoints import peft_models as pm
+    from tests.files import peft_models as pm
 
     config = {"r": 2, "target_modules": ["query"], "task_type": "SEQ_CLS"}
     pm.adapt(pm.bert, tmp_path / "lora", **config)
@@ -348,7 +348,7 @@ def test_progress_goes_to_stderr_after_a_second(monkeypatch, capsys):
 
 def test_infinite_errors_are_null_in_json(lotr, tmp_path):
     """B of zero: anything else is infinitely far, relatively."""
-    from tests.checkpoints import peft_models as pm
+    from tests.files import peft_models as pm
 
     config = {"r": 2, "target_modules": ["q_proj"]}
     pm.adapt(pm.llama, tmp_path / "zero", grown=0.0, **config)

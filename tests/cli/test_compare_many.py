@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from tests.checkpoints import peft_models as pm
 from tests.cli.conftest import of_json
+from tests.files import peft_models as pm
 
 KEYS = {
     "adapters", "modules", "cosine", "overlap_out", "overlap_in", "chance_out", "chance_in",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from lotr_tn.checkpoints.bank import load_bank
-from lotr_tn.checkpoints.bank.file import is_bank
+from lotr_tn.banks import load_bank
+from lotr_tn.banks.file import is_bank
 from tests.cli import runs
 from tests.cli.conftest import of_json
 

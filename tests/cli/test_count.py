@@ -103,7 +103,7 @@ def test_no_sharing_is_said(count):
 
 
 def test_the_list(count):
-    from lotr_tn.analysis.architecture import known_architectures
+    from lotr_tn.catalogue.architecture import known_architectures
 
     status, out, _ = count("--list")
     assert status == 0

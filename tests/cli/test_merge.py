@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from tests.checkpoints.test_merging import dense, dense_sum, gap
 from tests.cli.conftest import of_json
+from tests.conversion.test_merging import dense, dense_sum, gap
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_names_told_apart_by_path(lotr, two, tmp_path):
 
 
 def test_other_tensors(lotr, tmp_path):
-    from tests.checkpoints import peft_models as pm
+    from tests.files import peft_models as pm
 
     for name in ("one", "two"):
         pm.adapt(

@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import lotr_tn as lt
 import lotr_tn.nn as ln
-from lotr_tn.checkpoints.lotr_peft import is_lotr_peft, load_lotr_peft, save_lotr_peft
 from lotr_tn.errors import CheckpointError, FormatError, LotrError, OptionError, RankError
+from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft, save_lotr_peft
 from lotr_tn.peft import LotrConfig
-from tests.checkpoints.peft_models import (
+from tests.files.peft_models import (
     TOKENS,
     adapt,
     bert,

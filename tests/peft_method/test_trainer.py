@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 import lotr_tn.nn as ln
 from lotr_tn.peft import LotrConfig
-from tests.checkpoints.peft_models import llama, quiet_peft, seeded
+from tests.files.peft_models import llama, quiet_peft, seeded
 from tests.nn.blocks import pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers and accelerate

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from lotr_tn.checkpoints.adapter import Layout, LoRAAdapter, LoRAModule, Target
-from lotr_tn.checkpoints.analysis import analyze_adapters
+from lotr_tn.adapters.adapter import Layout, LoRAAdapter, LoRAModule, Target
+from lotr_tn.inspection.analyze import analyze_adapters
 from lotr_tn.report.advice import group_advice, question_text, verdict
 from lotr_tn.report.analysis import LABELS, analysis_record
 from tests.analysis.planted import clustered, lora, one_side, shared

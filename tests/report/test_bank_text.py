@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 import lotr_tn as lt
-from lotr_tn.checkpoints.bank import convert_adapters, drop_adapters, load_bank
-from lotr_tn.checkpoints.sources import named_adapters
+from lotr_tn.banks import convert_adapters, drop_adapters, load_bank
+from lotr_tn.doors.sources import named_adapters
 from lotr_tn.report.bank import (
     adapter_table,
     bank_conversion_record,

@@ -16,8 +16,8 @@ from matplotlib.style import context
 from matplotlib.text import Text
 from rich.console import Console
 
-from lotr_tn.checkpoints.likeness import Likeness
 from lotr_tn.errors import BackendError, CheckpointError, OptionError
+from lotr_tn.inspection.likeness import Likeness
 from lotr_tn.report.likeness import likeness_record, likeness_text, two_digits
 from lotr_tn.report.plots.likeness import draw_likeness, save_likeness_plot
 from lotr_tn.report.plots.style import STYLE

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.style import context
 
-from lotr_tn.checkpoints.writing import write_file
+from lotr_tn.files.writing import write_file
 from lotr_tn.report.likeness import two_digits
 from lotr_tn.report.plots.saving import METADATA, refuse_plot
 from lotr_tn.report.plots.style import BAND, BLACK, MAP, STYLE, shortened

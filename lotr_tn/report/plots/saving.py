@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lotr_tn.checkpoints.writing import refuse_existing, write_file
 from lotr_tn.errors import BackendError, OptionError
+from lotr_tn.files.writing import refuse_existing, write_file
 
 __all__ = ["refuse_plot", "save_plot"]
 

@@ -1,0 +1,288 @@
+"""Adapters in memory: modules with their factors, and everything else that the file held."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF, from_numpy
+from lotr_tn.adapters.raw_tensor import RawTensor
+from lotr_tn.errors import CheckpointError
+from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.ops.counts import parameter_count
+from lotr_tn.ops.layers import storage_dtype
+
+__all__ = [
+    "Adapter",
+    "Compressed",
+    "Layout",
+    "LoRAAdapter",
+    "LoRAGroup",
+    "LoRAModule",
+    "LoTRAdapter",
+    "LoTRGroup",
+    "Target",
+    "common_dtype",
+]
+
+
+Compressed: TypeAlias = Tucker2 | LowRankTucker2 | Tucker1 | LoRAStack
+"""The formats in which a compressed group is stored."""
+
+
+@final
+@dataclass(frozen=True)
+class Layout:
+    """How a module's matrix lies in the file and in the model.
+
+    Attributes:
+        kind: `linear` (also GPT-2's Conv1D, whose factors lie alike), `embedding` or `conv`.
+        kernel: the kernel's sizes, for conv; the matrix is then (out, in · kernel).
+        groups: groups of a grouped conv, whose output factor is block diagonal.
+    """
+
+    kind: Literal["linear", "embedding", "conv"] = "linear"
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+
+
+@final
+@dataclass(frozen=True)
+class Target:
+    """A module that is updated: its path in the model, how it lies, the rank it was stored with."""
+
+    name: str
+    layout: Layout
+    rank: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoRAModule:
+    """One LoRA update ΔW = scale · up · down, as stored.
+
+    Attributes:
+        target: what it updates.
+        up: (m, r), or (m, r / groups) for a grouped conv.
+        down: (r, n).
+        scale: the multiplier that belongs to the update; multiplied in by `factors`.
+    """
+
+    target: Target
+    up: np.ndarray
+    down: np.ndarray
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.up.shape[0], self.down.shape[1]
+
+    @property
+    def stored(self) -> int:
+        """The number of stored entries."""
+        return self.up.size + self.down.size
+
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Up (m, r) with the scale inside, and down (r, n), in float32 or float64.
+
+        A scale that is no power of two rounds once, in that dtype.
+        """
+        wide = "float64" in (self.up.dtype.name, self.down.dtype.name)
+        dtype = np.float64 if wide else np.float32
+        up, down = self.up.astype(dtype), self.down.astype(dtype)
+        if self.target.layout.groups > 1:
+            up = block_diagonal(up, self.target.layout.groups)
+        return (up if self.scale == 1 else up * dtype(self.scale)), down
+
+
+def common_dtype(names: Collection[str]) -> str:
+    """The narrowest dtype that holds all entries of these: float32 for float16 and bfloat16."""
+    if {"float16", "bfloat16"} <= set(names):
+        names = {*names, "float32"}
+    return min(names, key=lambda name: UNIT_ROUNDOFF[name])
+
+
+def block_diagonal(up: np.ndarray, groups: int) -> np.ndarray:
+    """(m, r / g) stored factor of a grouped conv as the (m, r) block-diagonal one it means."""
+    m, width = up.shape
+    full = np.zeros((groups, m // groups, groups, width), dtype=up.dtype)
+    for group in range(groups):
+        full[group, :, group, :] = up.reshape(groups, m // groups, width)[group]
+    return full.reshape(m, groups * width)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoRAGroup:
+    """Modules of one shape that are stacked, in stack order, each with its own factors.
+
+    Attributes:
+        name: the group.
+        modules: the modules in stack order.
+        certificate: norms and no distances, where the group was kept as it is in a conversion.
+    """
+
+    name: str
+    modules: tuple[LoRAModule, ...]
+    certificate: Certificate | None = None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What the layers of the stack update."""
+        return tuple(module.target for module in self.modules)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(L, m, n)."""
+        return len(self.modules), *self.modules[0].shape
+
+    @property
+    def stack(self) -> LoRAStack:
+        """The updates as one stack on NumPy, built anew each time it is read."""
+        return self.to_stack()
+
+    @property
+    def stored(self) -> int:
+        """Stored entries of all factors."""
+        return sum(module.stored for module in self.modules)
+
+    @property
+    def dtype(self) -> str:
+        """The finest storage dtype of the factors."""
+        names = {a.dtype.name for module in self.modules for a in (module.up, module.down)}
+        return min(names, key=lambda name: UNIT_ROUNDOFF[name])
+
+    def to_stack(self, backend: str = "numpy", device: str | None = None) -> LoRAStack:
+        """The updates as one stack, scale inside, in float32, or float64 where any factor is.
+
+        Args:
+            backend: `numpy` or `torch`.
+            device: a device of the backend.
+
+        Raises:
+            BackendError: no such backend or device.
+
+        Cost: one copy of the group's factors.
+        """
+        ups, downs = zip(*(module.factors() for module in self.modules), strict=True)
+        up, down = np.concatenate(ups, axis=1), np.concatenate(downs, axis=0)
+        wide = np.result_type(up, down)
+        ranks = tuple(factor.shape[1] for factor in ups)
+        return LoRAStack(
+            from_numpy(up.astype(wide, copy=False), backend=backend, device=device),
+            from_numpy(down.astype(wide, copy=False), backend=backend, device=device),
+            ranks,
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoTRGroup:
+    """Modules that are stored as one compressed stack, on NumPy.
+
+    Attributes:
+        name: the group.
+        targets: what the layers of the stack update.
+        stack: a Tucker2, and where another format was asked for or chosen a LowRankTucker2, a
+            Tucker1, or a LoRAStack whose layers' ranks were cut.
+    """
+
+    name: str
+    targets: tuple[Target, ...]
+    stack: Compressed
+
+    def __post_init__(self) -> None:
+        if len(self.targets) != self.stack.shape[0]:
+            raise CheckpointError(
+                f"group {self.name} names {len(self.targets)} modules for "
+                f"{self.stack.shape[0]} layers"
+            )
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What was lost."""
+        return self.stack.certificate
+
+    @property
+    def stored(self) -> int:
+        """Stored entries of all factors."""
+        return parameter_count(self.stack)
+
+    @property
+    def dtype(self) -> str:
+        """The storage dtype of the factors."""
+        return storage_dtype(self.stack)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(L, m, n)."""
+        return self.stack.shape
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoRAAdapter:
+    """A LoRA checkpoint.
+
+    Attributes:
+        modules: the low-rank updates, in file order.
+        extras: every other tensor by its key: heads, biases, embeddings.
+        config: the adapter's configuration.
+        config_text: the same, byte for byte as the file had it.
+        source: where it was read from; None for one made in memory.
+
+    """
+
+    modules: tuple[LoRAModule, ...]
+    extras: Mapping[str, RawTensor]
+    config: Mapping[str, Any]
+    config_text: str
+    source: Path | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The finest storage dtype of the factors."""
+        return LoRAGroup("", self.modules).dtype
+
+    @property
+    def parameters(self) -> int:
+        """Stored entries of all updates."""
+        return LoRAGroup("", self.modules).stored
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LoTRAdapter:
+    """A LoTR checkpoint: groups of modules, each stored as one compressed stack or kept as it is.
+
+    Attributes:
+        groups: the groups by name; a LoRAGroup where the LoRA's own factors were kept.
+        extras: every other tensor of the adapter it came from, by its key.
+        config_text: that adapter's configuration, byte for byte.
+        origin: the file format and the factors' dtype it came from.
+        source: where it was read from; None for one made in memory.
+    """
+
+    groups: Mapping[str, LoTRGroup | LoRAGroup]
+    extras: Mapping[str, RawTensor]
+    config_text: str
+    origin: Mapping[str, Any]
+    source: Path | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The finest storage dtype of the groups."""
+        names = {group.dtype for group in self.groups.values()}
+        return min(names, key=lambda name: UNIT_ROUNDOFF[name])
+
+    @property
+    def parameters(self) -> int:
+        """Stored entries of all groups."""
+        return sum(group.stored for group in self.groups.values())
+
+
+Adapter: TypeAlias = LoRAAdapter | LoTRAdapter
+"""An adapter as a file holds it."""

@@ -1,0 +1,142 @@
+"""The LoRA factors of every update of a group, each in its own rank, scale inside."""
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.adapters.adapter import LoRAGroup, LoRAModule, LoTRGroup, Target
+from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.linalg import smallest_rank, svd_of_product
+from lotr_tn.linalg.factor import svd
+from lotr_tn.linalg.ranks import tail_energies
+from lotr_tn.ops.distance import Frame, frame_of
+from lotr_tn.ops.layers import layer_of, left_times_middle, storage_dtype
+
+__all__ = ["no_update", "own_factors"]
+
+ORTHOGONAL = 1e-3
+"""Largest cosine of columns that count as orthogonal: an SVD would turn them by rounding. Whatever
+it is, they are exported without loss; only how far each is from the least rank depends on it."""
+
+
+def own_factors(group: LoTRGroup | LoRAGroup) -> list[LoRAModule]:
+    """Each module of a group with LoRA factors of its own, in the rank that its update has."""
+    if isinstance(group, LoRAGroup):
+        return [_as_linear(module) for module in group.modules]
+    stack = group.stack
+    if not isinstance(stack, Tucker2):
+        return [_of_layer(target, stack, i) for i, target in enumerate(group.targets)]
+    frame = _frame(stack)
+    roundoff = UNIT_ROUNDOFF[stack.core.dtype.name]
+    return [
+        _module(target, stack, index, frame, roundoff) for index, target in enumerate(group.targets)
+    ]
+
+
+def _frame(stack: Tucker2) -> Frame:
+    """The frame of U and V; these themselves where their columns are orthonormal already."""
+    if not (_is_identity(_gram(stack.u)) and _is_identity(_gram(stack.v))):
+        return frame_of(stack.u, stack.v, xp=xp)
+    r1, r2 = stack.ranks
+    u, v = stack.u.astype(np.float64), stack.v.astype(np.float64)
+    return Frame(u, np.eye(r1), v, np.eye(r2))
+
+
+def _gram(x: np.ndarray) -> np.ndarray:
+    """Inner products of columns, right to 1e-6: enough to see whether they are orthogonal."""
+    wide = x.astype(np.float32)
+    return wide.T @ wide
+
+
+def _is_identity(gram: np.ndarray) -> bool:
+    return bool((np.abs(gram - np.eye(len(gram))) <= ORTHOGONAL).all())
+
+
+def _as_linear(module: LoRAModule) -> LoRAModule:
+    """A module that was kept as it is, with its scale inside and a full output factor."""
+    up, down = module.factors()
+    return LoRAModule(module.target, up, down)
+
+
+def _of_layer(
+    target: Target, stack: LowRankTucker2 | Tucker1 | LoRAStack, index: int
+) -> LoRAModule:
+    """One update of any format in its own rank; a LoRA's factors stay as they are."""
+    layer = layer_of(stack, index, xp=xp)
+    left, right = left_times_middle(layer, xp=xp), layer.right.astype(np.float64)
+    if left.shape[1] == 0:
+        return no_update(target, left.shape[0], right.shape[0])
+    if isinstance(stack, LoRAStack):
+        return LoRAModule(_at_rank(target, left.shape[1]), left, right.T)
+    roundoff = UNIT_ROUNDOFF[storage_dtype(stack)]
+    if (found := _turned_already(target, left, right, roundoff)) is not None:
+        return found
+    u, s, vt = svd_of_product(left, right.T)
+    rank = _rank(s, target, roundoff)
+    root = np.sqrt(s[:rank])
+    return LoRAModule(_at_rank(target, rank), u[:, :rank] * root, root[:, None] * vt[:rank])
+
+
+def _turned_already(
+    target: Target, left: np.ndarray, right: np.ndarray, roundoff: float
+) -> LoRAModule | None:
+    """A module whose factors (m, k) and (n, k) have orthogonal columns, as their SVD's would be."""
+    grams = left.T @ left, right.T @ right
+    squares = [np.diagonal(gram) for gram in grams]
+    if any((square <= 0).any() for square in squares):
+        return None
+    lengths = [np.sqrt(square) for square in squares]
+    if not all(_is_identity(g / np.outer(x, x)) for g, x in zip(grams, lengths, strict=True)):
+        return None
+    order = np.argsort(-lengths[0] * lengths[1], kind="stable")
+    s = (lengths[0] * lengths[1])[order]
+    kept = order[: _rank(s, target, roundoff)]
+    even = np.sqrt(lengths[1] / lengths[0])[kept]
+    return LoRAModule(_at_rank(target, len(kept)), left[:, kept] * even, (right[:, kept] / even).T)
+
+
+def no_update(target: Target, m: int, n: int) -> LoRAModule:
+    """No update, at rank 1: a LoRA file cannot say rank 0."""
+    return LoRAModule(_at_rank(target, 1), np.zeros((m, 1)), np.zeros((1, n)))
+
+
+def _rank(s: np.ndarray, target: Target, roundoff: float) -> int:
+    """How many singular values (k,) of an update are more than rounding, at least 1."""
+    tails = tail_energies(s)
+    rank = smallest_rank(tails, min(roundoff, UNIT_ROUNDOFF["float32"]) ** 2 * tails[0])
+    if rank > target.rank and tails[target.rank] <= (2 * roundoff) ** 2 * tails[0]:
+        rank = target.rank  # the rest is rounding: it had the rank of the LoRA it came from
+    return max(rank, 1)
+
+
+def _at_rank(target: Target, rank: int) -> Target:
+    return Target(target.name, target.layout, rank)
+
+
+def _module(
+    target: Target, stack: Tucker2, index: int, frame: Frame, roundoff: float
+) -> LoRAModule:
+    """One update in its own rank, both factors of equal norm."""
+    core = frame.core(stack.core[index], xp=xp)
+    if 0 in core.shape:
+        return no_update(target, *stack.shape[1:])
+    u, s, vt = svd(core, xp=xp)
+    rank = _rank(s, target, roundoff)
+    if (plain := _plain_factors(target, stack, index, rank)) is not None:
+        return plain
+    root = np.sqrt(s[:rank])
+    up = frame.left @ (u[:, :rank] * root)
+    down = (root[:, None] * vt[:rank]) @ frame.right.T
+    return LoRAModule(_at_rank(target, rank), up, down)
+
+
+def _plain_factors(target: Target, stack: Tucker2, index: int, rank: int) -> LoRAModule | None:
+    """A module whose core picks `rank` columns of U and V, by those columns, without rounding."""
+    core = stack.core[index].astype(np.float64)
+    rows, columns = np.flatnonzero(core.any(axis=1)), np.flatnonzero(core.any(axis=0))
+    block = core[np.ix_(rows, columns)]
+    if not 0 < rows.size == columns.size <= rank or not np.array_equal(block, np.eye(rows.size)):
+        return None
+    up = stack.u[:, rows].astype(np.float64)
+    down = stack.v[:, columns].astype(np.float64).T
+    return LoRAModule(Target(target.name, target.layout, rows.size), up, down)

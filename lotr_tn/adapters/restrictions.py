@@ -1,0 +1,63 @@
+"""What a conversion may not change: ranks within limits, and modules kept as they are."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from lotr_tn.adapters.adapter import LoRAGroup
+from lotr_tn.errors import OptionError
+from lotr_tn.linalg.ranks import RankLimits
+
+__all__ = ["Limits", "kept_apart", "limits_of"]
+
+Limits: TypeAlias = RankLimits | Mapping[str, RankLimits] | None
+"""Limits for all groups, or for some by name."""
+
+
+def limits_of(groups: Iterable[str], limits: Limits) -> dict[str, RankLimits]:
+    """The limits of every group, by its name; none for groups that are not named.
+
+    Raises:
+        OptionError: a group is named that does not exist.
+    """
+    names = list(groups)
+    if not isinstance(limits, Mapping):
+        return dict.fromkeys(names, limits or RankLimits())
+    for name in limits:
+        if name not in names:
+            raise OptionError(f"there is no group {name!r}; the groups are {', '.join(names)}")
+    return {name: limits.get(name, RankLimits()) for name in names}
+
+
+def kept_apart(
+    groups: Mapping[str, LoRAGroup], keep: str | None
+) -> tuple[dict[str, LoRAGroup], dict[str, LoRAGroup]]:
+    """Groups to convert, and groups of the modules that are to be kept as they are.
+
+    Raises:
+        OptionError: the expression is not valid, or is found in no module.
+    """
+    if keep is None:
+        return dict(groups), {}
+    try:
+        pattern = re.compile(keep)
+    except re.error as error:
+        raise OptionError(
+            f"--keep takes a regular expression; {keep!r} is none ({error})"
+        ) from None
+    apart, kept = {}, {}
+    for name, group in groups.items():
+        inside = [bool(pattern.search(target.name)) for target in group.targets]
+        sides = [
+            tuple(m for m, found in zip(group.modules, inside, strict=True) if found is side)
+            for side in (False, True)
+        ]
+        if sides[0]:
+            apart[name] = LoRAGroup(name, sides[0])
+        if sides[1]:
+            kept[f"{name}.kept"] = LoRAGroup(f"{name}.kept", sides[1])
+    if not kept:
+        raise OptionError(
+            f"--keep {keep!r} is found in no module; see `lotr inspect` for the paths"
+        )
+    return apart, kept

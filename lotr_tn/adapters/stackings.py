@@ -1,0 +1,134 @@
+"""Ways to stack the modules of one adapter, or of several."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup, LoRAModule
+from lotr_tn.adapters.grouping import kind_of, lora_groups
+
+__all__ = ["StackedGroup", "Stacking", "stackings_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class StackedGroup:
+    """A group of modules, of one adapter or of several, with a short label for each layer."""
+
+    group: LoRAGroup
+    labels: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The group's name."""
+        return self.group.name
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The places of the layers as a reader expects them: layer 2 before layer 10."""
+        return tuple(sorted(range(len(self.labels)), key=lambda i: natural(self.labels[i])))
+
+
+@dataclass(frozen=True, eq=False)
+class Stacking:
+    """One way to stack all modules.
+
+    Attributes:
+        name: `kind`, `shape` or a regular expression for one adapter; `layers` (each adapter on its
+            own, by kind), `adapters` (each module over the adapters), or `adapters-layers` (each
+            kind over layers and adapters) for several.
+        label: the same in words.
+        groups: the stacks.
+    """
+
+    name: str
+    label: str
+    groups: tuple[StackedGroup, ...]
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A key that sorts numbers inside text by their value."""
+    parts = re.split(r"(\d+)", text)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+
+
+def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Stacking]:
+    """The ways to stack the modules of adapters of one base.
+
+    Args:
+        adapters: by short name. They may differ in ranks and in modules; a module that an adapter
+            does not have is absent.
+        group_by: how kinds are told apart; see `group_modules`.
+    """
+    if len(adapters) == 1:
+        (adapter,) = adapters.values()
+        return _of_one(adapter, group_by)
+    return [
+        Stacking("layers", "each adapter on its own, over its layers", _alone(adapters, group_by)),
+        Stacking("adapters", "each module over the adapters", _over(adapters, None)),
+        Stacking(
+            "adapters-layers", "each kind over adapters and layers", _over(adapters, group_by)
+        ),
+    ]
+
+
+def _of_one(adapter: LoRAAdapter, group_by: str) -> list[Stacking]:
+    words = {"kind": "each kind over its layers", "shape": "all modules of a shape"}
+    found = [Stacking(group_by, words.get(group_by, "as asked"), _groups(adapter, group_by))]
+    for other in ("kind", "shape"):
+        groups = _groups(adapter, other)
+        if other != group_by and not any(_alike(groups, known.groups) for known in found):
+            found.append(Stacking(other, words[other], groups))
+    return found
+
+
+def _alike(a: Sequence[StackedGroup], b: Sequence[StackedGroup]) -> bool:
+    return {x.group.targets for x in a} == {x.group.targets for x in b}
+
+
+def _groups(adapter: LoRAAdapter, group_by: str) -> tuple[StackedGroup, ...]:
+    return tuple(
+        StackedGroup(group, _labels([target.name for target in group.targets]))
+        for group in lora_groups(adapter, group_by).values()
+    )
+
+
+def _alone(adapters: Mapping[str, LoRAAdapter], group_by: str) -> tuple[StackedGroup, ...]:
+    return tuple(
+        StackedGroup(LoRAGroup(f"{name}: {found.name}", found.group.modules), found.labels)
+        for name, adapter in adapters.items()
+        for found in _groups(adapter, group_by)
+    )
+
+
+def _over(adapters: Mapping[str, LoRAAdapter], group_by: str | None) -> tuple[StackedGroup, ...]:
+    """Stacks over the adapters: of each module alone, or of the groups that a rule makes."""
+    everything = [
+        (name, module) for name, adapter in adapters.items() for module in adapter.modules
+    ]
+    together = LoRAAdapter(tuple(module for _, module in everything), {}, {}, "")
+    # a path is taken literally: each module is a group of its own
+    rule = r"^(.*)$" if group_by is None else group_by
+    owner = {id(module): name for name, module in everything}
+    groups = sorted(lora_groups(together, rule).values(), key=lambda group: natural(group.name))
+    return tuple(StackedGroup(group, _labels_over(group.modules, owner)) for group in groups)
+
+
+def _labels_over(modules: Sequence[LoRAModule], owner: Mapping[int, str]) -> tuple[str, ...]:
+    paths = [module.target.name for module in modules]
+    names = [owner[id(module)] for module in modules]
+    if len(set(paths)) == 1:
+        return tuple(names)
+    layers = _labels(paths)
+    return tuple(f"{name} {layer}" for name, layer in zip(names, layers, strict=True))
+
+
+def _labels(paths: Sequence[str]) -> tuple[str, ...]:
+    """The block index of each path, with its kind's last word where kinds differ."""
+    kinds = {kind_of(path) for path in paths}
+    labels = []
+    for path in paths:
+        parts = path.split(".")
+        index = ".".join(part for part in parts if part.isdigit())
+        last = "" if len(kinds) == 1 and index else parts[-1]
+        labels.append(f"{last} {index}".strip())
+    return tuple(labels)

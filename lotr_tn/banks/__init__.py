@@ -1,0 +1,26 @@
+"""Banks: many adapters of one base in one file."""
+
+from lotr_tn.banks.bank import Bank, Figures
+from lotr_tn.banks.changing.appending import Appended, append_adapters
+from lotr_tn.banks.changing.compacting import Compacted, compact_bank
+from lotr_tn.banks.changing.editing import Edited, drop_adapters, rename_adapter
+from lotr_tn.banks.file import load_bank, verify_bank
+from lotr_tn.banks.making.conversion import BankConversion, convert_adapters
+from lotr_tn.banks.making.joint import StackChoice
+
+__all__ = [
+    "Appended",
+    "Bank",
+    "BankConversion",
+    "Compacted",
+    "Edited",
+    "Figures",
+    "StackChoice",
+    "append_adapters",
+    "compact_bank",
+    "convert_adapters",
+    "drop_adapters",
+    "load_bank",
+    "rename_adapter",
+    "verify_bank",
+]

@@ -1,0 +1,439 @@
+"""New adapters for a bank, without a change to those it holds."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
+from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_same_base
+from lotr_tn.adapters.storage import storage_dtype_for
+from lotr_tn.analysis.allocation import Menu, allocate
+from lotr_tn.analysis.curves import FormatName
+from lotr_tn.analysis.pareto import pareto_front
+from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.file import load_bank, save_bank
+from lotr_tn.banks.group import ADAPTER, BankGroup, Part, exact_stack
+from lotr_tn.banks.making.parts import lora_rows
+from lotr_tn.banks.making.survey import (
+    Contents,
+    as_lora_adapter,
+    bank_adapter,
+    require_modules,
+    require_same_module,
+)
+from lotr_tn.decompose.extension import Extension, extension_of
+from lotr_tn.decompose.truncation import cut_layers, global_order
+from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.bank_tensor import BankTensor
+from lotr_tn.files.locking import exclusive
+from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker2
+from lotr_tn.linalg.ranks import ITEM_SIZES, RelativeError
+from lotr_tn.ops.distance import layer_distances
+from lotr_tn.ops.moving import astype
+from lotr_tn.ops.norms import layer_norms, layer_singular_values
+
+__all__ = ["Appended", "append_adapters"]
+
+PAIRS = 24
+"""Pairs of numbers of new directions that are tried with cores of low rank."""
+
+ATTEMPTS = 4
+"""Times that an adapter is stored anew when what is measured is above what was asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Appended:
+    """A bank with new adapters.
+
+    Attributes:
+        bank: the bank, opened again.
+        names: the new adapters.
+        bytes_before: of the file.
+        bytes_after: of the file.
+        new_directions: columns that were added to bases.
+        met: whether every new adapter keeps to the error.
+    """
+
+    bank: Bank
+    names: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    new_directions: int
+    met: bool
+
+
+def append_adapters(
+    path: str | Path,
+    adapters: Mapping[str, Adapter],
+    *,
+    rel_error: float | None = None,
+    any_base: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Appended:
+    """Add adapters to a bank; every adapter that it holds comes out as before, bit for bit.
+
+    Each new one is projected on the bases. Where that leaves too much, the strongest directions
+    that the bases lack are added to them, or the layer gets factors of its own: what takes fewest
+    bytes over all modules within the adapter's error.
+
+    Args:
+        path: the bank; it is replaced when everything is written, and meanwhile locked.
+        adapters: by name; one at a time is in memory.
+        rel_error: of each new adapter; the one that the bank was made for where left out.
+        any_base: whether another name of the base model is let through.
+        progress: called with each name.
+
+    Raises:
+        CheckpointError: a name is taken, an adapter does not fit the bank, or the bank is being
+            changed by another process; then nothing was changed.
+        OptionError: no error was given, and the bank was not made for one.
+
+    Cost: for each module O((m + n)·(k + r)²) flops for bases of k directions; the file is copied.
+    """
+    before = Path(path)
+    with exclusive(before) as real:
+        bank = load_bank(real)
+        epsilon = _asked_error(bank, rel_error)
+        size, met, directions = real.stat().st_size, True, 0
+        for name in adapters:
+            if progress is not None:
+                progress(name)
+            _require_new(bank, name)
+            lora = as_lora_adapter(adapters[name])
+            require_modules(name, lora)
+            if not any_base:
+                known = bank.names[0], base_model_in(bank.config_text(bank.names[0]))
+                require_same_base(known, (name, base_model_of(lora)))
+            work = _Work(bank, name, lora, epsilon)
+            bank, error, added = work.appended()
+            met, directions = met and error <= epsilon, directions + added
+        save_bank(bank, real, force=True)
+    return Appended(
+        load_bank(before), tuple(adapters), size, before.stat().st_size, directions, met
+    )
+
+
+def _asked_error(bank: Bank, rel_error: float | None) -> float:
+    asked = bank.asked.get("relative_error") if rel_error is None else rel_error
+    if asked is None:
+        raise OptionError(
+            f"{bank.source} was made for a size, not for an error; say which error new adapters "
+            "may have, such as --rel-error 0.05"
+        )
+    return RelativeError(float(asked)).epsilon
+
+
+def _require_new(bank: Bank, name: str) -> None:
+    if name in bank:
+        raise CheckpointError(
+            f"{bank.source} holds an adapter {name!r} already; give the new one another name"
+        )
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to store some layers.
+
+    `new` are the new directions of either side, `ranks` the rank of each layer where cores are of
+    low rank or factors its own.
+    """
+
+    format: FormatName
+    bytes: int
+    loss: float
+    new: tuple[int, int] = (0, 0)
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Some modules of a new adapter, and the group that they go into."""
+
+    group: BankGroup
+    modules: tuple[LoRAModule, ...]
+    places: tuple[int, ...]  # of the modules in the group
+    stack: LoRAStack  # float64
+    extension: Extension | None
+    dtype: str  # of the group's bases
+    own: str  # of factors that layers have for themselves
+    ways: tuple[_Way, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One adapter that is appended."""
+
+    bank: Bank
+    name: str
+    lora: LoRAAdapter
+    epsilon: float
+
+    def appended(self) -> tuple[Bank, float, int]:
+        """The bank with the adapter, its relative error, and how many directions were added."""
+        tasks = list(self._tasks())
+        energy = sum(float((layer_norms(task.stack) ** 2).sum()) for task in tasks)
+        allowed, best = self.epsilon**2 * energy, None
+        for _ in range(ATTEMPTS):
+            picks = _cheapest(tasks, allowed)
+            stored = [_stored(task, way) for task, way in zip(tasks, picks, strict=True)]
+            lost = sum(float((one.distances**2).sum()) for one in stored)
+            best = stored, picks, lost
+            excess = lost - self.epsilon**2 * energy
+            if excess <= 0:
+                break
+            allowed = max(allowed - 1.5 * excess, 0.0)
+        assert best is not None
+        stored, picks, lost = best
+        bank = self._joined(tasks, stored)
+        error = (lost / energy) ** 0.5 if energy else 0.0
+        return bank, error, sum(sum(way.new) for way in picks)
+
+    def _tasks(self) -> Iterator[_Task]:
+        """The adapter's modules by the groups that they go into."""
+        own = storage_dtype_for(self.lora.dtype, RelativeError(self.epsilon))
+        by_group: dict[str, list[LoRAModule]] = {}
+        for module in self.lora.modules:
+            by_group.setdefault(self._group_of(module), []).append(module)
+        for name, modules in by_group.items():
+            group = self.bank.groups.get(name) or _empty_group(name, modules, self.cluster)
+            known = [path for path, _ in group.modules]
+            ordered = sorted(modules, key=lambda module: known.index(module.target.name))
+            places = tuple(known.index(module.target.name) for module in ordered)
+            lora = LoRAGroup(name, tuple(ordered))
+            stack = exact_stack(lora)
+            extension, dtype = None, own
+            if group.outputs:
+                u, v = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
+                extension, dtype = extension_of(u, v, stack), u.dtype.name
+            ways = tuple(_ways(stack, lora, extension, dtype, own))
+            yield _Task(group, tuple(ordered), places, stack, extension, dtype, own, ways)
+
+    @cached_property
+    def captured(self) -> Mapping[str, Mapping[str, float]]:
+        """For each module its groups, with how much of its squared norm lies in their bases."""
+        groups = self.bank.groups.values()
+        layouts = {group.name: dict(group.modules) for group in groups}
+        clustered = len({group.cluster for group in groups}) > 1
+        bases: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        found: dict[str, dict[str, float]] = {}
+        for module in self.lora.modules:
+            name = module.target.name
+            having = [group for group in groups if name in layouts[group.name]]
+            mine = found.setdefault(name, {})
+            for group in having:
+                known = str(self.bank.source), group.shape, layouts[group.name][name]
+                require_same_module(module, self.name, *known)
+                mine[group.name] = 0.0
+                if clustered or len(having) > 1:
+                    if group.name not in bases:
+                        bases[group.name] = _orthonormal(group)
+                    mine[group.name] = _inside(*bases[group.name], module)
+        return found
+
+    @cached_property
+    def cluster(self) -> int:
+        """The cluster whose bases hold most of the adapter; the first of several."""
+        best: dict[tuple[int, str], float] = {}
+        for module, groups in self.captured.items():
+            for name, energy in groups.items():
+                key = self.bank.groups[name].cluster, module
+                best[key] = max(best.get(key, 0.0), energy)
+        sums = {adapter.cluster: 0.0 for adapter in self.bank.adapters}
+        for (cluster, _), energy in best.items():
+            sums[cluster] = sums.get(cluster, 0.0) + energy
+        return max(sorted(sums), key=lambda cluster: sums[cluster])
+
+    def _group_of(self, module: LoRAModule) -> str:
+        """The group for a module: of those of the cluster, the one whose bases hold most of it."""
+        path, groups = module.target.name, self.bank.groups
+        mine = {
+            name: energy
+            for name, energy in self.captured[path].items()
+            if groups[name].cluster == self.cluster
+        }
+        if mine:
+            return max(mine, key=lambda name: mine[name])
+        fresh = path
+        while fresh in groups:  # of another cluster
+            fresh += f"@{self.cluster}"
+        return fresh
+
+    def _joined(self, tasks: Sequence[_Task], stored: Sequence["_Stored"]) -> Bank:
+        place = len(self.bank.adapters)
+        contents = Contents.of(self.bank.contents)
+        adapter = bank_adapter(self.name, self.lora, contents, None)
+        adapter = replace(adapter, cluster=self.cluster)
+        groups = dict(self.bank.groups)
+        for task, one in zip(tasks, stored, strict=True):
+            group = groups.get(task.group.name, task.group)
+            groups[group.name] = _with_layers(group, task, one, place)
+        adapters = (*self.bank.adapters, adapter)
+        return replace(
+            self.bank, adapters=adapters, groups=groups, contents=tuple(contents.tensors)
+        )
+
+
+def _empty_group(name: str, modules: Sequence[LoRAModule], cluster: int) -> BankGroup:
+    """A group for modules that no adapter of the cluster has."""
+    places = tuple((module.target.name, module.target.layout) for module in modules)
+    return BankGroup(name, modules[0].shape, places, (), (), (), cluster)
+
+
+def _orthonormal(group: BankGroup) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal bases of what a group's bases span."""
+    if not group.outputs:
+        return np.zeros((group.shape[0], 0)), np.zeros((group.shape[1], 0))
+    bases = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
+    u, v = (np.linalg.qr(basis.astype(np.float64))[0] for basis in bases)
+    return u, v
+
+
+def _inside(u: np.ndarray, v: np.ndarray, module: LoRAModule) -> float:
+    """‖UUᵀ ΔW VVᵀ‖²; where there is one side alone, as if the other held the same share."""
+    x = exact_stack(LoRAGroup("", (module,)))
+    up, down = np.asarray(x.up), np.asarray(x.down)
+    whole = float(((up.T @ up) * (down @ down.T)).sum())
+    sides = int(u.shape[1] > 0) + int(v.shape[1] > 0)
+    if not sides or whole <= 0:
+        return 0.0
+    up = u.T @ up if u.shape[1] else up
+    down = down @ v if v.shape[1] else down
+    inside = float(((up.T @ up) * (down @ down.T)).sum())
+    return inside if sides == 2 else inside**2 / whole
+
+
+def _ways(
+    stack: LoRAStack, lora: LoRAGroup, extension: Extension | None, dtype: str, own: str
+) -> Iterator[_Way]:
+    """All ways to store some layers that may be best for some error."""
+    yield _Way("lora", lora.stored * ITEM_SIZES[lora.dtype], 0.0)
+    yield from _truncations(stack, own)
+    if extension is not None:
+        yield from _extensions(extension, dtype)
+
+
+def _truncations(stack: LoRAStack, dtype: str) -> Iterator[_Way]:
+    _, m, n = stack.shape
+    values = [np.asarray(v) for v in layer_singular_values(stack)]
+    order = global_order(values)
+    rounding = UNIT_ROUNDOFF[dtype] ** 2 * float(order.tails[0])
+    for terms, tail in enumerate(order.tails):
+        size = terms * (m + n) * ITEM_SIZES[dtype]
+        yield _Way("truncated", size, float(tail) + rounding, ranks=order.ranks(terms))
+
+
+def _extensions(extension: Extension, dtype: str) -> Iterator[_Way]:
+    layers, m, n = extension.shape
+    p, q = extension.left.own, extension.right.own
+    lost, item = extension.lost, ITEM_SIZES[dtype]
+    k1, k2 = np.meshgrid(*(np.arange(size) for size in lost.shape), indexing="ij")
+    rounding = UNIT_ROUNDOFF[dtype] ** 2 * extension.energy
+    fresh = m * k1 + n * k2
+    dense = (fresh + layers * (p + k1) * (q + k2)).ravel()
+    for at in pareto_front(dense, lost.ravel()):
+        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
+        yield _Way("lotr", int(dense[at]) * item, float(lost.ravel()[at]) + rounding, pair)
+    terms = sum(part.stop - part.start for part in extension.slices)
+    thin = (fresh + terms * (p + k1 + q + k2)).ravel()
+    front = pareto_front(thin, lost.ravel())
+    tried = np.unique(np.linspace(0, len(front) - 1, PAIRS).round().astype(int))
+    for at in front[tried]:
+        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
+        outside = float(lost[pair]) + rounding
+        order = global_order(extension.values(*pair))
+        width = p + pair[0] + q + pair[1]
+        for kept, tail in enumerate(order.tails):
+            size = (m * pair[0] + n * pair[1] + kept * width) * item
+            yield _Way("lotr-low-rank", size, outside + float(tail), pair, order.ranks(kept))
+
+
+def _cheapest(tasks: Sequence[_Task], allowed: float) -> list[_Way]:
+    """The ways that together take fewest bytes within a squared error."""
+    menus = []
+    for task in tasks:
+        cost = np.array([float(way.bytes) for way in task.ways])
+        loss = np.array([way.loss for way in task.ways])
+        menus.append(Menu(loss, cost))
+    picks = allocate(menus, max(allowed, 0.0)).picks
+    return [task.ways[pick] for task, pick in zip(tasks, picks, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """Layers as they are stored."""
+
+    way: _Way
+    arrays: Mapping[str, np.ndarray]
+    directions: tuple[np.ndarray, np.ndarray] | None
+    distances: np.ndarray
+    norms: np.ndarray
+    terms: np.ndarray
+    scales: np.ndarray
+
+
+def _stored(task: _Task, way: _Way) -> _Stored:
+    norms = np.asarray(layer_norms(task.stack))
+    count = len(task.modules)
+    directions = None
+    scales, terms = np.ones(count), np.zeros(count)
+    match way.format:
+        case "lora":
+            lora = LoRAGroup(task.group.name, task.modules)
+            scales = np.array([module.scale for module in task.modules])
+            terms = np.array([module.target.rank for module in task.modules])
+            return _Stored(way, lora_rows(lora), None, np.zeros(count), norms, terms, scales)
+        case "truncated":
+            made: LoRAStack | Tucker2 | LowRankTucker2
+            made = cut_layers(task.stack, way.ranks, task.own)
+            arrays, terms = {"up": made.up.T, "down": made.down}, np.array(way.ranks)
+        case "lotr":
+            assert task.extension is not None
+            made = task.extension.tucker(*way.new, task.dtype)
+            arrays = {"core": made.core}
+        case _:
+            assert task.extension is not None
+            made = task.extension.low_rank(*way.new, way.ranks, task.dtype)
+            arrays, terms = {"up": made.up.T, "down": made.down}, np.array(way.ranks)
+    if task.extension is not None and any(way.new):
+        directions = task.extension.directions(*way.new, task.dtype)
+    distances = np.asarray(layer_distances(task.stack, astype(made, "float64")))
+    return _Stored(way, arrays, directions, distances, norms, terms, scales)
+
+
+def _with_layers(group: BankGroup, task: _Task, stored: _Stored, place: int) -> BankGroup:
+    """A group with an adapter's layers, and with the directions that they added."""
+    form = stored.way.format
+    if stored.directions is not None:
+        outputs, inputs = (BankTensor.of(x) for x in stored.directions)
+        group = replace(group, outputs=(*group.outputs, outputs), inputs=(*group.inputs, inputs))
+    ranks = [module.target.rank for module in task.modules]
+    whose = np.full(len(ranks), place)
+    index = np.stack([whose, task.places, ranks, stored.terms], axis=1).astype(np.int64)
+    none = np.zeros(len(ranks))
+    figures = np.stack([stored.distances, stored.norms, none, stored.scales], axis=1)
+    segments = 0 if form in ("truncated", "lora") else len(group.outputs)
+    tensors = {name: BankTensor.of(array) for name, array in stored.arrays.items()}
+    part = Part(form, segments, "projection", tensors, index, figures)
+    return replace(group, parts=_with_part(group.parts, part))
+
+
+def _with_part(parts: tuple[Part, ...], new: Part) -> tuple[Part, ...]:
+    """The parts with another one; it continues one of the same format, bases and dtype."""
+    for at, part in enumerate(parts):
+        dtypes = {name: tensor.entry.code for name, tensor in part.tensors.items()}
+        others = {name: tensor.entry.code for name, tensor in new.tensors.items()}
+        alike = (part.format, part.segments) == (new.format, new.segments) and dtypes == others
+        if alike and part.index[-1, ADAPTER] < new.index[0, ADAPTER]:
+            tensors = {name: part.tensors[name].continued(new.tensors[name]) for name in others}
+            joined = replace(
+                part,
+                tensors=tensors,
+                index=np.concatenate([part.index, new.index]),
+                figures=np.concatenate([part.figures, new.figures]),
+            )
+            return (*parts[:at], joined, *parts[at + 1 :])
+    return (*parts, new)

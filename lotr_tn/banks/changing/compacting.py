@@ -1,0 +1,204 @@
+"""A bank made anew from what it holds, with the errors of both steps accounted for."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.adapters.adapter import LoRAAdapter
+from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.analysis.candidates import Options
+from lotr_tn.analysis.curves import FORMATS
+from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.file import load_bank, save_bank, verify_bank
+from lotr_tn.banks.group import (
+    ADAPTER,
+    DISTANCE,
+    DRIFT,
+    MODULE,
+    NORM,
+    RANK,
+    BankGroup,
+    Part,
+)
+from lotr_tn.banks.making.joint import Job, bank_of
+from lotr_tn.banks.making.survey import survey_of
+from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.locking import exclusive
+from lotr_tn.files.spool import Spool
+from lotr_tn.linalg.ranks import RelativeError
+from lotr_tn.ops.distance import layer_distances
+from lotr_tn.ops.stacking import take_layers
+
+__all__ = ["Compacted", "compact_bank"]
+
+LEAST = 4
+"""Unit roundoffs of the storage dtype that an adapter without any error left may drift, relative to
+its norm: bases cannot be written anew for less."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compacted:
+    """A bank that was made anew.
+
+    Attributes:
+        bank: the bank, opened again.
+        bytes_before: of the file.
+        bytes_after: of the file; the same where nothing was gained, and nothing was changed.
+        met: whether every adapter's accumulated bound keeps to the error.
+    """
+
+    bank: Bank
+    bytes_before: int
+    bytes_after: int
+    met: bool
+
+
+def compact_bank(
+    path: str | Path,
+    *,
+    rel_error: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Compacted:
+    """Find bases and ranks anew for what a bank holds, after many appends and drops.
+
+    The originals are gone, so an adapter's error is bounded, not measured: it is at most its error
+    when it was stored, which was measured, and what compacting moved it since, which is measured
+    too. Both are stored, and their sum is kept to the error asked for. An adapter that has used up
+    its error may only drift by rounding, four unit roundoffs of the storage dtype.
+
+    Args:
+        path: the bank; it is replaced when everything is written, and meanwhile locked.
+        rel_error: that each adapter may have in all; the one that the bank was made for where left
+            out. A larger one makes a smaller bank.
+        progress: called with the name of each adapter and stack.
+
+    Raises:
+        OptionError: no error was given, and the bank was not made for one.
+        CheckpointError: the bank is damaged, or being changed by another process.
+
+    Cost: that of a joint conversion of all adapters.
+    """
+    with exclusive(Path(path)) as real:
+        bank = load_bank(real)
+        _require_sound(real)
+        asked = bank.asked.get("relative_error") if rel_error is None else rel_error
+        if asked is None:
+            raise OptionError(
+                f"{bank.source} was made for a size, not for an error; say which error its "
+                "adapters may have in all, such as --rel-error 0.05"
+            )
+        rule, before = RelativeError(float(asked)), real.stat().st_size
+        with Spool(real.parent) as spool:
+            made = replace(_made_anew(bank, rule, spool, progress), asked=_asked(bank, rule))
+            if made.nbytes < bank.nbytes:
+                save_bank(made, real, force=True)
+    after = load_bank(path)
+    worst = max(after.figures(name).bound for name in after.names)
+    floor = LEAST * UNIT_ROUNDOFF[after.dtype]
+    met = worst <= rule.epsilon + floor
+    return Compacted(after, before, Path(path).stat().st_size, met)
+
+
+def _require_sound(path: Path) -> None:
+    """Refuse a bank with damaged numbers: anew they would be written with checksums that fit."""
+    damaged = verify_bank(path)
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: the bytes of tensor {damaged[0]} do not match their checksum; "
+            "restore it from a copy"
+        )
+
+
+def _asked(bank: Bank, rule: RelativeError) -> dict[str, object]:
+    """What the bank is for from now on: the larger of both errors."""
+    known = float(bank.asked.get("relative_error") or 0.0)
+    return {**bank.asked, "relative_error": max(known, rule.epsilon)}
+
+
+class _Expanded(Mapping[str, LoRAAdapter]):
+    """The adapters of a bank as LoRAs in float64, one at a time."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+
+    def __getitem__(self, name: str) -> LoRAAdapter:
+        return to_lora(self.bank[name], ranks="minimal", dtype="float64").adapter
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.bank)
+
+    def __len__(self) -> int:
+        return len(self.bank)
+
+
+def _made_anew(
+    bank: Bank, rule: RelativeError, spool: Spool, progress: Callable[[str], None] | None
+) -> Bank:
+    if not rule.epsilon:
+        raise OptionError("compacting at an error of 0 changes nothing; ask for a larger one")
+    survey = survey_of(_Expanded(bank), spool, any_base=True, progress=progress)
+    allowed = _allowed_drift(bank, rule.epsilon)
+    energies = (allowed / rule.epsilon) ** 2
+    options = Options(FORMATS[1:], bank.dtype)  # not as they are: expanded, they are large
+    clusters = len({adapter.cluster for adapter in bank.adapters}) > 1
+    none = 0, 0
+    job = Job(survey, energies, rule, True, options, "auto", none, "kind", clusters, progress)
+    anew = bank_of(survey, job.made((bank.stacking,)), bank.asked)
+    labels = [adapter.cluster for adapter in anew.adapters]
+    adapters = tuple(
+        replace(adapter, cluster=label)
+        for adapter, label in zip(bank.adapters, labels, strict=True)
+    )
+    anew = replace(anew, adapters=adapters, contents=bank.contents)
+    return _with_drift(bank, anew)
+
+
+def _allowed_drift(bank: Bank, epsilon: float) -> np.ndarray:
+    """(N,) how far each adapter may move: what its bound leaves of the error, or rounding."""
+    norms = bank.norms
+    bounds = np.array([bank.figures(name).bound for name in bank.names]) * norms
+    floor = LEAST * UNIT_ROUNDOFF[bank.dtype] * norms
+    return np.maximum((epsilon * norms - bounds) * (1 - 1e-6), floor)
+
+
+def _with_drift(old: Bank, new: Bank) -> Bank:
+    """The new bank with the old one's figures, and how far every layer moved beside."""
+    known: dict[tuple[int, str], np.ndarray] = {}
+    ranks: dict[tuple[int, str], int] = {}
+    for group in old.groups.values():
+        for part in group.parts:
+            for row, key in enumerate(_layers(group, part)):
+                known[key], ranks[key] = part.figures[row], int(part.index[row, RANK])
+    moved = {module: _moves(old, new, module) for module in new.modules}
+
+    def with_drift(group: BankGroup, part: Part) -> Part:
+        keys = _layers(group, part)
+        index, figures = part.index.copy(), part.figures.copy()
+        index[:, RANK] = [ranks[key] for key in keys]
+        was = np.array([known[key] for key in keys])
+        figures[:, [DISTANCE, NORM]] = was[:, [DISTANCE, NORM]]
+        figures[:, DRIFT] = was[:, DRIFT] + [moved[module][place] for place, module in keys]
+        return replace(part, index=index, figures=figures)
+
+    groups = {
+        name: replace(group, parts=tuple(with_drift(group, part) for part in group.parts))
+        for name, group in new.groups.items()
+    }
+    return replace(new, groups=groups)
+
+
+def _layers(group: BankGroup, part: Part) -> list[tuple[int, str]]:
+    """The adapter and module of every layer."""
+    pairs = part.index[:, [ADAPTER, MODULE]].tolist()
+    return [(place, group.modules[module][0]) for place, module in pairs]
+
+
+def _moves(old: Bank, new: Bank, module: str) -> dict[int, float]:
+    """How far each adapter's update of a module moved."""
+    (before, owners), (after, others) = old.exact_stack(module), new.exact_stack(module)
+    order = [owners.index(name) for name in others]
+    distances = np.asarray(layer_distances(take_layers(before, order), after))
+    return {old.place(name): float(d) for name, d in zip(others, distances, strict=True)}

@@ -1,0 +1,142 @@
+"""Adapters of a bank dropped and renamed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lotr_tn.banks.bank import Bank, BankAdapter
+from lotr_tn.banks.file import load_bank, save_bank
+from lotr_tn.banks.group import ADAPTER, BankGroup, Part
+from lotr_tn.errors import CheckpointError
+from lotr_tn.files.locking import exclusive
+
+__all__ = ["Edited", "drop_adapters", "rename_adapter"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """A bank that was changed.
+
+    Attributes:
+        bank: the bank, opened again.
+        bytes_before: of the file.
+        bytes_after: of the file.
+    """
+
+    bank: Bank
+    bytes_before: int
+    bytes_after: int
+
+
+def drop_adapters(path: str | Path, names: Sequence[str]) -> Edited:
+    """Remove adapters from a bank; the others come out as before, bit for bit.
+
+    Their cores and what only they hold beside updates are removed. Bases stay as they are: what
+    they could do without, `compact_bank` finds.
+
+    Args:
+        path: the bank; it is replaced when everything is written, and meanwhile locked.
+        names: the adapters, not all of the bank's.
+
+    Raises:
+        CheckpointError: there is no such adapter, none would be left, or the bank is being changed
+            by another process.
+
+    Cost: the file is copied.
+    """
+    return _edited(path, lambda bank: _without(bank, names))
+
+
+def rename_adapter(path: str | Path, old: str, new: str) -> Edited:
+    """Give an adapter of a bank another name.
+
+    Args:
+        path: the bank; it is replaced when everything is written, and meanwhile locked.
+        old: its name.
+        new: its new name.
+
+    Raises:
+        CheckpointError: there is no such adapter, the new name is taken, or the bank is being
+            changed by another process.
+
+    Cost: the file is copied.
+    """
+    return _edited(path, lambda bank: _renamed(bank, old, new))
+
+
+def _edited(path: str | Path, change: Callable[[Bank], Bank]) -> Edited:
+    with exclusive(Path(path)) as real:
+        size = real.stat().st_size
+        save_bank(change(load_bank(real)), real, force=True)
+    return Edited(load_bank(path), size, Path(path).stat().st_size)
+
+
+def _renamed(bank: Bank, old: str, new: str) -> Bank:
+    place = bank.place(old)
+    if new in bank.names:
+        raise CheckpointError(
+            f"{bank.source} holds an adapter {new!r} already; choose another name"
+        )
+    if not new:
+        raise CheckpointError(f"the new name of {old!r} is empty; give it a name")
+    adapters = list(bank.adapters)
+    adapters[place] = replace(adapters[place], name=new)
+    return replace(bank, adapters=tuple(adapters))
+
+
+def _without(bank: Bank, names: Sequence[str]) -> Bank:
+    gone = {bank.place(name) for name in names}
+    kept = np.array([at for at in range(len(bank)) if at not in gone], dtype=np.int64)
+    if not kept.size:
+        raise CheckpointError(
+            f"{bank.source} would hold no adapter any more; delete the file instead"
+        )
+    groups = {name: _group_without(group, kept) for name, group in bank.groups.items()}
+    adapters, contents = _renumbered(bank, [bank.adapters[at] for at in kept])
+    return replace(
+        bank,
+        adapters=adapters,
+        groups={name: group for name, group in groups.items() if group.parts},
+        contents=tuple(bank.contents[at] for at in contents),
+    )
+
+
+def _group_without(group: BankGroup, kept: np.ndarray) -> BankGroup:
+    parts = [_part_without(part, kept) for part in group.parts]
+    return replace(group, parts=tuple(part for part in parts if len(part.index)))
+
+
+def _part_without(part: Part, kept: np.ndarray) -> Part:
+    stay = np.isin(part.index[:, ADAPTER], kept)
+    index = part.index[stay].copy()
+    index[:, ADAPTER] = np.searchsorted(kept, index[:, ADAPTER])
+    if stay.all():
+        return replace(part, index=index)
+    terms = np.concatenate(
+        [np.arange(a, b) for a, b, s in zip(part.ends[:-1], part.ends[1:], stay, strict=True) if s]
+        or [np.zeros(0, dtype=np.int64)]
+    )
+    tensors = {
+        name: tensor.rows(np.flatnonzero(stay) if name in ("core", "own") else terms)
+        for name, tensor in part.tensors.items()
+    }
+    return replace(part, tensors=tensors, index=index, figures=part.figures[stay])
+
+
+def _renumbered(
+    bank: Bank, adapters: Sequence[BankAdapter]
+) -> tuple[tuple[BankAdapter, ...], list[int]]:
+    """Adapters with the contents that they use numbered anew, and which these are."""
+    used = sorted({at for one in adapters for at in (one.config, *one.extras.values())})
+    new = {at: place for place, at in enumerate(used)}
+    renumbered = tuple(
+        replace(
+            one,
+            config=new[one.config],
+            extras={key: new[at] for key, at in one.extras.items()},
+        )
+        for one in adapters
+    )
+    return renumbered, used

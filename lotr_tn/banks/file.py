@@ -1,0 +1,316 @@
+"""Banks as files: what the header says, and which tensors hold what."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lotr_tn.adapters.adapter import Layout
+from lotr_tn.banks.bank import Bank, BankAdapter
+from lotr_tn.banks.checking import SenseError, require_sense, whole_number
+from lotr_tn.banks.group import BankGroup, Part
+from lotr_tn.errors import CheckpointError
+from lotr_tn.files.bank_tensor import BankTensor
+from lotr_tn.files.container import (
+    Container,
+    Entry,
+    is_container,
+    read_container,
+    verify_container,
+    write_bank_file,
+)
+from lotr_tn.files.dialects.native import tool_version
+
+__all__ = ["is_bank", "load_bank", "overhead", "save_bank", "verify_bank"]
+
+SCHEMA = 1
+
+MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading a header of another form may raise."""
+
+OWN = {
+    "lotr": ("core",),
+    "lotr-low-rank": ("up", "down"),
+    "shared-in": ("own",),
+    "shared-out": ("own",),
+    "truncated": ("up", "down"),
+    "lora": ("up", "down"),
+}
+"""The tensors of a part, by its format, beside its index and figures."""
+
+
+def is_bank(path: Path) -> bool:
+    """Whether a path is a bank."""
+    return is_container(path)
+
+
+def load_bank(path: str | Path) -> Bank:
+    """Open a bank; its tensors stay mapped until they are used.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The bank, a mapping of names to adapters.
+
+    Raises:
+        CheckpointError: it is no bank, its header is damaged, or it is of a later schema.
+
+    Cost: the header alone is read.
+    """
+    container = read_container(Path(path))
+    try:
+        bank = _bank(container, json.loads(container.text))
+        require_sense(bank)
+    except (*MALFORMED, SenseError) as error:
+        kind = "" if isinstance(error, SenseError) else f"{type(error).__name__}: "
+        raise CheckpointError(
+            f"{path} has a header that makes no sense ({kind}{error}); restore the file from a copy"
+        ) from None
+    return bank
+
+
+def verify_bank(path: str | Path) -> list[str]:
+    """The tensors of a bank whose bytes are not those that were written.
+
+    Raises:
+        CheckpointError: it is no bank, or its header is damaged.
+
+    Cost: every byte is read once.
+    """
+    return verify_container(read_container(Path(path)))
+
+
+def save_bank(bank: Bank, path: Path, *, force: bool) -> None:
+    """Write a bank, all or nothing.
+
+    Raises:
+        CheckpointError: the target exists and `force` is false, a tensor that is copied is damaged,
+            or writing failed; then nothing was changed.
+    """
+    try:
+        require_sense(bank)
+    except SenseError as error:
+        raise CheckpointError(f"{path} was not written, since {error}") from None
+    entries, header = _described(bank)
+    write_bank_file(path, entries, json.dumps(header, separators=(",", ":")), force=force)
+
+
+def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
+    tensors: dict[str, BankTensor] = {}
+    for at, content in enumerate(bank.contents):
+        tensors[f"contents.{at}"] = content
+    groups = {}
+    for group in bank.groups.values():
+        for side in ("outputs", "inputs"):
+            for at, segment in enumerate(getattr(group, side)):
+                tensors[f"groups.{group.name}.{side}.{at}"] = segment
+        for at, part in enumerate(group.parts):
+            for name, tensor in _tensors(part).items():
+                tensors[f"groups.{group.name}.parts.{at}.{name}"] = tensor
+        groups[group.name] = _describe_group(group)
+    keys: dict[tuple[str, ...], int] = {}
+    adapters = [_describe_adapter(adapter, keys) for adapter in bank.adapters]
+    header = {
+        "schema": SCHEMA,
+        "tool": tool_version(),
+        "asked": dict(bank.asked),
+        "stacking": bank.stacking,
+        "explanation": dict(bank.explanation),
+        "adapters": adapters,
+        "keys": [list(names) for names in keys],
+        "contents": len(bank.contents),
+        "groups": groups,
+    }
+    return {name: tensor.entry for name, tensor in tensors.items()}, header
+
+
+def _tensors(part: Part) -> dict[str, BankTensor]:
+    return {
+        **{name: part.tensors[name] for name in OWN[part.format]},
+        "index": BankTensor.of(part.index.astype(np.int32)),
+        "figures": BankTensor.of(part.figures.astype(np.float64)),
+    }
+
+
+def _describe_group(group: BankGroup) -> dict[str, Any]:
+    return {
+        "shape": list(group.shape),
+        "modules": [
+            {
+                "name": name,
+                "layout": layout.kind,
+                "kernel": list(layout.kernel),
+                "groups": layout.groups,
+            }
+            for name, layout in group.modules
+        ],
+        "segments": len(group.outputs),
+        "cluster": group.cluster,
+        "parts": [
+            {"format": part.format, "segments": part.segments, "method": part.method}
+            for part in group.parts
+        ],
+    }
+
+
+def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) -> dict[str, Any]:
+    names = tuple(adapter.extras)
+    return {
+        "name": adapter.name,
+        "config": adapter.config,
+        "keys": keys.setdefault(names, len(keys)),
+        "extras": [adapter.extras[name] for name in names],
+        "dtype": adapter.dtype,
+        "parameters": adapter.parameters,
+        "cluster": adapter.cluster,
+    }
+
+
+def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
+    path = container.path
+    if whole_number("the schema", header["schema"]) != SCHEMA:
+        raise CheckpointError(
+            f"{path} is a bank of schema {header['schema']}; this version reads {SCHEMA}: upgrade "
+            "lotr-tn"
+        )
+    reader = _Reader(container)
+    count = whole_number("the number of contents", header["contents"])
+    adapters = tuple(_adapter(entry, header["keys"], count) for entry in header["adapters"])
+    contents = tuple(reader.tensor(f"contents.{at}") for at in range(count))
+    groups = {name: reader.group(name, entry) for name, entry in header["groups"].items()}
+    return Bank(
+        adapters,
+        groups,
+        contents,
+        header["asked"],
+        header["stacking"],
+        header["explanation"],
+        path,
+    )
+
+
+def _adapter(entry: Mapping[str, Any], keys: Sequence[Sequence[str]], contents: int) -> BankAdapter:
+    at = whole_number("the place of an adapter's keys", entry["keys"], len(keys))
+    places = [whole_number("the place of a tensor", x, contents) for x in entry["extras"]]
+    return BankAdapter(
+        _text(entry["name"]),
+        whole_number("the place of a configuration", entry["config"], contents),
+        dict(zip(map(_text, keys[at]), places, strict=True)),
+        _text(entry["dtype"]),
+        whole_number("the number of parameters", entry["parameters"]),
+        whole_number("a cluster", entry["cluster"]),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise SenseError(f"{value!r} is no text")
+    return value
+
+
+TENSOR_ENTRY = 260
+"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most; its name
+stands there twice."""
+
+STACK_TENSORS = 6
+"""Tensors of a stack, at most: two bases, two of numbers, index and figures."""
+
+
+def overhead(
+    adapters: Sequence[BankAdapter],
+    contents: Sequence[BankTensor],
+    stacks: Sequence[str],
+    layers: int,
+) -> int:
+    """Bytes, at most, that a bank takes beside the numbers of its stacks.
+
+    Args:
+        adapters: the adapters.
+        contents: what they have beside updates.
+        stacks: a name for each stack that may be made, such as the path of its one module.
+        layers: updates of all adapters.
+    """
+    keys: dict[tuple[str, ...], int] = {}
+    described = [_describe_adapter(adapter, keys) for adapter in adapters]
+    text = len(json.dumps(json.dumps([described, *keys])))
+    named = [2 * len(json.dumps(f"groups.{name}.parts.0.figures")) for name in stacks]
+    names = sum((STACK_TENSORS + 1) * (length + TENSOR_ENTRY) for length in named)
+    numbers = layers * (4 * 4 + 4 * 8)
+    held = sum(content.entry.nbytes + TENSOR_ENTRY for content in contents)
+    return text + names + numbers + held + 4096
+
+
+class _Reader:
+    """The tensors of a container as a bank's."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+
+    def tensor(self, key: str) -> BankTensor:
+        """One tensor."""
+        if key not in self.container.tensors:
+            raise CheckpointError(f"{self.container.path} lacks the tensor {key}")
+        return BankTensor.of_file(self.container, key)
+
+    def group(self, name: str, entry: Mapping[str, Any]) -> BankGroup:
+        """One group."""
+        prefix = f"groups.{name}"
+        count = whole_number("the number of segments", entry["segments"])
+        modules = tuple((_text(module["name"]), _layout(module)) for module in entry["modules"])
+        outputs, inputs = (
+            tuple(self.tensor(f"{prefix}.{side}.{at}") for at in range(count))
+            for side in ("outputs", "inputs")
+        )
+        parts = tuple(
+            self.part(f"{prefix}.parts.{at}", part) for at, part in enumerate(entry["parts"])
+        )
+        m, n = (whole_number("a size", size) for size in entry["shape"])
+        cluster = whole_number("a cluster", entry["cluster"])
+        return BankGroup(name, (m, n), modules, outputs, inputs, parts, cluster)
+
+    def part(self, prefix: str, entry: Mapping[str, Any]) -> Part:
+        """One part."""
+        form = entry["format"]
+        if form not in OWN:
+            raise CheckpointError(
+                f"{self.container.path} has layers in the unknown format {form!r}; upgrade lotr-tn"
+            )
+        index = self.numbers(f"{prefix}.index", "I32", np.int32)
+        figures = self.numbers(f"{prefix}.figures", "F64", np.float64)
+        return Part(
+            form,
+            whole_number("the number of segments", entry["segments"]),
+            _text(entry["method"]),
+            {name: self.tensor(f"{prefix}.{name}") for name in OWN[form]},
+            index.astype(np.int64),
+            figures,
+        )
+
+    def numbers(self, key: str, code: str, dtype: type) -> np.ndarray:
+        """A small tensor that everything else hangs on: it is compared with its checksum."""
+        raw = self.tensor(key).raw()
+        if raw.code != code:
+            raise SenseError(f"{key} is of {raw.dtype}")
+        if hashlib.sha256(raw.data.data).hexdigest() != self.container.checksums[key]:
+            raise CheckpointError(
+                f"{self.container.path} is damaged: the bytes of tensor {key} do not match their "
+                "checksum; restore it from a copy"
+            )
+        return raw.data.view(dtype).reshape(raw.shape)
+
+
+def _layout(module: Mapping[str, Any]) -> Layout:
+    kernel = tuple(whole_number("a kernel's size", size) for size in module["kernel"])
+    return Layout(module["layout"], kernel, whole_number("a number of groups", module["groups"]))

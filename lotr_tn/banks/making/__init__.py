@@ -1,0 +1,1 @@
+"""How banks are made from adapters."""

@@ -1,0 +1,286 @@
+"""Formats and ranks for all stacks of a bank, so that every adapter keeps to the error asked for.
+
+A bank bounds the relative error of every adapter, not of every stack: Σ over its modules of
+‖ΔW − ΔŴ‖² ≤ ε²·‖ΔW‖². One division of the error over all stacks minimises the bytes for a weighted
+sum of these errors. Weights start at 1 / ‖ΔW‖² for each adapter, so that all count the same (the
+JD-Full objective), and grow for the adapters that come out above ε, until none does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from lotr_tn.analysis.candidates import Options, Subject
+from lotr_tn.analysis.curves import Curve, FormatName, layer_losses
+from lotr_tn.analysis.division import Point, Points, divide_points, points_of
+from lotr_tn.banks.making.stacks import Reduced
+from lotr_tn.errors import OptionError
+from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, TotalError
+
+__all__ = ["SHARING", "Choices", "Wanted", "choose"]
+
+ROUNDS = 6
+"""Times that weights are refined."""
+
+DAMPING = 0.8
+"""Power of an adapter's squared error, over the one asked for, by which its weight grows."""
+
+SHARES = 8
+"""Times that less of the error is divided, for weights with which an adapter exceeds it."""
+
+GAIN = 0.995
+"""Share of the bytes that another round has to come down to, for yet another to be made."""
+
+HELD = 1 << 26
+"""Bytes of coordinates that are held in memory; beyond, they are read again from the spool."""
+
+POINTS = 1024
+"""Points of a curve, at most: a stack of thousands of rank terms has no need of each of them."""
+
+SHARING: tuple[FormatName, ...] = ("lotr", "lotr-low-rank")
+"""Formats of a stack that is only known between its bases."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a bank is asked for.
+
+    Attributes:
+        rule: the error, or the budget for all stacks.
+        each: whether every adapter counts the same and keeps to the error; else all together do.
+        options: how candidates are made.
+        spent: what of a budget other things take.
+    """
+
+    rule: TotalError | Budget
+    each: bool
+    options: Options
+    spent: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """A point for each stack.
+
+    Attributes:
+        factors: (N,) by which each adapter's updates are multiplied before stacks are decomposed.
+        stacks: the stacks, weighed, with their curves.
+        points: the format and place chosen for each.
+        bytes: what all stacks take, predicted.
+        errors: (N,) the relative error of each adapter, predicted.
+        share: of the squared error asked for that was divided.
+    """
+
+    factors: np.ndarray
+    stacks: tuple["Weighed", ...]
+    points: tuple[Point, ...]
+    bytes: int
+    errors: np.ndarray
+    share: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """A stack with weighed layers, and its curves."""
+
+    reduced: Reduced
+    factors: np.ndarray  # (L,)
+    options: Options
+    curves: dict[FormatName, Curve]
+    points: Points
+    held: Subject | None
+    known: dict[Point, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(reduced: Reduced, factors: np.ndarray, wanted: Wanted, hold: bool) -> "Weighed":
+        """The stack, layer l times factors[l]."""
+        options = wanted.options
+        if reduced.kept is not None:
+            shared = tuple(name for name in options.formats if name in SHARING)
+            options = replace(options, formats=shared or SHARING)
+        subject = _subject(reduced, factors, options)
+        points = points_of(subject, wanted.rule, options)
+        points = replace(points, lower=points.menu)  # bounds of other methods would be as long
+        held = subject if hold else None
+        return Weighed(reduced, factors, options, dict(subject.curves), points, held)
+
+    @property
+    def subject(self) -> Subject:
+        """The stack in coordinates, with its curves, which are not computed again."""
+        fleet = self.reduced.fleet
+        return self.held or Subject(
+            self.reduced.coordinates().weighed(self.factors),
+            fleet.stored,
+            fleet.dtype,
+            self.curves,
+            self.options.limits,
+        )
+
+    def losses(self, point: Point) -> np.ndarray:
+        """(L,) squared error of each layer at a point, as it was before weighing."""
+        if point not in self.known:
+            curve, limits = self.curves[point[0]], self.options.limits
+            found = layer_losses(self.subject.coordinates, curve, point[1], limits)
+            self.known[point] = found / self.factors**2 + self.reduced.missed
+        return self.known[point]
+
+    def bytes(self, point: Point) -> int:
+        """What the stack takes at a point."""
+        curve = self.curves[point[0]]
+        dtype = self.reduced.fleet.dtype if point[0] == "lora" else self.options.dtype
+        return int(curve.parameters[point[1]]) * ITEM_SIZES[dtype]
+
+
+def _subject(reduced: Reduced, factors: np.ndarray, options: Options) -> Subject:
+    coordinates = reduced.coordinates().weighed(factors)
+    subject = Subject.of(coordinates, reduced.fleet.stored, reduced.fleet.dtype, options)
+    return replace(subject, curves={name: _thin(c) for name, c in subject.curves.items()})
+
+
+def _thin(curve: Curve) -> Curve:
+    """At most so many points of a curve, evenly spread, both ends among them."""
+    size = len(curve.lost)
+    kept = np.unique(np.linspace(0, size - 1, min(size, POINTS)).round().astype(np.int64))
+    return Curve(curve.format, curve.parameters[kept], curve.lost[kept], curve.settings[kept])
+
+
+def choose(
+    stacks: Sequence[Reduced],
+    energies: np.ndarray,
+    wanted: Wanted,
+    progress: Callable[[str], None] | None = None,
+    *,
+    refine: bool = True,
+) -> Choices:
+    """Formats and ranks for all stacks.
+
+    Args:
+        stacks: of all adapters.
+        energies: (N,) ‖ΔW‖² of each adapter, all modules together.
+        wanted: the error or budget.
+        progress: called with each stack's name, once in every round.
+        refine: whether weights are refined until every adapter keeps to the error; else it holds
+            for their mean square, which tells ways of stacking apart.
+
+    Raises:
+        OptionError: a budget is too small for one direction in every stack.
+
+    Cost: a HOSVD in coordinates and its curves for each stack, at most six times.
+    """
+    work = _Work(tuple(stacks), energies, wanted, progress)
+    if isinstance(wanted.rule, Budget) or not wanted.each or not refine:
+        weights = np.ones(len(energies))
+        return work.picked(work.weighed(weights), weights, 1.0)
+    return work.refined()
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    stacks: tuple[Reduced, ...]
+    energies: np.ndarray
+    wanted: Wanted
+    progress: Callable[[str], None] | None
+
+    @property
+    def epsilon(self) -> float:
+        assert isinstance(self.wanted.rule, TotalError)
+        return self.wanted.rule.epsilon
+
+    @cached_property
+    def hold(self) -> bool:
+        """Whether all coordinates fit in memory."""
+        terms = sum(2 * int(r.fleet.ranks.sum()) ** 2 for r in self.stacks if r.kept is None)
+        return 8 * terms <= HELD and all(r.kept is None for r in self.stacks)
+
+    def factors(self, weights: np.ndarray) -> np.ndarray:
+        """What multiplies each adapter: the root of its weight over its norm."""
+        energies = self.energies if self.wanted.each else np.full(len(weights), self.total)
+        safe = np.where(energies > 0, energies, 1.0)
+        return np.sqrt(weights / safe)
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """The adapters that have layers in these stacks."""
+        return np.unique(np.concatenate([one.fleet.adapters for one in self.stacks]))
+
+    @property
+    def total(self) -> float:
+        """‖·‖² of all adapters together."""
+        return float(self.energies.sum())
+
+    def weighed(self, weights: np.ndarray) -> tuple[Weighed, ...]:
+        factors = self.factors(weights)
+        found = []
+        for reduced in self.stacks:
+            if self.progress is not None:
+                self.progress(reduced.fleet.name)
+            mine = factors[reduced.fleet.adapters]
+            found.append(Weighed.of(reduced, mine, self.wanted, self.hold))
+        return tuple(found)
+
+    def picked(self, stacks: tuple[Weighed, ...], weights: np.ndarray, share: float) -> Choices:
+        """The best points with these weights, for a share of the squared error allowed."""
+        rule, factors = self.wanted.rule, self.factors(weights)
+        allowed = 0.0
+        if isinstance(rule, TotalError):
+            whole = float((factors**2 * self.energies)[self.present].sum())
+            allowed = share * rule.epsilon**2 * whole
+            allowed -= sum(float((s.factors**2 * s.reduced.missed).sum()) for s in stacks)
+        points = [stack.points for stack in stacks]
+        division = divide_points(points, rule, allowed=max(allowed, 0.0), spent=self.wanted.spent)
+        chosen = tuple(zip(stacks, division.points, strict=True))
+        size = sum(stack.bytes(point) for stack, point in chosen)
+        lost = np.zeros(len(weights))
+        for stack, point in chosen:
+            np.add.at(lost, stack.reduced.fleet.adapters, stack.losses(point))
+        safe = np.where(self.energies > 0, self.energies, 1.0)
+        errors = np.sqrt(np.maximum(lost, 0.0) / safe)
+        return Choices(factors, stacks, division.points, size, errors, share)
+
+    def refined(self) -> Choices:
+        """The smallest choice found whose worst adapter keeps to the error."""
+        weights = np.ones(len(self.energies))
+        best: Choices | None = None
+        for _ in range(ROUNDS):
+            stacks = self.weighed(weights)
+            first = self.picked(stacks, weights, 1.0)
+            found = self.within(first, weights)
+            if best is not None and found.bytes > GAIN * best.bytes:
+                return min(best, found, key=lambda one: one.bytes)
+            best = found
+            ratios = (first.errors / self.epsilon) ** 2 if self.epsilon else np.zeros(1)
+            if ratios.max(initial=0.0) <= 1:  # weights cannot make more of the error
+                break
+            weights = weights * np.clip(ratios, 1 / 4, 4.0) ** DAMPING
+            weights = np.clip(weights / weights.mean(), 1e-4, 1e4)
+        assert best is not None
+        return best
+
+    def within(self, found: Choices, weights: np.ndarray) -> Choices:
+        """With these weights, as large a share of the error that no adapter exceeds it."""
+        share = found.share
+        for _ in range(SHARES):
+            worst = float(found.errors.max(initial=0.0))
+            if worst <= self.epsilon * (1 - 1e-9):
+                return found
+            share *= min((self.epsilon / worst) ** 2, 0.999)
+            found = self.picked(found.stacks, weights, share)
+        return self.picked(found.stacks, weights, 0.0)
+
+
+def shrunk(choices: Choices, energies: np.ndarray, wanted: Wanted, share: float) -> Choices:
+    """The same stacks and weights with a smaller share of the error."""
+    work = _Work(tuple(s.reduced for s in choices.stacks), energies, wanted, None)
+    weights = choices.factors**2 / work.factors(np.ones(len(energies))) ** 2
+    return work.picked(choices.stacks, weights, share)
+
+
+def require_room(rule: Budget, spent: int) -> None:
+    """Refuse a budget that other things use up alone."""
+    if rule.params is None and rule.size <= spent:
+        raise OptionError(
+            f"heads, configurations and the header alone take {spent:,} bytes; the budget is "
+            f"{rule.size:,}: ask for more"
+        )

@@ -1,0 +1,276 @@
+"""Adapters of one base, read once and one at a time: what they hold, with their factors spooled."""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.adapters.adapter import (
+    Adapter,
+    Layout,
+    LoRAAdapter,
+    LoRAModule,
+    Target,
+    common_dtype,
+)
+from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.adapters.base_models import base_model_of, require_same_base
+from lotr_tn.adapters.raw_tensor import RawTensor
+from lotr_tn.banks.bank import BankAdapter
+from lotr_tn.errors import CheckpointError
+from lotr_tn.files.bank_tensor import BankTensor
+from lotr_tn.files.container import Entry
+from lotr_tn.files.spool import Slot, Spool
+
+__all__ = [
+    "Contents",
+    "ModuleLayers",
+    "Survey",
+    "as_lora_adapter",
+    "bank_adapter",
+    "require_modules",
+    "require_same_module",
+    "survey_of",
+]
+
+
+@dataclass(eq=False)
+class Contents:
+    """Tensors that are no updates, each once, by what they hold."""
+
+    tensors: list[BankTensor] = field(default_factory=list)
+    known: dict[str, int] = field(default_factory=dict)
+
+    def add(self, raw: RawTensor, spool: Spool | None) -> int:
+        """Where a tensor stands; it is added, and spooled where there is a spool, if it is new."""
+        digest = hashlib.sha256(np.ascontiguousarray(raw.data).data).hexdigest()
+        key = _content_key(raw.code, raw.shape, digest)
+        if key not in self.known:
+            self.known[key] = len(self.tensors)
+            self.tensors.append(BankTensor.of_raw(raw) if spool is None else _spooled(raw, spool))
+        return self.known[key]
+
+    @staticmethod
+    def of(tensors: Sequence[BankTensor]) -> "Contents":
+        """Those of a file, known by their checksums."""
+        known = {}
+        for place, tensor in enumerate(tensors):
+            entry = tensor.entry
+            digest = entry.checksum or hashlib.sha256(tensor.raw().data.data).hexdigest()
+            known[_content_key(entry.code, entry.shape, digest)] = place
+        return Contents(list(tensors), known)
+
+
+def _content_key(code: str, shape: tuple[int, ...], digest: str) -> str:
+    return f"{code} {list(shape)} {digest}"
+
+
+def _spooled(raw: RawTensor, spool: Spool) -> BankTensor:
+    slot = spool.put(raw.data)
+    entry = Entry(raw.code, raw.shape, lambda: spool.chunks(slot))
+    return BankTensor(entry, lambda: RawTensor(raw.code, raw.shape, spool.get(slot)))
+
+
+@dataclass(eq=False)
+class ModuleLayers:
+    """The updates of one module by all adapters that have it.
+
+    Its numbers are columns, so that thousands of adapters take little memory: adapter, rank, width
+    of the output factor, place of both factors in the spool, dtype; scale and squared norm.
+    """
+
+    name: str
+    layout: Layout
+    shape: tuple[int, int]
+    first: str  # the adapter that it was first seen in
+    whole: array = field(default_factory=lambda: array("q"))
+    real: array = field(default_factory=lambda: array("d"))
+
+    FIELDS = 6
+    DTYPES = tuple(UNIT_ROUNDOFF)
+
+    def add(self, adapter: int, module: LoRAModule, spool: Spool, energy: float) -> None:
+        """Spool one update."""
+        up, down = spool.put(module.up), spool.put(module.down)
+        code = self.DTYPES.index(module.up.dtype.name)
+        other = self.DTYPES.index(module.down.dtype.name)
+        self.whole.extend((adapter, module.target.rank, up.offset, down.offset, code, other))
+        self.real.extend((module.scale, energy))
+
+    @property
+    def integers(self) -> np.ndarray:
+        """(N, 6): adapter, rank, place of up, place of down, dtype of up, dtype of down."""
+        return np.frombuffer(self.whole, dtype=np.int64).reshape(-1, self.FIELDS)
+
+    @property
+    def reals(self) -> np.ndarray:
+        """(N, 2): scale, ‖ΔW‖²."""
+        return np.frombuffer(self.real, dtype=np.float64).reshape(-1, 2)
+
+    def module(self, row: int, spool: Spool) -> LoRAModule:
+        """One update, read from the spool."""
+        _, rank, up, down, code, other = (int(x) for x in self.integers[row])
+        m, n = self.shape
+        width = rank // self.layout.groups
+        return LoRAModule(
+            Target(self.name, self.layout, rank),
+            spool.get(Slot(up, (m, width), self.DTYPES[code])),
+            spool.get(Slot(down, (rank, n), self.DTYPES[other])),
+            float(self.reals[row, 0]),
+        )
+
+    def dtype(self) -> str:
+        """The finest dtype of all its factors."""
+        return common_dtype({self.DTYPES[int(c)] for c in np.unique(self.integers[:, 4:])})
+
+
+@dataclass(eq=False)
+class Survey:
+    """All adapters, with the factors in the spool.
+
+    Attributes:
+        adapters: in order; their clusters are not known yet.
+        modules: by path.
+        contents: configurations and other tensors.
+        spool: where the factors are.
+        bytes: of all tensors read.
+        base: the base model that they name.
+    """
+
+    spool: Spool
+    adapters: list[BankAdapter] = field(default_factory=list)
+    modules: dict[str, ModuleLayers] = field(default_factory=dict)
+    contents: Contents = field(default_factory=Contents)
+    bytes: int = 0
+    base: tuple[str, str] | None = None
+
+    @property
+    def energies(self) -> np.ndarray:
+        """(N,) ‖ΔW‖² of each adapter, all modules together."""
+        sums = np.zeros(len(self.adapters))
+        for layers in self.modules.values():
+            np.add.at(sums, layers.integers[:, 0], layers.reals[:, 1])
+        return sums
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(N,) how many modules each adapter updates."""
+        owners = [layers.integers[:, 0] for layers in self.modules.values()]
+        return np.bincount(np.concatenate(owners), minlength=len(self.adapters))
+
+    @property
+    def dtype(self) -> str:
+        """The finest dtype of all factors."""
+        return min({a.dtype for a in self.adapters}, key=lambda name: UNIT_ROUNDOFF[name])
+
+    def add(self, name: str, adapter: Adapter, *, any_base: bool) -> None:
+        """Read one adapter; nothing of it is kept in memory."""
+        lora = as_lora_adapter(adapter)
+        require_modules(name, lora)
+        self._check_base(name, lora, any_base)
+        place = len(self.adapters)
+        for module in lora.modules:
+            layers = self._layers_of(name, module)
+            layers.add(place, module, self.spool, squared_norm(module))
+        self.adapters.append(bank_adapter(name, lora, self.contents, self.spool))
+        self.bytes += sum(m.up.nbytes + m.down.nbytes for m in lora.modules)
+        self.bytes += sum(tensor.data.nbytes for tensor in lora.extras.values())
+
+    def _check_base(self, name: str, lora: LoRAAdapter, any_base: bool) -> None:
+        base = base_model_of(lora)
+        if self.base is None and base:
+            self.base = name, base
+        if self.base is not None and not any_base:
+            require_same_base(self.base, (name, base))
+
+    def _layers_of(self, name: str, module: LoRAModule) -> ModuleLayers:
+        path, layout = module.target.name, module.target.layout
+        known = self.modules.get(path)
+        if known is None:
+            known = self.modules[path] = ModuleLayers(path, layout, module.shape, name)
+        require_same_module(module, name, known.first, known.shape, known.layout)
+        return known
+
+
+def require_modules(name: str, lora: LoRAAdapter) -> None:
+    """Refuse an adapter without updates, or without a name."""
+    if not name:
+        raise CheckpointError("the name of an adapter is empty; give it a name")
+    if not lora.modules:
+        raise CheckpointError(f"{name} updates no module; leave it out")
+
+
+def require_same_module(
+    module: LoRAModule, name: str, first: str, shape: tuple[int, int], layout: Layout
+) -> None:
+    """Refuse a module whose shape or layout is not the one that it has in the first adapter."""
+    path, found = module.target.name, module.shape
+    if found != shape:
+        raise CheckpointError(
+            f"{path} is {shape[0]}x{shape[1]} in {first} and {found[0]}x{found[1]} in {name}; "
+            "needed adapters of one base"
+        )
+    if module.target.layout != layout:
+        raise CheckpointError(
+            f"{path} is a {layout.kind} module in {first} and a {module.target.layout.kind} "
+            f"module of another layout in {name}; needed adapters of one base"
+        )
+
+
+def survey_of(
+    adapters: Mapping[str, Adapter],
+    spool: Spool,
+    *,
+    any_base: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Survey:
+    """Read all adapters once, one at a time.
+
+    Args:
+        adapters: by name; each is asked for once.
+        spool: takes the factors, as many bytes as they have.
+        any_base: whether differing names of the base model are let through.
+        progress: called with each name before it is read.
+
+    Raises:
+        CheckpointError: there is no adapter, or adapters do not belong to one base.
+    """
+    survey = Survey(spool)
+    for name in _names(adapters):
+        if progress is not None:
+            progress(name)
+        survey.add(name, adapters[name], any_base=any_base)
+    return survey
+
+
+def _names(adapters: Mapping[str, Adapter]) -> Iterator[str]:
+    if not adapters:
+        raise CheckpointError("a bank needs at least one adapter; found none")
+    return iter(adapters)
+
+
+def as_lora_adapter(adapter: Adapter) -> LoRAAdapter:
+    """Any adapter as a LoRA, each module in its own rank."""
+    if isinstance(adapter, LoRAAdapter):
+        return adapter
+    return to_lora(adapter, ranks="minimal").adapter
+
+
+def bank_adapter(
+    name: str, lora: LoRAAdapter, contents: Contents, spool: Spool | None
+) -> BankAdapter:
+    """An adapter's entry, its configuration and other tensors being added to the contents."""
+    text = np.frombuffer(lora.config_text.encode(), dtype=np.uint8)
+    config = contents.add(RawTensor("U8", text.shape, text), spool)
+    extras = {key: contents.add(tensor, spool) for key, tensor in lora.extras.items()}
+    return BankAdapter(name, config, extras, lora.dtype, lora.parameters)
+
+
+def squared_norm(module: LoRAModule) -> float:
+    """‖ΔW‖² from the Gram matrices of both factors."""
+    up, down = (factor.astype(np.float64) for factor in (module.up, module.down))
+    up, down = replace(module, up=up, down=down).factors()
+    return max(float(((up.T @ up) * (down @ down.T).T).sum()), 0.0)

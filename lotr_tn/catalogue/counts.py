@@ -1,0 +1,215 @@
+"""Parameters of LoRA and LoTR, by rank, for the modules of an architecture."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+from lotr_tn.catalogue.architecture import Architecture
+from lotr_tn.catalogue.grouping import group_paths
+from lotr_tn.errors import RankError
+
+__all__ = ["CountRow", "CountTable", "GroupCount", "count_table"]
+
+RANKS = (1, 2, 4, 8, 16, 32)
+"""The ranks of the LoTR paper's table."""
+
+
+@final
+@dataclass(frozen=True)
+class GroupCount:
+    """L modules of one shape that share their LoTR factors.
+
+    Attributes:
+        name: of the group.
+        modules: their paths.
+        shape: (L, m, n).
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+    @property
+    def dense(self) -> int:
+        """Entries of the weights: L m n."""
+        return math.prod(self.shape)
+
+    def lora(self, rank: int) -> int:
+        """Parameters of a LoRA of this rank: L r (m + n)."""
+        layers, m, n = self.shape
+        return layers * rank * (m + n)
+
+    def lotr(self, r1: int, r2: int | None = None) -> int:
+        """Parameters of LoTR of ranks (r1, r2), equal where r2 is left out: m r1 + n r2 + L r1 r2.
+
+        Examples:
+            >>> GroupCount("qv", (), (24, 768, 768)).lotr(2)
+            3168
+        """
+        _, m, n = self.shape
+        r2 = r1 if r2 is None else r2
+        return m * r1 + n * r2 + self.cores(r1, r2)
+
+    def cores(self, r1: int, r2: int | None = None) -> int:
+        """Parameters of the LoTR cores alone: L r1 r2."""
+        return self.shape[0] * r1 * (r1 if r2 is None else r2)
+
+
+@final
+@dataclass(frozen=True)
+class CountRow:
+    """The counts at one rank, over all groups.
+
+    Attributes:
+        rank: of every LoRA, and both ranks of every LoTR.
+        lora: parameters of LoRA.
+        lotr: parameters of LoTR.
+        cores: parameters of LoTR with only the cores trained.
+        equal_size_rank: the largest LoTR rank with no more parameters than this LoRA; 0 where rank
+            1 has more already.
+    """
+
+    rank: int
+    lora: int
+    lotr: int
+    cores: int
+    equal_size_rank: int
+
+    @property
+    def ratio(self) -> float:
+        """LoTR over LoRA."""
+        return self.lotr / self.lora
+
+
+@final
+@dataclass(frozen=True)
+class CountTable:
+    """Counts of one architecture, with one choice of targets and groups.
+
+    Attributes:
+        architecture: its name.
+        targets: what chose the modules: names, one regular expression, or `all-linear`.
+        group_by: how they were grouped.
+        groups: modules that share factors, in the order of the model.
+        rows: one for each rank that was asked for.
+    """
+
+    architecture: str
+    targets: tuple[str, ...]
+    group_by: str
+    groups: tuple[GroupCount, ...]
+    rows: tuple[CountRow, ...]
+
+    def __str__(self) -> str:
+        lines = [("rank", "LoRA", "LoTR", "cores only")]
+        lines += [(str(r.rank), f"{r.lora:,}", f"{r.lotr:,}", f"{r.cores:,}") for r in self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(4)]
+        return "\n".join(
+            "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+            for line in lines
+        )
+
+    @property
+    def dense(self) -> int:
+        """Entries of all targeted weights."""
+        return sum(group.dense for group in self.groups)
+
+    @property
+    def break_even_rank(self) -> float:
+        """The rank at which LoTR and LoRA of equal rank store the same; below it LoTR stores less.
+
+        It is Σ (L − 1)(m + n) / Σ L over the groups: 0 where no modules share.
+        """
+        saved = sum((layers - 1) * (m + n) for layers, m, n in _shapes(self.groups))
+        return saved / sum(layers for layers, _, _ in _shapes(self.groups))
+
+
+def count_table(
+    architecture: Architecture,
+    targets: str | Iterable[str] | None = None,
+    ranks: Iterable[int] = RANKS,
+    group_by: str = "kind",
+) -> CountTable:
+    """How many parameters LoRA, LoTR and LoTR's cores alone have, by rank.
+
+    Args:
+        architecture: the modules of a model.
+        targets: the modules to adapt, as in PEFT: names that paths end in, a regular expression
+            for whole paths, or `all-linear`. None means attention queries and values.
+        ranks: of LoRA, and r1 = r2 of LoTR.
+        group_by: which modules share LoTR factors: `kind`, `shape` or a regular expression, as in
+            `group_modules`. The LoTR paper uses `shape`.
+
+    Returns:
+        A table, whose text is one line a rank. Biases, and heads that are trained with an adapter,
+        are not counted.
+
+    Raises:
+        OptionError: a target matches no module, or `group_by` is not valid.
+        RankError: a rank is not a whole number of at least 1, or there is none.
+
+    Source: Bershatsky et al. (2024), LoTR, arXiv 2402.01376.
+
+    Examples:
+        >>> from lotr_tn import architecture
+        >>> print(count_table(architecture("roberta-base"), group_by="shape"))
+        rank       LoRA    LoTR  cores only
+           1     36,864   1,560          24
+           2     73,728   3,168          96
+           4    147,456   6,528         384
+           8    294,912  13,824       1,536
+          16    589,824  30,720       6,144
+          32  1,179,648  73,728      24,576
+    """
+    if targets is not None and not isinstance(targets, str):
+        targets = tuple(targets)
+    ranks = _checked(ranks)
+    modules = architecture.select(targets)
+    if targets is None:
+        targets = architecture.default_targets or "all-linear"
+    named = [(module.name, module.shape) for module in modules]
+    groups = tuple(
+        GroupCount(name, tuple(named[i][0] for i in found), (len(found), *named[found[0]][1]))
+        for name, found in group_paths(named, group_by).items()
+    )
+    rows = tuple(_row(groups, rank) for rank in ranks)
+    return CountTable(
+        architecture.name,
+        (targets,) if isinstance(targets, str) else tuple(targets),
+        group_by,
+        groups,
+        rows,
+    )
+
+
+def _checked(ranks: Iterable[int]) -> tuple[int, ...]:
+    ranks = tuple(ranks)
+    for rank in ranks or (None,):
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise RankError(
+                f"ranks must be whole numbers of at least 1, and there must be one; found {rank}"
+            )
+    return ranks
+
+
+def _shapes(groups: Iterable[GroupCount]) -> list[tuple[int, int, int]]:
+    return [group.shape for group in groups]
+
+
+def _row(groups: tuple[GroupCount, ...], rank: int) -> CountRow:
+    lora = sum(group.lora(rank) for group in groups)
+    return CountRow(
+        rank,
+        lora,
+        sum(group.lotr(rank) for group in groups),
+        sum(group.cores(rank) for group in groups),
+        _largest_rank(groups, lora),
+    )
+
+
+def _largest_rank(groups: tuple[GroupCount, ...], budget: int) -> int:
+    """The largest r with r Σ(m + n) + r² ΣL <= budget, in whole numbers."""
+    sides = sum(m + n for _, m, n in _shapes(groups))
+    layers = sum(count for count, _, _ in _shapes(groups))
+    return (math.isqrt(sides**2 + 4 * layers * budget) - sides) // (2 * layers)

@@ -1,0 +1,82 @@
+"""One door for every file that we read, and one for every file that we write."""
+
+import os
+import shlex
+from pathlib import Path
+
+from lotr_tn.adapters.adapter import Adapter, LoTRAdapter
+from lotr_tn.banks.file import is_bank, load_bank
+from lotr_tn.errors import CheckpointError
+from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft
+from lotr_tn.files.dialects.native import is_native, load_native, save_native
+from lotr_tn.files.dialects.peft import load_peft, save_peft
+
+__all__ = ["load_adapter", "place_in_bank", "save_adapter"]
+
+
+def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter: a PEFT folder or file of LoRA or of LoTR, or a native LoTR file.
+
+    The scale (alpha/r, or alpha/√r for rsLoRA, with PEFT's patterns) belongs to each module and is
+    multiplied in wherever factors are used. Tensors that are no low-rank updates, and the
+    configuration, are kept as they are.
+
+    Args:
+        path: a folder with adapter_config.json and adapter_model.safetensors (or .bin, which needs
+            torch and runs no code), one such weights file, or a `.lotr.safetensors` file; of a bank
+            the file, a slash, and an adapter's name.
+
+    Returns:
+        A LoRAAdapter or a LoTRAdapter, whose arrays stay mapped from the file until used.
+
+    Raises:
+        CheckpointError: the files are missing, damaged, or do not fit together, or the path is a
+            bank, which holds many adapters.
+        UnsupportedError: the adapter uses a feature that a conversion would not keep.
+
+    Cost: the file is read once, to see that every factor is finite.
+    """
+    path = Path(path)
+    if is_native(path):
+        return load_native(path)
+    if (place := place_in_bank(path)) is not None:
+        return load_bank(place[0]).load(place[1])
+    if is_bank(path):
+        names = load_bank(path).names
+        name = names[0] if names else "NAME"
+        raise CheckpointError(
+            f"{path} is a bank of {len(names)} adapters: take one out with lotr export "
+            f"{shlex.quote(str(path))} --adapter {shlex.quote(name)}, or in Python with "
+            f"load_bank({str(path)!r})[{name!r}]"
+        )
+    return load_lotr_peft(path) if is_lotr_peft(path) else load_peft(path)
+
+
+def place_in_bank(path: Path) -> tuple[Path, str] | None:
+    """The bank and the adapter that a path names as BANK/NAME; None where it is no such path."""
+    if path.exists():
+        return None
+    for bank in path.parents:
+        if is_bank(bank):
+            return bank, path.relative_to(bank).as_posix()
+    return None
+
+
+def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write a LoTR adapter as one native file, or a LoRA adapter as a PEFT folder.
+
+    Args:
+        adapter: what to write; a LoRA adapter keeps its factors and configuration as they are.
+        path: the file (LoTR) or folder (LoRA) to make.
+        force: whether an existing target may be replaced.
+
+    Raises:
+        CheckpointError: the target exists, or writing failed; then nothing was changed.
+    """
+    path = Path(path)
+    if isinstance(adapter, LoTRAdapter):
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path} must end in .safetensors, such as name.lotr.safetensors")
+        save_native(adapter, path, force=force)
+        return
+    save_peft(adapter, path, force=force)

@@ -1,0 +1,1 @@
+"""Bytes: files read and written."""

@@ -1,0 +1,324 @@
+"""The bytes of a bank: a safetensors file that is written as it comes, and says when it is damaged.
+
+The metadata has three keys. `lotr_bank` is a text whose meaning is the caller's. `checksums` is a
+JSON object with the SHA-256 of every tensor's bytes, in hex. `digest` is the SHA-256, in hex, of
+
+    json.dumps([metadata without digest, header without __metadata__],
+               sort_keys=True, separators=(",", ":"))
+
+in ASCII, so that it covers every name, dtype, shape and place. Checking it costs a reading of the
+header; checking the checksums, a reading of the file.
+
+Tensors lie without holes, wider entries first and else in the order in which they were given:
+each then begins at a multiple of its entry's size.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lotr_tn.adapters.raw_tensor import CODES, DTYPES, RawTensor
+from lotr_tn.errors import CheckpointError
+from lotr_tn.files.spool import Slot, Spool
+from lotr_tn.files.tensors import map_tensors, read_header, read_metadata
+from lotr_tn.files.writing import write_file
+
+__all__ = [
+    "METADATA_KEY",
+    "Container",
+    "Entry",
+    "hashed",
+    "is_container",
+    "read_container",
+    "verify_container",
+    "write_bank_file",
+    "write_container",
+]
+
+METADATA_KEY = "lotr_bank"
+
+CHUNK = 1 << 21
+"""Bytes that are held at a time."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of a header that the safetensors library reads, at most."""
+
+_RESERVED = "__metadata__"
+_BLANK = "0" * 64  # as long as any digest
+
+Chunks = Callable[[], Iterable[bytes | memoryview]]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What is to be written for one tensor.
+
+    Args:
+        code: the dtype, by safetensors' code.
+        shape: the sizes of its axes.
+        chunks: gives the bytes, little endian, in pieces.
+        checksum: the SHA-256 that the bytes must have, in hex, where it is known.
+        source: the file that they come from, for the message when they have another.
+        begins: an entry with a checksum whose bytes come first: they are compared on the way.
+    """
+
+    code: str
+    shape: tuple[int, ...]
+    chunks: Chunks
+    checksum: str | None = None
+    source: Path | None = None
+    begins: "Entry | None" = None
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes that dtype and shape ask for."""
+        return math.prod(self.shape) * DTYPES[self.code][1] // 8
+
+    @staticmethod
+    def of_array(array: np.ndarray) -> "Entry":
+        """An array in memory.
+
+        Raises:
+            CheckpointError: safetensors has no such dtype.
+        """
+        if array.dtype.name not in CODES:
+            raise CheckpointError(
+                f"arrays of dtype {array.dtype.name} cannot be stored; use float32"
+            )
+        stored = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        data = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
+        return Entry(CODES[array.dtype.name], tuple(array.shape), lambda: _pieces(data))
+
+    @staticmethod
+    def of_raw(
+        tensor: RawTensor, checksum: str | None = None, source: Path | None = None
+    ) -> "Entry":
+        """A tensor of another file, copied byte for byte and, with a checksum, compared with it."""
+        data = np.ascontiguousarray(tensor.data)
+        return Entry(tensor.code, tensor.shape, lambda: _pieces(data), checksum, source)
+
+    @staticmethod
+    def of_slot(spool: Spool, slot: Slot) -> "Entry":
+        """An array that was put aside."""
+        return Entry(CODES[slot.dtype], slot.shape, lambda: spool.chunks(slot, CHUNK))
+
+
+@dataclass(frozen=True, eq=False)
+class Container:
+    """An open file: the caller's text, tensors that are mapped until used, and their checksums."""
+
+    path: Path
+    text: str
+    tensors: dict[str, RawTensor]
+    checksums: dict[str, str]
+
+    def entry(self, name: str) -> Entry:
+        """A tensor as it goes into another file: unchanged, or refused where it is damaged."""
+        return Entry.of_raw(self.tensors[name], self.checksums[name], self.path)
+
+
+def write_bank_file(path: Path, entries: Mapping[str, Entry], text: str, *, force: bool) -> None:
+    """Write a container all or nothing: beside `path`, flushed, then renamed to it.
+
+    Entries may come from the file that is replaced. Who replaces a file by what was read from it
+    holds `exclusive(path)` from before the reading until this has returned.
+
+    Raises:
+        CheckpointError: the target exists and `force` is false, or appeared meanwhile; an entry is
+            damaged; or writing failed. The target is then what it was before.
+    """
+    write_file(path, lambda partial: write_container(partial, entries, text), force=force)
+
+
+def write_container(path: Path, entries: Mapping[str, Entry], text: str) -> dict[str, str]:
+    """Write a new file, in one pass over the data. The caller sees to it that no half of it stays.
+
+    Returns:
+        The SHA-256 of every tensor, in hex.
+
+    Raises:
+        CheckpointError: an entry is damaged or has not the bytes it should have, a name cannot be
+            used, or the header is too long.
+        OSError: `path` exists, or writing failed.
+
+    Cost:
+        One writing and one hashing of all bytes; memory of one chunk.
+    """
+    order = sorted(entries, key=lambda name: -DTYPES[entries[name].code][1])
+    tensors, end = {}, 0
+    for name in order:
+        start, end = end, end + entries[name].nbytes
+        tensors[name] = {
+            "dtype": entries[name].code,
+            "shape": list(entries[name].shape),
+            "data_offsets": [start, end],
+        }
+    checksums = dict.fromkeys(order, _BLANK)
+    blank = _encode(tensors, text, checksums)
+    with open(path, "xb") as file:
+        file.write(blank)
+        for name in order:
+            checksums[name] = _copy(file, name, entries[name])
+        file.seek(0)
+        header = _encode(tensors, text, checksums)
+        assert len(header) == len(blank)
+        file.write(header)
+    return checksums
+
+
+def _encode(tensors: Mapping[str, Any], text: str, checksums: Mapping[str, str]) -> bytes:
+    """The file up to its data; its length does not depend on what the checksums are."""
+    if _RESERVED in tensors:
+        raise CheckpointError(f"no tensor can be called {_RESERVED}; choose another name")
+    metadata = {METADATA_KEY: text, "checksums": _compact(checksums)}
+    metadata["digest"] = _digest(metadata, tensors)
+    try:
+        header = _compact({_RESERVED: metadata, **tensors}).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"{error.object[error.start : error.end]!r} in a name or description is not a "
+            "character; remove it"
+        ) from None
+    header += b" " * (-len(header) % 8)
+    if len(header) > LONGEST_HEADER:
+        raise CheckpointError(
+            f"names and descriptions of all tensors take {len(header)} bytes, and safetensors "
+            f"reads at most {LONGEST_HEADER}; write several smaller files"
+        )
+    return struct.pack("<Q", len(header)) + header
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
+    said = {key: value for key, value in metadata.items() if key != "digest"}
+    canonical = json.dumps([said, tensors], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _copy(file: BinaryIO, name: str, entry: Entry) -> str:
+    """Write one entry; returns its checksum."""
+    found, size = hashlib.sha256(), 0
+    for chunk in hashed(entry, found):
+        file.write(chunk)
+        size += memoryview(chunk).nbytes
+    if size != entry.nbytes:
+        raise CheckpointError(
+            f"tensor {name} came with {size} bytes, and {entry.code} {list(entry.shape)} "
+            f"needs {entry.nbytes}; write it again from its source"
+        )
+    digest = found.hexdigest()
+    if entry.checksum is not None:
+        _require_checksum(entry, digest, f"tensor {name}")
+    return digest
+
+
+def hashed(entry: Entry, found: "hashlib._Hash") -> Iterator[bytes | memoryview]:
+    """The bytes of an entry, added to a hash.
+
+    Raises:
+        CheckpointError: what it begins with does not match its checksum.
+    """
+    size, first = 0, entry.begins
+    for chunk in entry.chunks():
+        found.update(chunk)
+        size += memoryview(chunk).nbytes
+        if first is not None and size >= first.nbytes:
+            _require_checksum(first, found.hexdigest(), "a tensor")
+            first = None
+        yield chunk
+
+
+def _require_checksum(entry: Entry, digest: str, what: str) -> None:
+    if digest != entry.checksum:
+        raise CheckpointError(
+            f"{entry.source or 'the source'} is damaged: the bytes of {what} do not match their "
+            "checksum; restore it from a copy"
+        )
+
+
+def _pieces(data: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of an array in chunks; the pages of a mapped file are let go one after another."""
+    for start in range(0, data.nbytes, CHUNK):
+        yield data[start : start + CHUNK].data
+        _release(data, start, min(start + CHUNK, data.nbytes))
+
+
+def _release(data: np.ndarray, start: int, end: int) -> None:
+    """Take pages of a mapped file out of this process's memory; another use reads them again."""
+    owner = data
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    mapped = owner.base
+    if not isinstance(owner, np.memmap) or owner.mode != "r" or not isinstance(mapped, mmap.mmap):
+        return
+    if hasattr(mmap, "MADV_DONTNEED"):
+        place = data.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+        first = (place + start) // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, place + end - first)
+
+
+def is_container(path: Path) -> bool:
+    """Whether a path is a safetensors file that holds a bank.
+
+    Raises:
+        CheckpointError: it is named as safetensors and is damaged.
+    """
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    return METADATA_KEY in read_metadata(path)
+
+
+def read_container(path: Path) -> Container:
+    """Open a file; tensors are mapped.
+
+    Raises:
+        CheckpointError: the file is not a bank, is cut short, or its header was altered.
+
+    Cost:
+        A reading of the header.
+    """
+    header, data = read_header(path)
+    metadata = dict(header.pop(_RESERVED, None) or {})
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is not a bank, or its header is damaged, since it has no {METADATA_KEY}; "
+            "name a bank, or restore it from a copy"
+        )
+    if metadata.get("digest") != _digest(metadata, header):
+        raise CheckpointError(
+            f"{path} is damaged: its header does not match its digest; restore it from a copy"
+        )
+    checksums = json.loads(metadata["checksums"])
+    if checksums.keys() != header.keys():
+        raise CheckpointError(f"{path} has not one checksum for each tensor; write it again")
+    return Container(path, metadata[METADATA_KEY], map_tensors(path, header, data), checksums)
+
+
+def verify_container(container: Container) -> list[str]:
+    """Compare every tensor with its checksum.
+
+    Returns:
+        The names of the tensors that are damaged.
+
+    Cost:
+        A reading and hashing of all bytes; memory of one chunk.
+    """
+    damaged = []
+    for name, tensor in container.tensors.items():
+        found = hashlib.sha256()
+        for chunk in _pieces(tensor.data):
+            found.update(chunk)
+        if found.hexdigest() != container.checksums[name]:
+            damaged.append(name)
+    return damaged
