@@ -38,7 +38,6 @@ class Update:
     left: np.ndarray  # (m, p)
     middle: np.ndarray | None  # (p, q) float64; None is the identity
     right: np.ndarray  # (n, q)
-    lasting: bool  # whether its factors belong to more than this module
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,8 @@ class ModuleUpdates:
         all share the factors of the module before.
         """
         updates = [update() for update in self.by_adapter.values()]
-        lasting = all(update.lasting for update in updates)
-        left, rows = bases.of("left", [update.left for update in updates], lasting)
-        right, columns = bases.of("right", [update.right for update in updates], lasting)
+        left, rows = bases.of("left", [update.left for update in updates])
+        right, columns = bases.of("right", [update.right for update in updates])
         wide = all(u.left.dtype == u.right.dtype == np.float64 for u in updates)
         terms = tuple(
             (a, update.middle, b) for a, update, b in zip(rows, updates, columns, strict=True)
@@ -120,12 +118,17 @@ class Reduced:
 
 @dataclass
 class Bases:
-    """Orthonormal bases of factors; that of the last lasting factor of each side is kept."""
+    """Orthonormal bases of factors; that of the last one that was alone on its side is kept.
 
-    _kept: dict[str, tuple[tuple, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    A factor is known again by where it lies in memory. That says something only while the array is
+    alive, so the one that was factored is held beside its basis: a product made later cannot lie
+    at the same place.
+    """
+
+    _kept: dict[str, tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
 
     def of(
-        self, side: str, factors: Sequence[np.ndarray], lasting: bool
+        self, side: str, factors: Sequence[np.ndarray]
     ) -> tuple[tuple[np.ndarray, np.ndarray], list[slice]]:
         """Q (m, k) and its coordinates (k, P) for the factors that differ, and where each is."""
         places: dict[tuple, slice] = {}
@@ -133,20 +136,21 @@ class Bases:
         for factor in factors:
             if (key := _identity(factor)) not in places:
                 places[key] = slice(end, end + factor.shape[1])
-                different.append(factor.astype(np.float64))
+                different.append(factor)
                 end += factor.shape[1]
         found = [places[_identity(factor)] for factor in factors]
-        if not lasting or len(different) > 1:
-            return qr(np.concatenate(different, axis=1), xp=xp), found
-        (key,) = places
+        if len(different) > 1:
+            wide = [factor.astype(np.float64) for factor in different]
+            return qr(np.concatenate(wide, axis=1), xp=xp), found
         known = self._kept.get(side)
-        if known is None or known[0] != key:
-            known = self._kept[side] = (key, qr(different[0], xp=xp))
+        if known is None or _identity(known[0]) not in places:
+            known = different[0], qr(different[0].astype(np.float64), xp=xp)
+            self._kept[side] = known
         return known[1], found
 
 
 def _identity(factor: np.ndarray) -> tuple:
-    """Where an array lies in memory, and how it is read there."""
+    """Where a living array lies in memory, and how it is read there."""
     return factor.ctypes.data, factor.shape, factor.strides, factor.dtype
 
 
@@ -199,7 +203,7 @@ def _of_module(module: LoRAModule) -> tuple[Target, tuple[int, int], Callable[[]
         if module.target.layout.groups > 1:
             up = block_diagonal(up, module.target.layout.groups)
         middle = None if module.scale == 1 else module.scale * np.eye(up.shape[1])
-        return Update(up, middle, module.down.T, lasting=False)
+        return Update(up, middle, module.down.T)
 
     return module.target, module.shape, update
 
@@ -208,8 +212,8 @@ def _of_layer(group: LoTRGroup, index: int) -> tuple[Target, tuple[int, int], Ca
     def update() -> Update:
         stack: Compressed = group.stack
         if isinstance(stack, Tucker2 | LowRankTucker2):
-            return Update(stack.u, core_of(stack, index, xp=xp), stack.v, lasting=True)
+            return Update(stack.u, core_of(stack, index, xp=xp), stack.v)
         layer = layer_of(stack, index, xp=xp)
-        return Update(layer.left, None, layer.right, lasting=True)
+        return Update(layer.left, None, layer.right)
 
     return group.targets[index], group.shape[1:], update

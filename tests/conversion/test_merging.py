@@ -222,6 +222,30 @@ def test_shared_factors_are_taken_once(monkeypatch):
     assert gap(dense(merged.adapter), dense_sum(mixed, dict.fromkeys(mixed, 1.0))) < 1e-7
 
 
+def test_factors_that_are_products_are_never_taken_for_others(monkeypatch):
+    """A product that was freed leaves its place in memory to the next module's."""
+    true_layer = merging_modules.layer_of
+
+    def made_anew(stack, index, *, xp):
+        layer = true_layer(stack, index, xp=xp)
+        return replace(layer, left=layer.left * 1, right=layer.right * 1)
+
+    monkeypatch.setattr(merging_modules, "layer_of", made_anew)
+    one = {"a": banked(1, "shared-in", dtype=np.float64)["a"]}
+    merged = lt.merge_adapters(one, {"a": 1.0})
+    assert gap(dense(merged.adapter), dense(one["a"])) < 1e-7
+
+
+def test_a_basis_outlives_no_factor():
+    """The array whose basis is kept is kept too, so nothing else can come to lie where it lay."""
+    bases, rng = merging_modules.Bases(), np.random.default_rng(0)
+    for _ in range(20):
+        factor = rng.standard_normal((200, 3))
+        (basis, inside), _ = bases.of("left", [factor])
+        assert np.allclose(basis @ inside, factor)
+        del factor
+
+
 @pytest.mark.parametrize("method", ["ties", "dare", "dare-ties"])
 def test_methods_are_those_of_each_module_alone(method):
     """With one module the adapter's merging is the stack's, but for the draw."""
