@@ -231,9 +231,13 @@ def test_factors_that_are_products_are_never_taken_for_others(monkeypatch):
         return replace(layer, left=layer.left * 1, right=layer.right * 1)
 
     monkeypatch.setattr(merging_modules, "layer_of", made_anew)
-    one = {"a": banked(1, "shared-in", dtype=np.float64)["a"]}
-    merged = lt.merge_adapters(one, {"a": 1.0})
-    assert gap(dense(merged.adapter), dense(one["a"])) < 1e-7
+    rng = np.random.default_rng(0)
+    stack = lt.Tucker1(rng.standard_normal((300, 4)), rng.standard_normal((12, 500, 4)), "in")
+    targets = tuple(Target(f"layers.{i}.q", Layout(), 4) for i in range(12))
+    groups = {"q": LoTRGroup("q", targets, stack)}
+    one = lt.LoTRAdapter(groups, {}, json.dumps(CONFIG), {"format": "peft-lora"})
+    merged = lt.merge_adapters({"a": one}, {"a": 1.0})
+    assert gap(dense(merged.adapter), dense(one)) < 1e-7
 
 
 def test_a_basis_outlives_no_factor():
