@@ -7,9 +7,10 @@ from pathlib import Path
 from lotr_tn.adapters.adapter import Adapter, LoTRAdapter
 from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.errors import CheckpointError
-from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft
-from lotr_tn.files.dialects.native import is_native, load_native, save_native
-from lotr_tn.files.dialects.peft import load_peft, save_peft
+from lotr_tn.files.dialects.contents import Contents
+from lotr_tn.files.dialects.native import save_native
+from lotr_tn.files.dialects.peft import save_peft
+from lotr_tn.files.dialects.table import dialect_of
 
 __all__ = ["load_adapter", "place_in_bank", "save_adapter"]
 
@@ -37,8 +38,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     Cost: the file is read once, to see that every factor is finite.
     """
     path = Path(path)
-    if is_native(path):
-        return load_native(path)
+    dialect = dialect_of(Contents(path))
     if (place := place_in_bank(path)) is not None:
         return load_bank(place[0]).load(place[1])
     if is_bank(path):
@@ -49,7 +49,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             f"{shlex.quote(str(path))} --adapter {shlex.quote(name)}, or in Python with "
             f"load_bank({str(path)!r})[{name!r}]"
         )
-    return load_lotr_peft(path) if is_lotr_peft(path) else load_peft(path)
+    return dialect.read(path)
 
 
 def place_in_bank(path: Path) -> tuple[Path, str] | None:

@@ -15,7 +15,6 @@ from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.doors.loading import load_adapter
 from lotr_tn.errors import OptionError
-from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft
 from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed
 from lotr_tn.nn.factors import SharedFactors
 from lotr_tn.nn.grouping import Group, GroupBy, plan_groups
@@ -283,7 +282,7 @@ def _updates(init: str) -> Updates:
         raise OptionError(
             f"init must be {', '.join(STARTS)}, or the path of an adapter; found {init!r}"
         )
-    adapter = load_lotr_peft(path) if is_lotr_peft(path) else load_adapter(path)
+    adapter = load_adapter(path)
     if not isinstance(adapter, LoRAAdapter):
         adapter = to_lora(adapter, ranks="minimal", dtype="float32").adapter
     return {module.target.name: module.factors() for module in adapter.modules}

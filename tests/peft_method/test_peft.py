@@ -16,7 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import lotr_tn as lt
 import lotr_tn.nn as ln
 from lotr_tn.errors import CheckpointError, FormatError, LotrError, OptionError, RankError
-from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft, save_lotr_peft
+from lotr_tn.files.dialects.contents import Contents
+from lotr_tn.files.dialects.lotr_peft import load_lotr_peft, save_lotr_peft
+from lotr_tn.files.dialects.table import dialect_of
 from lotr_tn.peft import LotrConfig
 from tests.files.peft_models import (
     TOKENS,
@@ -109,7 +111,7 @@ def test_exported_lora_gives_the_same_logits(name, tmp_path):
     build, targets = MODELS[name]
     adapted = lotr(build, targets, lotr_alpha=3)
     folder = save(adapted, tmp_path / "adapter")
-    assert is_lotr_peft(folder)
+    assert dialect_of(Contents(folder)).name == "lotr-peft"
     adapter = load_lotr_peft(folder)
     for group, stack in ln.stacks_of(adapted).items():
         own = adapter.groups[group].stack
@@ -463,8 +465,8 @@ def test_damaged_folders(tmp_path):
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot read"):
         load_lotr_peft(folder)
-    assert not is_lotr_peft(folder)
-    assert not is_lotr_peft(tmp_path)
+    assert dialect_of(Contents(folder)).name == "peft"
+    assert dialect_of(Contents(tmp_path)).name == "peft"
     stale = LotrConfig(r=2, target_modules=["q_proj"], groups={"a": ["elsewhere.q_proj"]})
     with pytest.raises(OptionError, match="do not fit this model's targets"):
         quiet_peft(seeded(llama), stale)

@@ -29,6 +29,7 @@ from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.decompose import hosvd, random_factors, regauge
 from lotr_tn.errors import CheckpointError, LotrError, UnsupportedError
+from lotr_tn.files.dialects.contents import Contents, read_config
 from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS
 from lotr_tn.files.peft_keys import PREFIX
 from lotr_tn.files.tensors import read_pickle, read_safetensors, write_safetensors
@@ -45,23 +46,9 @@ KEPT = ("auto_mapping", "base_model_name_or_path", "modules_to_save", "revision"
 """What a configuration says beside the method."""
 
 
-def is_lotr_peft(path: Path) -> bool:
-    """Whether a path is a folder that PEFT wrote for LoTR, or the weights file in one."""
-    folder = path if path.is_dir() else path.parent
-    if not (folder / CONFIG).is_file() or (path.is_file() and path.name not in WEIGHTS):
-        return False
-    try:
-        return _config(folder / CONFIG).get("peft_type") == METHOD
-    except CheckpointError:  # no LoTR that we know of; the reader of LoRA says what is wrong
-        return False
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path} ({error}); copy it again") from None
-    return config if isinstance(config, dict) else {}
+def is_lotr_peft(contents: Contents) -> bool:
+    """Whether it is a folder that PEFT wrote for LoTR, or the weights file in one."""
+    return contents.config.get("peft_type") == METHOD
 
 
 def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
@@ -75,8 +62,7 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    config = _config(folder / CONFIG)
-    weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    config, weights = read_config(path), Contents(path).weights
     if weights is None:
         raise CheckpointError(f"{folder} holds no {WEIGHTS[0]} or {WEIGHTS[1]}")
     tensors = (

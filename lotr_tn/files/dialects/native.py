@@ -22,6 +22,7 @@ from lotr_tn.adapters.adapter import (
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import format_of, stored_ranks
 from lotr_tn.errors import CheckpointError, LotrError
+from lotr_tn.files.dialects.contents import Contents
 from lotr_tn.files.tensors import read_safetensors, write_safetensors
 from lotr_tn.files.writing import write_file
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
@@ -52,15 +53,9 @@ TENSOR_ENTRY = 160
 """Bytes of the header that one tensor's dtype, shape and place take, at most."""
 
 
-def is_native(path: Path) -> bool:
-    """Whether a path is a safetensors file with our metadata.
-
-    Raises:
-        CheckpointError: it is named as safetensors and is damaged.
-    """
-    if not path.is_file() or path.suffix != ".safetensors":
-        return False
-    return METADATA_KEY in read_safetensors(path)[1]
+def is_native(contents: Contents) -> bool:
+    """Whether it is one safetensors file with our metadata."""
+    return METADATA_KEY in contents.metadata
 
 
 def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:

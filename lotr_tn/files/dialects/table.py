@@ -1,0 +1,53 @@
+"""The formats of adapter files that are known, in the order in which they are tried."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lotr_tn.adapters.adapter import Adapter
+from lotr_tn.files.dialects.contents import Contents
+from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft, save_lotr_peft
+from lotr_tn.files.dialects.native import is_native, load_native, save_native
+from lotr_tn.files.dialects.peft import load_peft, save_peft
+
+__all__ = ["DIALECTS", "Dialect", "dialect_of"]
+
+
+class Write(Protocol):
+    """Writes an adapter to a path, all or nothing."""
+
+    def __call__(self, adapter: Any, path: Path, *, force: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One format of files.
+
+    Attributes:
+        name: of the format.
+        matches: whether contents are in it, from names, metadata and configuration alone.
+        read: the adapter at a path.
+        write: the other way; None where nothing is written in it.
+    """
+
+    name: str
+    matches: Callable[[Contents], bool]
+    read: Callable[[Path], Adapter]
+    write: Write | None
+
+
+DIALECTS = (
+    Dialect("lotr", is_native, load_native, save_native),
+    Dialect("lotr-peft", is_lotr_peft, load_lotr_peft, save_lotr_peft),
+    Dialect("peft", lambda contents: True, load_peft, save_peft),  # says what else it may be
+)
+
+
+def dialect_of(contents: Contents) -> Dialect:
+    """The first dialect that matches.
+
+    Raises:
+        CheckpointError: a file named as safetensors is damaged.
+    """
+    return next(dialect for dialect in DIALECTS if dialect.matches(contents))
