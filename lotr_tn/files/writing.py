@@ -1,15 +1,20 @@
 """Writing all or nothing: beside the target first, flushed, then renamed over it."""
 
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from lotr_tn.errors import CheckpointError
+from lotr_tn.files.exchange import exchange
 
 __all__ = ["refuse_existing", "write_file", "write_folder"]
 
@@ -30,17 +35,19 @@ def write_file(path: Path, write: Writer, *, force: bool) -> None:
     """Let `write` make a file beside `path`, then rename it to `path`.
 
     A file that is replaced hands its permissions on. One that appears at `path` only while
-    `write` is at work is another's, and is not replaced.
+    `write` is at work is another's, and is not replaced. What runs that were killed have left
+    beside `path` is removed.
 
     Raises:
         CheckpointError: the target exists and `force` is false, it appeared meanwhile, or writing
             failed; the target is then what it was before.
     """
+    _mend(path)
     refuse_existing(path, force=force)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a file to write")
     existed = os.path.lexists(path)
-    partial = _beside(path)
+    partial = _beside(path, "partial")
     with _cleaned_up(path, partial):
         write(partial)
         if path.exists():
@@ -52,18 +59,23 @@ def write_file(path: Path, write: Writer, *, force: bool) -> None:
             os.replace(partial, path)
         else:
             _name_first(partial, path)
-        _flush(path.parent)
+    _flush_names(path.parent)
 
 
 def write_folder(path: Path, writers: Mapping[str, Writer], *, force: bool) -> None:
-    """Let `writers` make the files of a folder beside `path`, then rename the folder to `path`.
+    """Let `writers` make the files of a folder beside `path`, then put the folder in its place.
 
-    Other files of a folder that is replaced are kept. Raises as `write_file`.
+    Other files of a folder that is replaced are kept, and a link to a folder stays a link. At every
+    moment the old folder or the new one is at `path`, where the system can exchange two names; on
+    others a run that is killed between two renames leaves the old one beside `path`, and the next
+    that writes there puts it back. Raises as `write_file`.
     """
+    path = path.resolve() if path.is_symlink() else path
+    _mend(path)
     refuse_existing(path, force=force)
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; name a folder to write")
-    partial, old = _beside(path), path.with_name(f".{path.name}.{os.getpid()}.old")
+    partial = _beside(path, "partial")
     with _cleaned_up(path, partial):
         if path.exists():
             shutil.copytree(path, partial)
@@ -75,16 +87,61 @@ def write_folder(path: Path, writers: Mapping[str, Writer], *, force: bool) -> N
             _open_to_readers(partial / name)
             _flush(partial / name)
         _flush(partial)
-        if path.exists():
-            os.replace(path, old)
+        if not path.exists():
+            os.replace(partial, path)
+        elif not exchange(partial, path):
+            _replace_in_two(partial, path)
+    _flush_names(path.parent)
+
+
+def _replace_in_two(partial: Path, path: Path) -> None:
+    """Replace a folder by two renames; the first is taken back where the second fails."""
+    old = _beside(path, "old")
+    os.replace(path, old)
+    try:
         os.replace(partial, path)
-        _flush(path.parent)
+    except BaseException:
+        os.replace(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(path: Path) -> Path:
-    """A name that no other writer has, and none that was killed has left behind."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+def _beside(path: Path, kind: str) -> Path:
+    """A name that no other writer has: it tells the process, and the machine that it runs on."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_host()}.{secrets.token_hex(4)}.{kind}")
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:4]
+
+
+def _mend(path: Path) -> None:
+    """Clear away what runs on this machine that were killed have left beside a path.
+
+    A folder that was moved aside, and whose successor never came, is put back.
+    """
+    if sys.platform == "win32" or not path.parent.is_dir():
+        return
+    left = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-{_host()}\.[0-9a-f]{{8}}\.(partial|old)")
+    with suppress(OSError):
+        for entry in list(path.parent.iterdir()):
+            match = left.fullmatch(entry.name)
+            if match is None or _is_alive(int(match[1])):
+                continue
+            if match[2] == "old" and not os.path.lexists(path):
+                os.replace(entry, path)
+            else:
+                _remove(entry)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _name_first(partial: Path, path: Path) -> None:
@@ -97,8 +154,6 @@ def _name_first(partial: Path, path: Path) -> None:
         if os.path.lexists(path):
             raise CheckpointError(_APPEARED.format(path)) from None
         os.replace(partial, path)
-    else:
-        os.unlink(partial)
 
 
 _APPEARED = (
@@ -119,10 +174,16 @@ def _cleaned_up(path: Path, partial: Path) -> Iterator[None]:
             "another place"
         ) from None
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; what cannot be removed stays for a later run to clear away."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _open_to_readers(path: Path) -> None:
@@ -139,3 +200,12 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _flush_names(folder: Path) -> None:
+    """Have the system write a folder's names to the disk.
+
+    The new target is in place and whole by now, and some file systems cannot do this: no failure.
+    """
+    with suppress(OSError):
+        _flush(folder)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from lotr_tn.errors import CheckpointError
+from lotr_tn.files import writing
 from lotr_tn.files.writing import write_file, write_folder
+from tests.banks.kills import kills
 
 
 def text(content):
@@ -97,6 +99,94 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
         write_folder(tmp_path / "d", {"a": text("new"), "b": failing}, force=True)
     assert (tmp_path / "d" / "a").read_text() == "old"
     assert listing(tmp_path) == ["d", "d/a"]
+
+
+REPLACE = """
+    import sys
+    from pathlib import Path
+    from lotr_tn.files import writing
+
+    if sys.argv[2] == "in two":
+        writing.exchange = lambda one, other: False
+    texts = {name: (lambda file: file.write_text("new")) for name in "ab"}
+    writing.write_folder(Path(sys.argv[1]), texts, force=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder in one of its own, with what it held."""
+    (tmp_path / "in" / "d").mkdir(parents=True)
+    return tmp_path / "in" / "d"
+
+
+def hold(folder, content):
+    folder.mkdir(exist_ok=True)
+    for name in "ab":
+        (folder / name).write_text(content)
+
+
+def held(folder):
+    return {name: (folder / name).read_text() for name in "ab"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("way", ["exchanged", "in two"])
+def test_a_folder_is_the_old_or_the_new_one_at_every_kill(folder, way):
+    seen = []
+    for point in kills(REPLACE, [folder, way], lambda: hold(folder, "old")):
+        if not folder.exists():  # between two renames, where names cannot be exchanged
+            assert way == "in two"
+            with pytest.raises(CheckpointError, match="exists"):  # even a run that is refused
+                write_folder(folder, {"a": text("x")}, force=False)
+        seen.append(held(folder))
+        assert seen[-1] in (dict.fromkeys("ab", "old"), dict.fromkeys("ab", "new"))
+        if point:
+            write_folder(folder, {"a": text("x"), "b": text("x")}, force=True)
+            assert listing(folder.parent) == ["d", "d/a", "d/b"], "nothing is left behind"
+    assert {found["a"] for found in seen} == {"old", "new"}
+
+
+def test_a_folder_that_cannot_be_put_in_place_is_taken_back(folder, monkeypatch):
+    hold(folder, "old")
+    true_replace = os.replace
+
+    def replace(source, target):
+        if target == folder and str(source).endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        true_replace(source, target)
+
+    monkeypatch.setattr(writing, "exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(CheckpointError, match="nothing was changed"):
+        write_folder(folder, {"a": text("new")}, force=True)
+    assert held(folder) == dict.fromkeys("ab", "old")
+    assert listing(folder.parent) == ["d", "d/a", "d/b"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_what_is_in_place_is_never_told_as_failed(tmp_path, monkeypatch, existing):
+    """A folder's names may not be flushed on every file system."""
+    if existing:
+        (tmp_path / "a").write_text("old")
+    true_fsync = os.fsync
+
+    def fsync(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(22, "Invalid argument")
+        true_fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_file(tmp_path / "a", text("new"), force=existing)
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path, folder):
+    hold(folder, "old")
+    (tmp_path / "link").symlink_to(folder)
+    write_folder(tmp_path / "link", {"a": text("new")}, force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert held(folder) == {"a": "new", "b": "old"}
 
 
 FULL_DISK = """
