@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
-from lotr_tn.analysis.curves import FormatName
+from lotr_tn.analysis.forms import FormatName
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, TotalError
 

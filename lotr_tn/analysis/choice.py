@@ -6,21 +6,20 @@ from dataclasses import dataclass, replace
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.candidates import (
-    DECOMPOSITIONS,
     Candidate,
-    Options,
     Stored,
     Subject,
     make_point,
     measured_candidate,
     predicted_candidate,
 )
-from lotr_tn.analysis.coordinates import Coordinates
-from lotr_tn.analysis.curves import FORMATS, Curve, FormatName, best_point
+from lotr_tn.analysis.curve import Curve, best_point
+from lotr_tn.analysis.forms import FORMS, FormatName, Options
+from lotr_tn.analysis.requested import made_within
 from lotr_tn.decompose.search import meet_error, resolution
 from lotr_tn.errors import FormatError, OptionError, PrecisionWarning
 from lotr_tn.formats import LoRAStack
-from lotr_tn.linalg.ranks import Energy, RankLimits, RelativeError, pair_parameters
+from lotr_tn.linalg.ranks import Energy, RankLimits, RelativeError
 
 __all__ = ["Choice", "allowed_loss", "choose_within"]
 
@@ -32,7 +31,7 @@ class Choice:
     Attributes:
         candidate: the one chosen, measured unless it is the LoRA as it is.
         stack: the stack as stored; the one given for the LoRA as it is.
-        others: the other candidates, in the order of `FORMATS`.
+        others: the other candidates, in the order of `FORMS`.
     """
 
     candidate: Candidate
@@ -41,9 +40,9 @@ class Choice:
 
     @property
     def all(self) -> tuple[Candidate, ...]:
-        """All candidates, in the order of `FORMATS`."""
+        """All candidates, in the order of `FORMS`."""
         found = (self.candidate, *self.others)
-        return tuple(sorted(found, key=lambda candidate: FORMATS.index(candidate.format)))
+        return tuple(sorted(found, key=lambda candidate: list(FORMS).index(candidate.format)))
 
 
 def choose_within(
@@ -63,7 +62,7 @@ def choose_within(
 
     Returns:
         The smallest candidate in bytes that stores no more numbers than the LoRA; the earlier in
-        the order of `FORMATS` among equals.
+        the order of `FORMS` among equals.
 
     Raises:
         OptionError: no format is left that meets the rule.
@@ -77,6 +76,12 @@ def choose_within(
         place = best_point(curve, allowed)
         if place is not None:
             found[name] = _predicted(subject, curve, place, rule, options)
+    for name in set(options.formats) - set(subject.curves):
+        within = replace(options, limits=subject.limits)
+        made = made_within(stack, FORMS[name], rule, within)
+        measured = measured_candidate(subject, made, options)
+        if measured.relative_error <= rule.epsilon or len(options.formats) == 1:
+            found[name], stacks[name] = measured, made
     while True:
         name = _smallest(found, subject)
         if name is None:
@@ -84,7 +89,7 @@ def choose_within(
                 f"no ranks within the limits keep the relative error to {rule.epsilon:g}; allow "
                 "larger ranks or a larger error"
             )
-        if name == "lora":
+        if FORMS[name].kept:
             return _chosen(name, found, stack)
         if name in stacks:
             return _chosen(name, found, stacks[name])
@@ -95,7 +100,7 @@ def choose_within(
                 raise
             del found[name]
             continue
-        measured = measured_candidate(subject, name, made, options)
+        measured = measured_candidate(subject, made, options)
         if measured.relative_error > rule.epsilon > 0 and len(found) > 1:
             del found[name]  # the dtype is too coarse for this error
             continue
@@ -111,29 +116,28 @@ def _predicted(
     subject: Subject, curve: Curve, place: int, rule: RelativeError | Energy, options: Options
 ) -> Candidate:
     candidate = predicted_candidate(subject, curve, place, options)
-    if curve.format != "lotr" or options.method == "hosvd":
+    fewest = FORMS[curve.format].least
+    if fewest is None:
         return candidate
-    least = _least_parameters(subject.coordinates, rule.epsilon**2 * subject.coordinates.energy)
+    least = fewest(subject.coordinates, rule.epsilon**2 * subject.coordinates.energy, options)
+    if least is None:
+        return candidate
     return replace(candidate, least=min(least, candidate.parameters))
-
-
-def _least_parameters(coordinates: Coordinates, allowed: float) -> int:
-    """The fewest numbers of any Tucker-2 that may lose so little, by the lower bounds."""
-    within = coordinates.lower <= allowed
-    return int(pair_parameters(coordinates.shape, coordinates.lower.shape)[within].min())
 
 
 def _smallest(found: Mapping[FormatName, Candidate], subject: Subject) -> FormatName | None:
     """The format of fewest bytes, by the least that each could store; None where there is none."""
-    most = subject.stored if "lora" in found else None
+    most = subject.stored if any(FORMS[name].kept for name in found) else None
     fitting: list[FormatName] = [
         name for name in found if most is None or _least(found[name]) <= most
     ]
 
+    order = list(FORMS)
+
     def size(name: FormatName) -> tuple[int, int]:
         candidate = found[name]
         each = candidate.bytes // candidate.parameters if candidate.parameters else 0
-        return _least(candidate) * each, FORMATS.index(name)
+        return _least(candidate) * each, order.index(name)
 
     return min(fitting, key=size) if fitting else None
 
@@ -156,11 +160,11 @@ def _made_within(
     options: Options,
 ) -> Stored:
     """The smallest stack of a format whose error, as stored, keeps to the rule."""
-    limited = subject.limits != RankLimits()
+    limited, within = subject.limits != RankLimits(), FORMS[name].within
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)  # what is measured decides
-        if name == "lotr" and not limited:
-            return DECOMPOSITIONS[options.method](stack, rule, dtype=options.dtype)
+        if within is not None and not limited:
+            return within(stack, rule, options)
         curve, total = subject.curves[name], subject.coordinates.energy
 
         def attempt(budget: float) -> Stored:

@@ -8,7 +8,10 @@ import numpy as np
 
 from lotr_tn.analysis.allocation import Menu
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
-from lotr_tn.analysis.curves import Curve, FormatName, curves_of
+from lotr_tn.analysis.curve import Curve
+from lotr_tn.analysis.curves import curves_of
+from lotr_tn.analysis.forms import FORMS, FormatName
+from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.analysis.subspaces import Overlaps, common_energy, overlaps_of
 from lotr_tn.formats import Stack
@@ -25,7 +28,10 @@ PAIRS = 8
 
 NEVER = Menu(np.array([np.inf]), np.zeros(1))
 
-SHARING: tuple[FormatName, ...] = ("lotr", "shared-in", "shared-out", "lotr-low-rank")
+
+def sharing() -> tuple[FormatName, ...]:
+    """The forms in which layers share a side."""
+    return tuple(name for name, form in FORMS.items() if form.shares)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def cluster_layers(stack: Stack, relative_error: float) -> Clustering:
     """
     refuse_gradient("cluster_layers", stack)
     coordinates = coordinates_of(stack)
-    curves = curves_of(coordinates, 0, SHARING)
+    curves = curves_of(coordinates, 0, sharing())
     return clusters_of(coordinates, overlaps_of(coordinates), curves, relative_error)
 
 
@@ -118,7 +124,7 @@ def clusters_of(
     relative_error: float,
 ) -> Clustering:
     """The same for a stack that is in coordinates, with its overlaps and curves, already."""
-    whole = [curves[name] for name in SHARING if name in curves]
+    whole = [curves[name] for name in sharing() if name in curves]
     root = _tree(coordinates, overlaps, whole)
     allowed = relative_error**2 * coordinates.energy
     return _cheapest_cut(root, allowed, coordinates.energy)
@@ -142,7 +148,7 @@ def _tree(coordinates: Coordinates, overlaps: Overlaps, whole: Sequence[Curve]) 
         if len(layers) == count:
             made.append(_joined(layers, parts, whole))
         elif common[np.ix_(parts[0].layers, parts[1].layers)].mean() < LEAST_COMMON:
-            made.append(_Node(layers, parts, ("lotr",), NEVER))
+            made.append(_Node(layers, parts, ("",), NEVER))
         else:
             made.append(_joined(layers, parts, _curves(coordinates, layers)))
     return made[-1]
@@ -154,11 +160,11 @@ def _leaf(coordinates: Coordinates, layer: int) -> _Node:
     squares = coordinates.layer_values[layer] ** 2
     tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
     terms = np.arange(len(tails))
-    return _Node((layer,), None, ("truncated",) * len(tails), Menu(terms * (m + n), tails))
+    return _Node((layer,), None, (ALONE.name,) * len(tails), Menu(terms * (m + n), tails))
 
 
 def _curves(coordinates: Coordinates, layers: Sequence[int]) -> list[Curve]:
-    return list(curves_of(coordinates.take(layers), 0, SHARING, pairs=PAIRS).values())
+    return list(curves_of(coordinates.take(layers), 0, sharing(), pairs=PAIRS).values())
 
 
 def _joined(layers: tuple[int, ...], parts: tuple[_Node, _Node], curves: Sequence[Curve]) -> _Node:
@@ -185,7 +191,7 @@ def _cheapest_cut(root: _Node, allowed: float, energy: float) -> Clustering:
     if alone:
         layers = tuple(sorted(node.layers[0] for node, _ in alone))
         cost = int(sum(node.points.cost[place] for node, place in alone))
-        sharing.append(Cluster(layers, "truncated", cost))
+        sharing.append(Cluster(layers, ALONE.name, cost))
     lost = sum(float(node.points.loss[place]) for node, place in chosen)
     error = (lost / energy) ** 0.5 if energy else 0.0
     return Clustering(tuple(sharing), sum(c.parameters for c in sharing), error)

@@ -1,12 +1,10 @@
 """One stack in the smallest form there is, or in one that is asked for."""
 
-from typing import Literal
-
-from lotr_tn.analysis.candidates import Options, Stored, Subject, make_at_ranks
+from lotr_tn.analysis.candidates import Stored, Subject
 from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.curves import FORMATS, FormatName
 from lotr_tn.analysis.division import choose_point, divide
+from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Stack
@@ -21,7 +19,7 @@ __all__ = ["compress"]
 def compress(
     stack: Stack,
     ranks: RankRule | int | tuple[int, int],
-    format: Literal["auto"] | FormatName = "auto",
+    format: FormatName = "auto",
     *,
     dtype: str | None = None,
     limits: RankLimits | None = None,
@@ -33,7 +31,7 @@ def compress(
         ranks: a `RelativeError`, an `Energy` or a `Budget`; or ranks, for one format.
         format: `auto`, the best of all; or one of `truncated` (each layer's rank cut), `lotr`
             (Tucker-2 by HOOI), `shared-in` and `shared-out` (one shared side), `lotr-low-rank`
-            (Tucker-2 with low-rank cores).
+            (Tucker-2 with low-rank cores), or of one that was registered.
         dtype: storage dtype of the result; the stack's own where left out.
         limits: the ranks that may be chosen.
 
@@ -62,14 +60,12 @@ def compress(
     storage = asked_dtype(stack, dtype)
     rule = as_rule(ranks, storage)
     lora = as_lora(stack)
-    formats = FORMATS if format == "auto" else (format,)
-    if not set(formats) <= set(FORMATS):
-        raise OptionError(f"format must be auto or one of {', '.join(FORMATS)}; found {format!r}")
+    formats = auto_forms() if format == "auto" else (form_named(format).name,)
     options = Options(formats, storage, limits=limits or RankLimits())
     if isinstance(rule, FixedRank):
         if format == "auto":
             raise OptionError("auto chooses ranks itself; ask for an error or a budget")
-        return make_at_ranks(lora, format, rule, options)
+        return form_named(format).at_ranks(lora, rule, options)
     subject = Subject.of(coordinates_of(stack), parameter_count(lora), storage, options)
     if isinstance(rule, Budget):
         (point,) = divide([subject], rule, options).points

@@ -10,7 +10,6 @@ from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.allocation import Allocation, Menu, allocate, hull_path, least_loss
 from lotr_tn.analysis.candidates import (
     Candidate,
-    Options,
     Subject,
     joint_error,
     make_point,
@@ -18,7 +17,8 @@ from lotr_tn.analysis.candidates import (
     predicted_candidate,
 )
 from lotr_tn.analysis.choice import Choice
-from lotr_tn.analysis.curves import FormatName, shared_lower_bounds
+from lotr_tn.analysis.forms import FORMS, FormatName, Options
+from lotr_tn.analysis.requested import require_curves
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Budget, TotalError
@@ -180,10 +180,10 @@ def choose_point(stack: LoRAStack, subject: Subject, point: Point, options: Opti
     format, place = point
     curve = subject.curves[format]
     made = make_point(stack, subject, curve, place, options)
-    if format == "lora":
+    if FORMS[format].kept:
         chosen = predicted_candidate(subject, curve, place, options)
     else:
-        chosen = measured_candidate(subject, format, made, options)
+        chosen = measured_candidate(subject, made, options)
     return Choice(chosen, made, others_of_size(subject, point, options))
 
 
@@ -200,6 +200,7 @@ def others_of_size(subject: Subject, point: Point, options: Options) -> tuple[Ca
 
 def points_of(subject: Subject, rule: Budget | TotalError, options: Options) -> Points:
     """What a group can choose from: all points of its curves, with what they cost."""
+    require_curves(options.formats)
     names: list[Point] = []
     costs, losses = [], []
     for name, curve in subject.curves.items():
@@ -219,7 +220,7 @@ def _rounding(
     subject: Subject, name: FormatName, rule: Budget | TotalError, options: Options
 ) -> float:
     """Squared norm that storing in the dtype may lose, where an error is to be kept to."""
-    if isinstance(rule, Budget) or name == "lora":
+    if isinstance(rule, Budget) or FORMS[name].kept:
         return 0.0
     return UNIT_ROUNDOFF[options.dtype] ** 2 * subject.coordinates.energy
 
@@ -227,7 +228,7 @@ def _rounding(
 def _allowed(subject: Subject, parameters: np.ndarray, rule: Budget | TotalError) -> np.ndarray:
     """No more than the LoRA, where that is a choice; in a budget nothing that is not zero goes."""
     allowed = np.ones(len(parameters), dtype=bool)
-    if "lora" in subject.curves:
+    if any(FORMS[name].kept for name in subject.curves):
         allowed &= parameters <= subject.stored
     if isinstance(rule, Budget) and subject.coordinates.energy:
         allowed &= parameters > 0
@@ -250,12 +251,14 @@ def _price(
 def _with_lower_bounds(
     subject: Subject, menu: Menu, rule: Budget | TotalError, options: Options
 ) -> Menu:
-    lotr, low_rank, loss = shared_lower_bounds(subject.coordinates, subject.limits)
-    bounds: dict[FormatName, np.ndarray] = {"lotr": lotr, "lotr-low-rank": low_rank}
-    chosen: list[FormatName] = [name for name in bounds if name in subject.curves]
-    costs = [_price(subject, name, bounds[name], rule, options) for name in chosen]
-    cost, losses = np.concatenate([menu.cost, *costs]), [loss] * len(chosen)
-    return Menu(cost, np.concatenate([menu.loss, *losses]))
+    costs, losses = [menu.cost], [menu.loss]
+    for name in subject.curves:
+        bounds = FORMS[name].lower_bounds
+        if callable(bounds):
+            numbers, loss = bounds(subject.coordinates, subject.limits)
+            costs.append(_price(subject, name, numbers, rule, options))
+            losses.append(loss)
+    return Menu(np.concatenate(costs), np.concatenate(losses))
 
 
 def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:

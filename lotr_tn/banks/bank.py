@@ -18,7 +18,7 @@ from lotr_tn.adapters.adapter import (
     common_dtype,
 )
 from lotr_tn.adapters.raw_tensor import RawTensor
-from lotr_tn.analysis.curves import FormatName
+from lotr_tn.analysis.forms import FormatName
 from lotr_tn.banks.group import (
     ADAPTER,
     DISTANCE,

@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 
 from lotr_tn.adapters.adapter import Compressed, Layout, LoRAGroup, LoRAModule, Target
-from lotr_tn.analysis.curves import FormatName
+from lotr_tn.analysis.forms import FormatName
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2

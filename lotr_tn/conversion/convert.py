@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -19,11 +19,12 @@ from lotr_tn.adapters.adapter import (
 from lotr_tn.adapters.grouping import lora_groups
 from lotr_tn.adapters.restrictions import Limits, kept_apart, limits_of
 from lotr_tn.adapters.storage import AdapterRule, format_of, storage_dtype_for, stored_ranks
-from lotr_tn.analysis.candidates import DECOMPOSITIONS, Options, Subject, make_at_ranks
+from lotr_tn.analysis.candidates import Subject
 from lotr_tn.analysis.choice import Choice, choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.curves import FORMATS, FormatName
 from lotr_tn.analysis.division import Division, settle
+from lotr_tn.analysis.forms import FORMS, Form, FormatName, Options, auto_forms, form_named
+from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
 from lotr_tn.analysis.truncation import truncated_parameters
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
 from lotr_tn.files.dialects.native import overhead
@@ -41,12 +42,10 @@ from lotr_tn.linalg.ranks import (
 from lotr_tn.ops.layers import arrays_of
 from lotr_tn.ops.norms import layer_norms
 
-__all__ = ["FORMAT_CHOICES", "METHODS", "Conversion", "GroupConversion", "convert_adapter"]
+__all__ = ["METHODS", "Conversion", "GroupConversion", "convert_adapter"]
 
 Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
-FormatChoice: TypeAlias = Literal["auto", FormatName]
 METHODS = DECOMPOSITIONS
-FORMAT_CHOICES: tuple[str, ...] = ("auto", *FORMATS)
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def convert_adapter(
     adapter: LoRAAdapter,
     ranks: AdapterRule | int | tuple[int, int],
     *,
-    format: FormatChoice = "lotr",
+    format: FormatName = "lotr",
     method: Method = "hooi",
     group_by: str = "kind",
     dtype: str = "auto",
@@ -163,16 +162,14 @@ def convert_adapter(
         raise CheckpointError(
             f"{adapter.source} is a LoTR file already; export it to LoRA first to convert it anew"
         )
-    if format not in FORMAT_CHOICES:
-        raise OptionError(f"format must be one of {', '.join(FORMAT_CHOICES)}; found {format!r}")
     rule = ranks if isinstance(ranks, TotalError | Budget) else as_rule(ranks)
-    if isinstance(rule, FixedRank) and format in ("auto", "lora"):
+    formats = auto_forms() if format == "auto" else (form_named(format).name,)
+    if isinstance(rule, FixedRank) and (len(formats) > 1 or FORMS[format].kept):
         raise OptionError(
             f"--format {format} has no ranks to be told; ask for an error or a size, or for "
             "another format"
         )
     chosen = storage_dtype_for(adapter.dtype, rule) if dtype == "auto" else dtype
-    formats = FORMATS if format == "auto" else (format,)
     groups, kept = kept_apart(lora_groups(adapter, group_by), keep)
     job = _Job(
         adapter,
@@ -212,10 +209,11 @@ class _Job:
         for name, stack in self._stacks():
             group = self.groups[name]
             free = self.limits[name] == RankLimits()
-            if self.options.formats == ("lotr",) and free:
-                made: LoTRGroup | LoRAGroup = self._lotr(group, stack, rule)
+            form = FORMS[self.options.formats[0]]
+            if len(self.options.formats) == 1 and form.within is not None and free:
+                made: LoTRGroup | LoRAGroup = self._alone(group, stack, form, rule)
             elif isinstance(rule, FixedRank):
-                fixed = make_at_ranks(stack, self.options.formats[0], rule, self.options)
+                fixed = form.at_ranks(stack, rule, self.options)
                 made = _stored(group, fixed)
             else:
                 assert isinstance(rule, RelativeError | Energy)
@@ -255,20 +253,23 @@ class _Job:
         options = dataclasses.replace(self.options, limits=self.limits[group.name])
         return Subject.of(coordinates_of(stack), group.stored, group.dtype, options)
 
-    def _lotr(self, group: LoRAGroup, stack: LoRAStack, rule: RankRule) -> LoTRGroup:
-        """A LoTR; where float16 has no room for the cores and may be left, in float32."""
-        decompose, dtype = DECOMPOSITIONS[self.options.method], self.options.dtype
+    def _alone(self, group: LoRAGroup, stack: LoRAStack, form: Form, rule: RankRule) -> LoTRGroup:
+        """By the form's own search; where float16 has no room for its cores, in float32."""
+        decompose: Any = form.at_ranks if isinstance(rule, FixedRank) else form.within
+        options, dtype = self.options, self.options.dtype
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PrecisionWarning)  # reported by `met`
             try:
-                made = decompose(stack, rule, dtype=dtype)
-                roomy = dtype != "float16" or all(map(suits_float16, to_numpy(made.core)))
+                made = decompose(stack, rule, options)
+                own = [to_numpy(layer) for name in form.own for layer in arrays_of(made)[name]]
+                roomy = dtype != "float16" or all(map(suits_float16, own))
                 if roomy or not self.may_widen:
                     return _stored(group, made)
             except FormatError:
                 if not self.may_widen:
                     raise
-            return _stored(group, decompose(stack, rule, dtype="float32"))
+            wide = dataclasses.replace(options, dtype="float32")
+            return _stored(group, decompose(stack, rule, wide))
 
     def _kept_energy(self) -> float:
         return sum(float((layer_norms(g.stack) ** 2).sum()) for g in self.kept.values())
@@ -357,7 +358,7 @@ def _bytes_of(group: LoRAGroup) -> int:
 
 
 def _chosen(group: LoRAGroup, choice: Choice) -> LoTRGroup | LoRAGroup:
-    if choice.candidate.format == "lora":
+    if FORMS[choice.candidate.format].kept:
         assert isinstance(choice.stack, LoRAStack)
         return kept_as_is(group, choice.stack)
     return _stored(group, choice.stack)

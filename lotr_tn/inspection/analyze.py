@@ -15,7 +15,6 @@ from lotr_tn.adapters.stackings import StackedGroup, Stacking, stackings_of
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.analysis.candidates import (
     Candidate,
-    Options,
     Subject,
     joint_error,
     predicted_candidate,
@@ -23,8 +22,9 @@ from lotr_tn.analysis.candidates import (
 from lotr_tn.analysis.choice import Choice, allowed_loss, choose_within
 from lotr_tn.analysis.clustering import Clustering, clusters_of
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.curves import FORMATS, best_point
+from lotr_tn.analysis.curve import best_point
 from lotr_tn.analysis.division import Point, divide, division_path, settle
+from lotr_tn.analysis.forms import LORA, Options, auto_forms
 from lotr_tn.analysis.subspaces import Overlaps, overlaps_of
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.native import overhead
@@ -135,7 +135,7 @@ class Analysis:
     def bytes(self) -> int:
         """Bytes that these take."""
         return sum(
-            group.subject.bytes_of("lora", group.subject.stored, self.dtype)
+            group.subject.bytes_of(LORA.name, group.subject.stored, self.dtype)
             for group in self.groups
         )
 
@@ -193,7 +193,7 @@ def analyze_adapters(
     _require_one_base(named)
     own = min((a.dtype for a in named.values()), key=_coarseness)
     chosen_dtype = storage_dtype_for(own, question) if dtype == "auto" else dtype
-    options = Options(FORMATS, chosen_dtype)
+    options = Options(auto_forms(), chosen_dtype)
     ways = stackings_of(named, group_by)
     work = _Work(named, question, options, limits, group_by, stack_all, progress)
     best, costs = work.compare(ways)

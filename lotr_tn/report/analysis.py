@@ -6,8 +6,10 @@ import numpy as np
 
 from lotr_tn.analysis.break_even import break_even_layers
 from lotr_tn.analysis.candidates import Candidate, joint_error
-from lotr_tn.analysis.curves import Curve, FormatName, best_point, layer_ranks
+from lotr_tn.analysis.curve import Curve, best_point
 from lotr_tn.analysis.error_surface import surface_of
+from lotr_tn.analysis.forms import FormatName
+from lotr_tn.analysis.forms.truncated import layer_ranks
 from lotr_tn.analysis.spectra import Spectra
 from lotr_tn.formats import LoRAStack
 from lotr_tn.inspection.analyze import Analysis, GroupAnalysis, Question
@@ -206,7 +208,7 @@ def _layer_ranks(candidate: Candidate, group: GroupAnalysis) -> tuple[int, ...]:
     if candidate.measured and isinstance(stack, LoRAStack):
         return stack.ranks
     subject = group.subject
-    return layer_ranks(subject.coordinates, candidate.setting[0], subject.limits)
+    return layer_ranks(candidate.setting, subject.coordinates, subject.limits)
 
 
 def _front(group: GroupAnalysis) -> list[dict[str, Any]]:

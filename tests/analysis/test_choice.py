@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lotr_tn as lt
-from lotr_tn.analysis.candidates import Options, Subject
+from lotr_tn.analysis.candidates import Subject
 from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.curves import FORMATS
+from lotr_tn.analysis.forms import FORMS, Options
 from lotr_tn.errors import DerivativeError, OptionError, PrecisionWarning, RankError
 from lotr_tn.linalg.ranks import RankLimits
 from lotr_tn.testing import laws, strategies
@@ -41,7 +41,7 @@ def test_nothing_that_can_be_made_is_smaller(name, epsilon, seed):
     best = lt.compress(stack, rule)
     assert error_of(stack, best) <= epsilon
     assert lt.parameter_count(best) <= lt.parameter_count(stack)
-    for format in FORMATS:
+    for format in FORMS:
         other = lt.compress(stack, rule, format)
         assert error_of(stack, other) <= epsilon
         assert lt.parameter_count(best) <= lt.parameter_count(other), format
@@ -53,7 +53,7 @@ def test_any_stack(stack, epsilon):
     found = lt.compress(stack, lt.RelativeError(epsilon))
     assert error_of(stack, found) <= epsilon * (1 + 1e-12)
     assert lt.parameter_count(found) <= lt.parameter_count(stack)
-    for format in FORMATS[1:]:
+    for format in list(FORMS)[1:]:
         other = lt.compress(stack, lt.RelativeError(epsilon), format)
         assert lt.parameter_count(found) <= lt.parameter_count(other)
         assert error_of(stack, other) <= epsilon * (1 + 1e-12)
@@ -85,7 +85,7 @@ def test_a_choice_lists_all_formats(name):
     stored = lt.parameter_count(stack)
     subject = Subject.of(coordinates_of(stack), stored, "float64", options)
     choice = choose_within(stack, subject, lt.RelativeError(0.1), options)
-    assert tuple(candidate.format for candidate in choice.all) == FORMATS
+    assert tuple(candidate.format for candidate in choice.all) == tuple(FORMS)
     best = choice.candidate
     assert best.measured or best.format == "lora"
     assert best.parameters == lt.parameter_count(choice.stack)
@@ -120,7 +120,7 @@ def test_a_budget_loses_least(name, share):
     best = lt.compress(stack, budget)
     assert lt.parameter_count(best) <= budget.size
     lost = error_of(stack, best)
-    others = [lt.compress(stack, budget, f) for f in FORMATS[1:] if _fits(stack, f, budget)]
+    others = [lt.compress(stack, budget, f) for f in tuple(FORMS)[1:] if _fits(stack, f, budget)]
     others = [other for other in others if not isinstance(other, lt.Tucker2)]
     others.append(lt.hosvd(stack, budget))
     for other in others:
@@ -222,7 +222,7 @@ def test_refusals():
     stack = lora(0)
     with option("auto chooses ranks itself; ask for an error or a budget"):
         lt.compress(stack, 4)
-    with option(r"format must be auto or one of lora, truncated.*; found 'tucker'"):
+    with option(r"format must be one of auto, lora, truncated.*; found 'tucker'"):
         lt.compress(stack, lt.RelativeError(0.1), "tucker")
     with option(r"the smallest result, with one direction in every group, takes 24 parameters"):
         lt.compress(stack, lt.Budget(23))

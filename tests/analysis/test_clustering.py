@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lotr_tn as lt
-from lotr_tn.analysis.candidates import Options, Subject, make_point
-from lotr_tn.analysis.clustering import SHARING
+from lotr_tn.analysis.candidates import Subject, make_point
+from lotr_tn.analysis.clustering import sharing
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.curves import best_point, curves_of
+from lotr_tn.analysis.curve import best_point
+from lotr_tn.analysis.curves import curves_of
+from lotr_tn.analysis.forms import Options
 from lotr_tn.errors import DerivativeError
 from lotr_tn.testing import laws, strategies
 from tests.analysis.planted import PLANTED, clustered, dense_of, lora, one_side, shared
@@ -30,7 +32,7 @@ def made(stack, cluster):
 def extremes(stack, error):
     """What all layers take together by the cheapest curve, and each alone with its rank cut."""
     coordinates = coordinates_of(stack)
-    curves = curves_of(coordinates, 0, (*SHARING, "truncated"))
+    curves = curves_of(coordinates, 0, (*sharing(), "truncated"))
     allowed = error**2 * coordinates.energy
     sizes = {}
     for name, curve in curves.items():
@@ -73,7 +75,7 @@ def test_planted_clusters_are_found(seed, data):
     assert {cluster.layers for cluster in found.clusters} == set(sets)
     exact = sum(37 * 2 + 21 * 2 + 4 * len(members) for members in sets)
     assert found.parameters <= exact
-    assert all(cluster.format in SHARING for cluster in found.clusters)
+    assert all(cluster.format in sharing() for cluster in found.clusters)
 
 
 def test_layers_that_share_nothing_stay_alone():

@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lotr_tn as lt
-from lotr_tn.analysis.candidates import Options, Subject, make_point
+from lotr_tn.analysis.candidates import Subject, make_point
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.curves import FORMATS, best_point, curves_of, layer_ranks
+from lotr_tn.analysis.curve import best_point
+from lotr_tn.analysis.curves import curves_of
+from lotr_tn.analysis.forms import FORMS, Options
+from lotr_tn.analysis.forms.truncated import layer_ranks
 from lotr_tn.linalg.ranks import RankLimits
 from lotr_tn.testing import laws, strategies
 from tests.analysis.planted import (
@@ -72,7 +75,7 @@ def test_every_point_is_what_is_made(case):
     stack = CASES[case]()
     subject = subject_of(stack)
     energy = float(np.linalg.norm(dense_of(stack)) ** 2)
-    assert tuple(subject.curves) == FORMATS
+    assert tuple(subject.curves) == tuple(FORMS)
     for format, curve in subject.curves.items():
         assert curve.format == format
         for place in places_of(curve):
@@ -166,7 +169,7 @@ def test_truncation_is_the_best_of_all_ranks(seed, ranks, limits):
     wanted = [best[terms] for terms in sorted(best)]
     assert np.allclose(curve.lost, wanted, rtol=1e-9, atol=1e-24 * energy)
     for (terms,), lost in zip(curve.settings, curve.lost, strict=True):
-        found = layer_ranks(coordinates, int(terms), limits)
+        found = layer_ranks([int(terms)], coordinates, limits)
         assert sum(found) == terms
         assert found in set(every_rank(values, limits))
         own = sum(tails(s)[rank] for s, rank in zip(values, found, strict=True))
@@ -296,7 +299,7 @@ def test_coordinates_are_those_of_the_dense_layers(case):
 def test_layers_without_any_rank():
     found = coordinates_of(lora(0, (4, 9, 7), (0, 3, 0, 2))).take((0, 2))
     for limits in LIMITS:
-        for format, curve in curves_of(found, 0, FORMATS[1:], limits).items():
+        for format, curve in curves_of(found, 0, tuple(FORMS)[1:], limits).items():
             assert (format, curve.parameters.tolist(), curve.lost.tolist()) == (format, [0], [0.0])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lotr_tn as lt
-from lotr_tn.analysis.candidates import Options, Subject, joint_error, make_point
+from lotr_tn.analysis.candidates import Subject, joint_error, make_point
 from lotr_tn.analysis.choice import allowed_loss
 from lotr_tn.analysis.coordinates import coordinates_of
 from lotr_tn.analysis.division import (
@@ -18,6 +18,7 @@ from lotr_tn.analysis.division import (
     others_of_size,
     settle,
 )
+from lotr_tn.analysis.forms import Options
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import RankLimits
 from lotr_tn.testing import laws

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import lotr_tn as lt
 from lotr_tn.adapters.stackings import stackings_of
-from lotr_tn.analysis.curves import FORMATS
+from lotr_tn.analysis.forms import FORMS
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.inspection.analyze import analyze_adapters
 from lotr_tn.report.analysis import analysis_record
@@ -19,7 +19,7 @@ from tests.analysis.planted import hosvd_errors
 from tests.conversion.test_real_adapters import GOOD, ROOT, name_of
 
 pytestmark = pytest.mark.skipif(ROOT is None, reason="real adapters not found: set LOTR_REAL_DATA")
-SINGLE = [format for format in FORMATS if format != "lora"]
+SINGLE = [format for format in FORMS if format != "lora"]
 CHECKPOINTS = [f for f in GOOD if f.parent.name == "roberta-pt-18ckpt"]
 each_folder = pytest.mark.parametrize("folder", GOOD, ids=name_of)
 

@@ -12,7 +12,7 @@ from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_same_base
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.analysis.allocation import Menu, allocate
-from lotr_tn.analysis.curves import FormatName
+from lotr_tn.analysis.forms import FormatName
 from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import load_bank, save_bank

@@ -9,8 +9,7 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
-from lotr_tn.analysis.candidates import Options
-from lotr_tn.analysis.curves import FORMATS
+from lotr_tn.analysis.forms import FORMS, Options, auto_forms
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import load_bank, save_bank, verify_bank
 from lotr_tn.banks.group import (
@@ -142,7 +141,8 @@ def _made_anew(
     survey = survey_of(_Expanded(bank), spool, any_base=True, progress=progress)
     allowed = _allowed_drift(bank, rule.epsilon)
     energies = (allowed / rule.epsilon) ** 2
-    options = Options(FORMATS[1:], bank.dtype)  # not as they are: expanded, they are large
+    # not as they are: expanded, they are large
+    options = Options(tuple(x for x in auto_forms() if not FORMS[x].kept), bank.dtype)
     clusters = len({adapter.cluster for adapter in bank.adapters}) > 1
     none = 0, 0
     job = Job(survey, energies, rule, True, options, "auto", none, "kind", clusters, progress)

@@ -12,14 +12,16 @@ from functools import cached_property
 
 import numpy as np
 
-from lotr_tn.analysis.candidates import Options, Subject
-from lotr_tn.analysis.curves import Curve, FormatName, layer_losses
+from lotr_tn.analysis.candidates import Subject
+from lotr_tn.analysis.curve import Curve
+from lotr_tn.analysis.curves import layer_losses
 from lotr_tn.analysis.division import Point, Points, divide_points, points_of
+from lotr_tn.analysis.forms import FORMS, FormatName, Options
 from lotr_tn.banks.making.stacks import Reduced
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, TotalError
 
-__all__ = ["SHARING", "Choices", "Wanted", "choose"]
+__all__ = ["Choices", "Wanted", "choose", "sharing"]
 
 ROUNDS = 6
 """Times that weights are refined."""
@@ -39,8 +41,10 @@ HELD = 1 << 26
 POINTS = 1024
 """Points of a curve, at most: a stack of thousands of rank terms has no need of each of them."""
 
-SHARING: tuple[FormatName, ...] = ("lotr", "lotr-low-rank")
-"""Formats of a stack that is only known between its bases."""
+
+def sharing() -> tuple[FormatName, ...]:
+    """The forms of a stack that is only known between its bases."""
+    return tuple(name for name, form in FORMS.items() if form.curve and form.takes_cores)
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ class Weighed:
         """The stack, layer l times factors[l]."""
         options = wanted.options
         if reduced.kept is not None:
-            shared = tuple(name for name in options.formats if name in SHARING)
-            options = replace(options, formats=shared or SHARING)
+            shared = tuple(name for name in options.formats if name in sharing())
+            options = replace(options, formats=shared or sharing())
         subject = _subject(reduced, factors, options)
         points = points_of(subject, wanted.rule, options)
         points = replace(points, lower=points.menu)  # bounds of other methods would be as long
@@ -129,7 +133,7 @@ class Weighed:
     def bytes(self, point: Point) -> int:
         """What the stack takes at a point."""
         curve = self.curves[point[0]]
-        dtype = self.reduced.fleet.dtype if point[0] == "lora" else self.options.dtype
+        dtype = self.reduced.fleet.dtype if FORMS[point[0]].kept else self.options.dtype
         return int(curve.parameters[point[1]]) * ITEM_SIZES[dtype]
 
 

@@ -9,15 +9,16 @@ from typing import Any, Literal, TypeAlias
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter
 from lotr_tn.adapters.storage import storage_dtype_for
-from lotr_tn.analysis.candidates import DECOMPOSITIONS, Options
-from lotr_tn.analysis.curves import FORMATS
+from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
+from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
+from lotr_tn.analysis.requested import require_curves
 from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import load_bank, save_bank
-from lotr_tn.banks.making.choosing import SHARING
+from lotr_tn.banks.making.choosing import sharing
 from lotr_tn.banks.making.joint import BankRule, Job, StackChoice, bank_of
 from lotr_tn.banks.making.stacks import Route
 from lotr_tn.banks.making.survey import survey_of
-from lotr_tn.conversion.convert import FORMAT_CHOICES, FormatChoice, Method
+from lotr_tn.conversion.convert import Method
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.locking import exclusive
 from lotr_tn.files.spool import Spool
@@ -68,7 +69,7 @@ def convert_adapters(
     *,
     each: bool = True,
     stack: StackingChoice = "auto",
-    format: FormatChoice = "auto",
+    format: FormatName = "auto",
     method: Method = "hooi",
     group_by: str = "kind",
     cluster: bool = True,
@@ -129,7 +130,7 @@ def convert_adapters(
         raise CheckpointError(f"{path} must end in .safetensors, such as name.lotr.safetensors")
     refuse_existing(path, force=force)
     each = each and not isinstance(rule, TotalError)
-    if route == "auto" and format not in ("auto", *SHARING):
+    if route == "auto" and format not in ("auto", *sharing()):
         route = "apart"
     # whoever else changes a bank that is to be replaced is refused, or refuses this, at once
     with (
@@ -143,7 +144,7 @@ def convert_adapters(
             survey.energies,
             rule,
             each,
-            Options(FORMATS if format == "auto" else (format,), chosen, method),
+            Options(auto_forms() if format == "auto" else (format,), chosen, method),
             route,
             (sketch or 0, seed),
             group_by,
@@ -176,22 +177,23 @@ def _check(
 ) -> None:
     if stack not in ("auto", *STACKINGS):
         raise OptionError(f"stack must be auto, {', '.join(STACKINGS)}; found {stack!r}")
-    if format not in FORMAT_CHOICES:
-        raise OptionError(f"format must be one of {', '.join(FORMAT_CHOICES)}; found {format!r}")
+    form = None if format == "auto" else form_named(format)
     if route not in ("auto", "whole", "updated", "sketch", "apart"):
         raise OptionError(f"route must be auto, whole, updated, sketch or apart; found {route!r}")
     if (route == "sketch") != (sketch is not None):
         raise OptionError(
             "the route sketch, and no other, needs the size of its bases, such as 256"
         )
-    if isinstance(rule, FixedRank) and format == "lora":
+    if isinstance(rule, FixedRank) and form is not None and form.kept:
         raise OptionError(
-            "--format lora has no ranks to be told; ask for an error or a size, or for another "
-            "format"
+            f"--format {format} has no ranks to be told; ask for an error or a size, or for "
+            "another format"
         )
-    if route in ("updated", "sketch") and format not in ("auto", *SHARING):
+    if form is not None and form.curve is None and not isinstance(rule, FixedRank):
+        require_curves((format,))
+    if route in ("updated", "sketch") and format not in ("auto", *sharing()):
         raise OptionError(
-            f"the route {route} finds bases of both sides, and so makes {' or '.join(SHARING)}; "
+            f"the route {route} finds bases of both sides, and so makes {' or '.join(sharing())}; "
             f"for the format {format} choose the route whole or apart"
         )
     if method not in DECOMPOSITIONS:

@@ -6,8 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lotr_tn.analysis.candidates import Options
-from lotr_tn.analysis.curves import FORMATS
+from lotr_tn.analysis.forms import FORMS, LOTR, Options, auto_forms
 from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import overhead
 from lotr_tn.banks.making.choosing import Choices, Wanted, choose, require_room, shrunk
@@ -208,7 +207,7 @@ class Job:
     def _at_ranks(self, way: Stacking, rule: FixedRank) -> Outcome:
         fleet = stacks_of(self.survey, way, self.group_by)
         reduced = self._reduced(fleet)
-        formats = ("lotr",) if self.options.formats == FORMATS else self.options.formats
+        formats = (LOTR.name,) if self.options.formats == auto_forms() else self.options.formats
         options = replace(self.options, formats=formats)
         made = tuple(
             made_at_ranks(one, self.factors[one.fleet.adapters], rule, options) for one in reduced
@@ -252,7 +251,7 @@ def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndar
 
 def bank_of(survey: Survey, made: Outcome, asked: Mapping[str, Any]) -> Bank:
     """The bank of groups that were made; its tensors are still in the spool."""
-    own = made.note == "shared" and all(one.format in ("lora", "truncated") for one in made.groups)
+    own = made.note == "shared" and not any(FORMS[one.format].shares for one in made.groups)
     explanation = {
         "chosen": "separate" if own else made.note,
         "bytes_separate": made.bytes_separate,

@@ -10,9 +10,9 @@ import numpy as np
 
 from lotr_tn._arrays import suits_float16
 from lotr_tn.adapters.adapter import LoRAGroup, common_dtype
-from lotr_tn.analysis.candidates import Options, Stored, make_at_ranks, make_point, make_shared
-from lotr_tn.analysis.curves import FormatName
+from lotr_tn.analysis.candidates import Stored
 from lotr_tn.analysis.division import Point
+from lotr_tn.analysis.forms import FORMS, FormatName, Options
 from lotr_tn.banks.group import BankGroup, Part
 from lotr_tn.banks.making.choosing import Weighed
 from lotr_tn.banks.making.measuring import distances_from
@@ -79,29 +79,25 @@ class Made:
 
 def made_at(weighed: Weighed, point: Point) -> Made:
     """A stack at a point of its curves."""
-    reduced, options = weighed.reduced, weighed.options
-    if point[0] == "lora":
+    reduced, options, form = weighed.reduced, weighed.options, FORMS[point[0]]
+    if form.kept:
         return kept_group(reduced.fleet)
-    stack, curve = reduced.stack(weighed.factors), weighed.curves[point[0]]
-    wide = replace(options, dtype="float64")
-    with _quiet():
-        if point[0] == "truncated":
-            stored = make_point(stack, weighed.subject, curve, point[1], wide)  # type: ignore[arg-type]
-        else:  # without coordinates, which large stacks would have to read again
-            setting = [int(x) for x in curve.settings[point[1]]]
-            stored = make_shared(stack, point[0], setting, options.limits, wide)  # type: ignore[arg-type]
-    return _measured(reduced, scale(stored, _inverse(weighed.factors)), point[0], options)
+    assert form.make is not None  # as every form with a curve has
+    stack, wide = reduced.stack(weighed.factors), replace(options, dtype="float64")
+    setting = weighed.curves[form.name].settings[point[1]].tolist()
+    with _quiet():  # coordinates are read again for the forms alone that need them
+        stored = form.make(stack, setting, wide, lambda: weighed.subject.coordinates)
+    return _measured(reduced, scale(stored, _inverse(weighed.factors)), form.name, options)
 
 
 def made_at_ranks(
     reduced: Reduced, factors: np.ndarray, ranks: FixedRank, options: Options
 ) -> Made:
     """A stack at ranks that were named."""
-    stack, format = reduced.stack(factors), options.formats[0]
-    wide = replace(options, dtype="float64")
+    stack, form = reduced.stack(factors), FORMS[options.formats[0]]
     with _quiet():
-        stored = make_at_ranks(stack, format, ranks, wide)  # type: ignore[arg-type]
-    return _measured(reduced, scale(stored, _inverse(factors)), format, options)
+        stored = form.at_ranks(stack, ranks, replace(options, dtype="float64"))
+    return _measured(reduced, scale(stored, _inverse(factors)), form.name, options)
 
 
 def made_truncated(reduced: Reduced, ranks: np.ndarray, options: Options) -> Made:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.analysis.candidates import Options
+from lotr_tn.analysis.forms import Options
 from lotr_tn.banks.making.parts import Made, made_truncated
 from lotr_tn.banks.making.stacks import Reduced
 from lotr_tn.linalg.ranks import ITEM_SIZES
