@@ -69,8 +69,8 @@ def test_every_lotr_command_is_checked(page):
     assert unchecked == []
 
 
-def shown(command: str, output: str) -> SimpleNamespace:
-    return SimpleNamespace(parsed=f"$ {command}\n{output}")
+def shown(command: str, output: str, page: str = "cli.md") -> SimpleNamespace:
+    return SimpleNamespace(parsed=f"$ {command}\n{output}", path=page)
 
 
 def print_(text: str) -> str:
@@ -86,6 +86,9 @@ def print_(text: str) -> str:
         ("\n one\nand\ntwo\n", " one\n...\ntwo\n"),
         ("in 0.3 s", "in 12.0 s\n"),
         ("", "$ echo $?\n0\n"),
+        ("norm  0.0496 of 2.31 kB\n", "norm 0.04961 of 2.30 kB\n"),
+        ("0.2 or 0.25\n", "...0.251\n"),
+        ("1.000", "0.9999\n"),
     ],
 )
 def test_right_output_passes(output, wanted):
@@ -99,6 +102,13 @@ def test_right_output_passes(output, wanted):
         ("one\n", "one\ntwo\n"),
         ("one\n", "two\n"),
         ("0.31", "0.32\n"),
+        ("0.312", "0.314\n"),
+        ("312", "313\n"),
+        ("0.312 k", "0.313 M\n"),
+        ("-0.312", "0.312\n"),
+        ("0.1.0", "0.2.0\n"),
+        ("x-0.111.txt", "x-0.112.txt\n"),
+        ("0.25 or 0.2\n", "...0.251\n"),
         ("one\nand\nthree\n", "one\n...\ntwo\n"),
         ("", "$ echo $?\n3\n"),
     ],
@@ -115,14 +125,34 @@ def test_a_failure_has_to_be_shown():
 
 
 def test_a_block_without_a_command_fails():
-    assert "begins with a command" in console.check_console(SimpleNamespace(parsed="lotr demo\n"))
+    assert "begins with a command" in console.check_console(
+        SimpleNamespace(parsed="lotr demo\n", path="cli.md")
+    )
 
 
-def test_the_terminal_is_plain(monkeypatch):
+@pytest.mark.parametrize("page", ["cli.md", "README.md"])
+def test_the_terminal_is_plain(page, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert not console.check_console(shown("lotr --version", f"lotr_tn {lt.__version__}\n"))
-    assert not console.check_console(shown("lotr demo --help", "Usage: lotr demo [OPTIONS]\n..."))
+    assert not console.check_console(shown("lotr --version", f"lotr_tn {lt.__version__}\n", page))
+    wanted = "Usage: lotr demo [OPTIONS]\n..."
+    assert not console.check_console(shown("lotr demo --help", wanted, page))
+
+
+@pytest.mark.parametrize("page", ["cli.md", "README.md"])
+def test_commands_are_those_of_a_shell(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.json").write_text("{}")
+
+    def check(command, output):
+        return console.check_console(shown(command, output, page))
+
+    assert not check("lotr --version | grep -c '|'", "0\n$ echo $?\n1\n")
+    assert not check("lotr --version | tr _ - | cut -c 1-7", "lotr-tn\n")
+    assert not check("lotr inspect *.json | grep nothing", "lotr: one.json...\n$ echo $?\n1\n")
+    assert not check("lotr inspect 'no|thing'", "lotr: no|thing...\n$ echo $?\n1\n")
+    assert not check("lotr --version > said; cat said", "lotr_tn ...\n")
+    assert check("lotr demo --nothing", "")
 
 
 def test_help_of_another_typer_is_compared_by_its_options(monkeypatch):

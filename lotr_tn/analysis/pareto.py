@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from lotr_tn.linalg.ranks import TIE
+
 __all__ = ["lower_hull", "pareto_front"]
 
 
 def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Indices of the points that no other point beats in cost and loss, cheapest first.
 
-    Of equal points the first is kept.
+    Of equal points the first is kept. A loss that is lower by rounding alone beats none.
 
     Args:
         cost: (P,) numbers.
@@ -23,7 +25,7 @@ def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     order = np.lexsort((loss, cost))
     sorted_loss = loss[order]
     before = np.append(np.inf, np.minimum.accumulate(sorted_loss)[:-1])
-    return order[sorted_loss < before]
+    return order[sorted_loss < before * (1 - TIE)]
 
 
 def lower_hull(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from lotr_tn.files.container import (
     verify_container,
     write_bank_file,
 )
-from lotr_tn.files.dialects.native import tool_version
+from lotr_tn.files.dialects.native import room_for_figures, tool_version
 
 __all__ = ["is_bank", "load_bank", "overhead", "save_bank", "verify_bank"]
 
@@ -104,7 +104,8 @@ def save_bank(bank: Bank, path: Path, *, force: bool) -> None:
     except SenseError as error:
         raise CheckpointError(f"{path} was not written, since {error}") from None
     entries, header = _described(bank)
-    write_bank_file(path, entries, json.dumps(header, separators=(",", ":")), force=force)
+    text = json.dumps(header, separators=(",", ":")) + room_for_figures(bank.explanation)
+    write_bank_file(path, entries, text, force=force)
 
 
 def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:

@@ -11,6 +11,7 @@ from lotr_tn.errors import RankError
 
 __all__ = [
     "ITEM_SIZES",
+    "TIE",
     "Budget",
     "Energy",
     "FixedRank",
@@ -182,6 +183,9 @@ class RankLimits:
 RankRule: TypeAlias = FixedRank | RelativeError | Energy | Budget
 """How ranks are asked for."""
 
+TIE = 1e-12
+"""Share of an energy within which another one counts as equal, so that rounding does not choose."""
+
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 """Bytes of one number, by storage dtype."""
 
@@ -271,7 +275,8 @@ def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) 
         shape: (L, m, n); a pair costs m·r1 + n·r2 + L·r1·r2.
 
     Returns:
-        (r1, r2); among equally cheap pairs the one that loses least, then the smaller r1.
+        (r1, r2); among equally cheap pairs the one that loses least, then (to rounding) the smaller
+        r1.
 
     Raises:
         RankError: no pair meets the budget.
@@ -283,7 +288,7 @@ def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) 
     if not within.any():
         raise RankError(f"no ranks lose as little as {budget:.3g}; the least is {lost.min():.3g}")
     candidates = np.flatnonzero(within & (count == count[within].min()))
-    best = candidates[np.argmin(lost.ravel()[candidates])]
+    best = candidates[least_lost(lost.ravel()[candidates])[0]]
     row, column = np.unravel_index(best, lost.shape)
     return int(row), int(column)
 
@@ -297,17 +302,23 @@ def best_pair(lost: np.ndarray, params: int, shape: tuple[int, int, int]) -> tup
         shape: (L, m, n); a pair costs m·r1 + n·r2 + L·r1·r2.
 
     Returns:
-        (r1, r2); among pairs that lose the same the one with fewest parameters, then the smaller
-        r1.
+        (r1, r2); among pairs that lose the same, to rounding, the one with fewest parameters, then
+        the smaller r1.
 
     Cost: O(k1·k2).
     """
     count = pair_parameters(shape, lost.shape)
     within = count <= params  # (0, 0) always is
-    candidates = np.flatnonzero(within & (lost == lost[within].min()))
+    affordable = np.flatnonzero(within)
+    candidates = affordable[least_lost(lost.ravel()[affordable])]
     best = candidates[np.argmin(count.ravel()[candidates])]
     row, column = np.unravel_index(best, lost.shape)
     return int(row), int(column)
+
+
+def least_lost(lost: np.ndarray) -> np.ndarray:
+    """Where (k,) energies are least, in order; differences of only rounding count as none."""
+    return np.flatnonzero(lost <= lost.min() * (1 + TIE))
 
 
 def pair_parameters(shape: tuple[int, int, int], counts: tuple[int, ...]) -> np.ndarray:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotr_tn.analysis.allocation import Menu, allocate, hull_path
+from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.errors import OptionError
 
 
@@ -74,3 +75,9 @@ def test_many_groups_stay_close_to_the_bound():
 def test_a_limit_below_the_cheapest_choices_is_refused():
     with pytest.raises(OptionError, match="together cost 2, above 1"):
         allocate([Menu(np.array([1.0]), np.array([0.0]))] * 2, 1.0)
+
+
+def test_rounding_does_not_put_a_point_on_the_front():
+    cost, loss = np.arange(6), np.array([3.0, 3.0, 2.0, 2.0, 2.0, 0.0])
+    for noise in np.random.default_rng(0).uniform(-1e-14, 1e-14, (8, 6)):
+        assert pareto_front(cost, loss * (1 + noise)).tolist() == [0, 2, 5]

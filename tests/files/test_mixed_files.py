@@ -16,6 +16,7 @@ from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup
 from lotr_tn.adapters.storage import format_of
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.native import METADATA_KEY
+from lotr_tn.formats import Certificate
 from lotr_tn.testing import laws
 from tests.files import peft_models as pm
 
@@ -434,3 +435,26 @@ def test_budgets_that_are_too_small(llama):
         lt.convert_adapter(adapter, 4, format="auto")
     with pytest.raises(OptionError, match=r"format must be one of auto, lora, .*; found 'tt'"):
         lt.convert_adapter(adapter, 4, format="tt")
+
+
+@pytest.mark.parametrize("form", [*SINGLE, "lora"])
+def test_a_size_does_not_depend_on_the_digits_of_figures(form, llama, tmp_path):
+    made = lt.convert_adapter(lt.load_adapter(llama[0]), lt.RelativeError(0.5), format=form).adapter
+    sizes, figures = set(), (0.5, 0.1234567890123456, 1.2345678901234567e-123)
+    for at, figure in enumerate(figures):
+        groups = {}
+        for name, group in made.groups.items():
+            each = np.full(group.shape[0], figure)
+            kept = group.certificate
+            certificate = Certificate(each, each, each[0], each[0], kept.method, kept.sweeps)
+            if form == "lora":
+                groups[name] = replace(group, certificate=certificate)
+            else:
+                stack = replace(group.stack, certificate=certificate)
+                groups[name] = replace(group, stack=stack)
+        path = tmp_path / f"{at}.lotr.safetensors"
+        lt.save_adapter(replace(made, groups=groups), path)
+        sizes.add(path.stat().st_size)
+        read = next(iter(lt.load_adapter(path).groups.values())).certificate
+        assert read.distances.tolist() == [figure] * len(read.distances)
+    assert len(sizes) == 1

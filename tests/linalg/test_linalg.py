@@ -13,7 +13,14 @@ from lotr_tn.linalg import (
     svd_of_product,
     triangular_factor,
 )
-from lotr_tn.linalg.ranks import Energy, FixedRank, RelativeError, as_rule, cheapest_pair
+from lotr_tn.linalg.ranks import (
+    Energy,
+    FixedRank,
+    RelativeError,
+    as_rule,
+    best_pair,
+    cheapest_pair,
+)
 from tests.conftest import BACKENDS, on_backend
 
 seeds = st.integers(0, 2**16)
@@ -168,3 +175,11 @@ def test_rules_from_numbers():
 
 def test_backends_are_all_tried():
     assert len(BACKENDS) == 4
+
+
+def test_rounding_does_not_choose_among_pairs_of_ranks():
+    lost = np.array([[9.0, 5.0, 4.0], [5.0, 1.0, 1.0], [4.0, 1.0, 1.0]])
+    for noise in np.random.default_rng(0).uniform(-1e-14, 1e-14, (8, 3, 3)):
+        noisy = lost * (1 + noise)
+        assert cheapest_pair(noisy, 6.0, (2, 5, 5)) == (0, 1)
+        assert best_pair(noisy, 100, (2, 5, 5)) == (1, 1)

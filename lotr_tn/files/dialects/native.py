@@ -32,6 +32,7 @@ __all__ = [
     "is_native",
     "load_native",
     "overhead",
+    "room_for_figures",
     "save_native",
     "tool_version",
 ]
@@ -52,6 +53,9 @@ FIELDS = {
 TENSOR_ENTRY = 160
 """Bytes of the header that one tensor's dtype, shape and place take, at most."""
 
+FIGURE = 24
+"""Bytes of the longest float64, written in full."""
+
 
 def is_native(contents: Contents) -> bool:
     """Whether it is one safetensors file with our metadata."""
@@ -69,7 +73,7 @@ def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
         for field, array in _arrays(group).items():
             tensors[f"groups.{name}.{field}"] = RawTensor.of(array)
     tensors |= {f"extras.{key}": tensor for key, tensor in adapter.extras.items()}
-    metadata = {METADATA_KEY: json.dumps(_header(adapter))}  # one key: the writer keeps no order
+    metadata = {METADATA_KEY: _text(_header(adapter))}  # one key: the writer keeps no order
     write_file(path, lambda file: write_safetensors(file, tensors, metadata), force=force)
 
 
@@ -100,7 +104,7 @@ def overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: st
     keys = [f"groups.{name}.shared" for name in groups for _ in range(4)]
     keys += [f"extras.{key}" for key in adapter.extras]
     entries = sum(len(json.dumps(key)) + TENSOR_ENTRY for key in keys)
-    text = len(json.dumps(json.dumps(header)))
+    text = len(json.dumps(_text(header)))
     return text + entries + sum(tensor.data.nbytes for tensor in adapter.extras.values()) + 256
 
 
@@ -111,6 +115,21 @@ def _header(adapter: LoTRAdapter) -> dict[str, Any]:
         "groups": {name: _describe(group) for name, group in adapter.groups.items()},
         "source": dict(adapter.origin) | {"config": adapter.config_text},
     }
+
+
+def room_for_figures(value: Any) -> str:
+    """Blanks for what the floats of a JSON value could be longer.
+
+    Behind a header they make the size of a file independent of the last bits of what was measured.
+    """
+    short: list[int] = []
+    json.loads(json.dumps(value), parse_float=lambda figure: short.append(FIGURE - len(figure)))
+    return " " * sum(short)
+
+
+def _text(header: Mapping[str, Any]) -> str:
+    certificates = [group["certificate"] for group in header["groups"].values()]
+    return json.dumps(header) + room_for_figures(certificates)
 
 
 def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
