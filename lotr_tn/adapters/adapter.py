@@ -11,8 +11,8 @@ from lotr_tn._arrays import UNIT_ROUNDOFF, from_numpy
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.counts import parameter_count
-from lotr_tn.ops.layers import storage_dtype
 
 __all__ = [
     "Adapter",

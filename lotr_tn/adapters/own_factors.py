@@ -9,8 +9,9 @@ from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg import smallest_rank, svd_of_product
 from lotr_tn.linalg.factor import svd
 from lotr_tn.linalg.ranks import tail_energies
-from lotr_tn.ops.distance import Frame, frame_of
-from lotr_tn.ops.layers import layer_of, left_times_middle, storage_dtype
+from lotr_tn.ops.arrays import storage_dtype
+from lotr_tn.ops.frame import Frame, frame_of
+from lotr_tn.ops.layers import layer_of, two_factors
 
 __all__ = ["no_update", "own_factors"]
 
@@ -62,8 +63,7 @@ def _of_layer(
     target: Target, stack: LowRankTucker2 | Tucker1 | LoRAStack, index: int
 ) -> LoRAModule:
     """One update of any format in its own rank; a LoRA's factors stay as they are."""
-    layer = layer_of(stack, index, xp=xp)
-    left, right = left_times_middle(layer, xp=xp), layer.right.astype(np.float64)
+    left, right = two_factors(layer_of(stack, index, xp=xp), xp=xp)
     if left.shape[1] == 0:
         return no_update(target, left.shape[0], right.shape[0])
     if isinstance(stack, LoRAStack):

@@ -15,7 +15,7 @@ from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.analysis.subspaces import Overlaps, common_energy, overlaps_of
 from lotr_tn.formats import Stack
-from lotr_tn.ops.layers import refuse_gradient
+from lotr_tn.ops.checks import refuse_gradient
 
 __all__ = ["Cluster", "Clustering", "cluster_layers", "clusters_of"]
 

@@ -9,9 +9,9 @@ from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RankRule, as_rule
+from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.counts import parameter_count
-from lotr_tn.ops.layers import refuse_gradient
 
 __all__ = ["compress"]
 

@@ -14,7 +14,7 @@ from lotr_tn.formats import LoRAStack, Stack
 from lotr_tn.linalg.factor import qr
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
-from lotr_tn.ops.layers import common_namespace
+from lotr_tn.ops.arrays import common_namespace
 
 __all__ = ["Coordinates", "coordinates_of", "triangle"]
 

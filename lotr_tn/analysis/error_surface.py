@@ -9,7 +9,7 @@ from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.errors import RankError
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import best_pair, cheapest_pair, pair_parameters
-from lotr_tn.ops.layers import refuse_gradient
+from lotr_tn.ops.checks import refuse_gradient
 
 __all__ = ["ErrorSurface", "RankPair", "error_surface", "surface_of"]
 

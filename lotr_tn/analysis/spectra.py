@@ -7,7 +7,7 @@ import numpy as np
 from lotr_tn.analysis.coordinates import coordinates_of
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import tail_energies
-from lotr_tn.ops.layers import refuse_gradient
+from lotr_tn.ops.checks import refuse_gradient
 
 __all__ = ["Spectra", "mode_spectra"]
 

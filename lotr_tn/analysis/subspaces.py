@@ -7,7 +7,7 @@ import numpy as np
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of, triangle
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
-from lotr_tn.ops.layers import refuse_gradient
+from lotr_tn.ops.checks import refuse_gradient
 
 __all__ = [
     "Overlaps",

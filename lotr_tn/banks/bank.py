@@ -33,8 +33,8 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats import Dense
 from lotr_tn.formats.certificate import ratio
+from lotr_tn.ops.arrays import arrays_of, storage_dtype, with_arrays
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.layers import arrays_of, storage_dtype, with_arrays
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.stacking import concat_layers, take_layers
 

@@ -39,7 +39,7 @@ from lotr_tn.linalg.ranks import (
     TotalError,
     as_rule,
 )
-from lotr_tn.ops.layers import arrays_of
+from lotr_tn.ops.arrays import arrays_of
 from lotr_tn.ops.norms import layer_norms
 
 __all__ = ["METHODS", "Conversion", "GroupConversion", "convert_adapter"]

@@ -17,11 +17,13 @@ from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
+from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.conversion import as_tucker2
-from lotr_tn.ops.distance import cores_in, distances_from, frame_of, layer_distances, project
-from lotr_tn.ops.layers import common_namespace
+from lotr_tn.ops.distance import layer_distances
+from lotr_tn.ops.frame import cores_in, distances_from, frame_of, project
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
+from lotr_tn.ops.primitives import lowered
 
 __all__ = [
     "Storage",
@@ -92,7 +94,7 @@ def with_best_cores(
     frame = frame_of(u, v, xp=xp)
     to_u = xp.linalg.pinv(frame.left_factor)  # of less than full rank where u has zero columns
     to_v = xp.matrix_transpose(xp.linalg.pinv(frame.right_factor))
-    layers = range(stack.shape[0])
+    stack, layers = lowered(stack), range(stack.shape[0])
     if not isinstance(stack, LoRAStack):
         inside = cores_in(stack, frame, xp=xp)
         core = xp.stack([narrow(to_u @ c @ to_v, dtype, xp=xp) for c in inside])

@@ -9,7 +9,7 @@ import numpy as np
 from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, to_numpy, zeros
 from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import LoRAStack
-from lotr_tn.ops.layers import refuse_gradient
+from lotr_tn.ops.checks import refuse_gradient
 
 __all__ = [
     "BlockTerms",

@@ -15,8 +15,7 @@ from lotr_tn.decompose.reduction import Reduction, reduced
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.bases import inverse_or_zero, polar_factor, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import eigh_descending, qr, svd
-from lotr_tn.linalg.gram import cross_gram
-from lotr_tn.ops.layers import wide_product
+from lotr_tn.linalg.gram import cross_gram, wide_product
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
 __all__ = [

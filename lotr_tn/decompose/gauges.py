@@ -18,7 +18,8 @@ from lotr_tn.formats import LoRAStack, Tucker2
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankRule
-from lotr_tn.ops.layers import common_namespace, refuse_gradient
+from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.norms import root_sum_squares
 from lotr_tn.ops.padding import zero_blocks
 

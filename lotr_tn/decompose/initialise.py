@@ -42,12 +42,14 @@ from lotr_tn.decompose.tucker import hooi, hosvd
 from lotr_tn.errors import BackendError, DerivativeError, FormatError, OptionError, RankError
 from lotr_tn.formats import Certificate, Dense, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.factor import qr
-from lotr_tn.linalg.gram import cross_gram
+from lotr_tn.linalg.gram import cross_gram, wide_product
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, as_rule
 from lotr_tn.ops.arithmetic import subtract
+from lotr_tn.ops.arrays import storage_dtype
+from lotr_tn.ops.checks import refuse_gradient, require_layer
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.distance import frame_of, layer_distances
-from lotr_tn.ops.layers import refuse_gradient, require_layer, storage_dtype, wide_product
+from lotr_tn.ops.distance import layer_distances
+from lotr_tn.ops.frame import frame_of
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 

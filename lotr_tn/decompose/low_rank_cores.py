@@ -23,8 +23,11 @@ from lotr_tn.errors import RankError
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack
 from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankLimits
-from lotr_tn.ops.distance import frame_of, layer_distances
-from lotr_tn.ops.layers import common_namespace, each_core, refuse_gradient
+from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.checks import refuse_gradient
+from lotr_tn.ops.distance import layer_distances
+from lotr_tn.ops.frame import frame_of
+from lotr_tn.ops.layers import each_core
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 

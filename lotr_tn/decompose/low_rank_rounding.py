@@ -20,8 +20,9 @@ from lotr_tn.linalg import cross_gram, svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.linalg.factor import svd
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule
+from lotr_tn.ops.arrays import common_namespace, differentiable, storage_dtype
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.layers import common_namespace, differentiable, layer_of, storage_dtype
+from lotr_tn.ops.layers import layer_of
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, assert_never
 
 import numpy as np
 
@@ -20,12 +20,14 @@ from lotr_tn.decompose.core_merging import in_common_basis, merge_cores
 from lotr_tn.decompose.gauges import require_count
 from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.errors import FormatError, OptionError
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import smallest_rank, svd_of_product
 from lotr_tn.linalg.ranks import tail_energies
+from lotr_tn.ops.arrays import arrays_of, common_namespace, storage_dtype, with_arrays
+from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.inner import inner
-from lotr_tn.ops.layers import common_namespace, refuse_gradient, storage_dtype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
+from lotr_tn.ops.primitives import layered_field, lowered
 from lotr_tn.ops.stacking import take_layers
 
 __all__ = [
@@ -273,6 +275,12 @@ def _slerp_weights(stack: Stack, weights: tuple[float, ...]) -> tuple[float, ...
 def _sum(stack: Stack, weights: tuple[float, ...], dtype: str) -> Stack:
     """Σ w_l ΔW_l in the stack's format."""
     xp = common_namespace(stack)
+    if isinstance(stack, Format):
+        if (name := layered_field("merge", stack)) is None:
+            return _sum(lowered(stack), weights, dtype)
+        arrays = {key: cast(x, dtype, xp=xp) for key, x in arrays_of(stack).items()}
+        arrays[name] = _total(getattr(stack, name), weights, dtype, xp=xp)
+        return with_arrays(stack, **arrays)
     match stack:
         case Tucker2():
             u, v = cast(stack.u, dtype, xp=xp), cast(stack.v, dtype, xp=xp)
@@ -292,6 +300,8 @@ def _sum(stack: Stack, weights: tuple[float, ...], dtype: str) -> Stack:
             up, down = _sum_of_products(stack, weights, dtype, xp=xp)
             up, down = narrow(up, dtype, xp=xp), narrow(down, dtype, xp=xp)
             return LoRAStack(up, down, (int(up.shape[1]),))
+        case never:
+            assert_never(never)
 
 
 def _total(x: Array, weights: Sequence[float], dtype: str, *, xp: Namespace) -> Array:

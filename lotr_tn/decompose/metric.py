@@ -28,9 +28,10 @@ from lotr_tn.errors import FormatError, OptionError, RankError
 from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
+from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.layers import common_namespace, refuse_gradient
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.padding import zero_blocks

@@ -5,12 +5,14 @@ every later step costs as much as the ranks, not as much as m and n.
 """
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, float64, zeros
 from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.factor import qr
+from lotr_tn.ops.arrays import common_namespace, first_array
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.layers import common_namespace, first_array
+from lotr_tn.ops.primitives import lowered
 
 __all__ = ["Reduction", "reduced"]
 
@@ -30,6 +32,7 @@ def reduced(stack: Stack) -> Reduction:
     Cost: 4·m·r² flops for a shared factor of r columns; memory of the small stack.
     """
     xp = common_namespace(stack)
+    stack = lowered(stack)
     match stack:
         case Tucker2():
             if 0 in stack.ranks:
@@ -52,8 +55,12 @@ def reduced(stack: Stack) -> Reduction:
             return Reduction(small, None, basis) if stack.side == "in" else Reduction(small, basis)
         case LoRAStack() if sum(stack.ranks) == 0:
             return Reduction(_zero(stack, xp=xp))
-        case _:
+        case LoRAStack():
+            return Reduction(stack)
+        case Dense():
             return Reduction(as_lora(stack))
+        case never:
+            assert_never(never)
 
 
 def _zero(stack: Stack, *, xp: Namespace) -> LoRAStack:

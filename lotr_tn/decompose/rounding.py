@@ -16,14 +16,9 @@ from lotr_tn.errors import RankError
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.derivatives import leading_vectors_with_gradient
 from lotr_tn.linalg.ranks import RankRule, as_rule
+from lotr_tn.ops.arrays import Kind, common_namespace, differentiable, storage_dtype
+from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.layers import (
-    Kind,
-    common_namespace,
-    differentiable,
-    refuse_gradient,
-    storage_dtype,
-)
 
 __all__ = ["canonicalize", "round_stack"]
 

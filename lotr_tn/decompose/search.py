@@ -15,7 +15,7 @@ from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, best_pair, cheapest_pair
 from lotr_tn.linalg.surface import lost_energy_surface
-from lotr_tn.ops.layers import storage_dtype
+from lotr_tn.ops.arrays import storage_dtype
 
 __all__ = ["Fit", "PairSearch", "asked_dtype", "lost_energies", "meet_error", "resolution"]
 

@@ -17,9 +17,8 @@ from lotr_tn.decompose.core_space import CoreSpace, layer_weights, space_of, unw
 from lotr_tn.decompose.reduction import Reduction
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import qr, svd
-from lotr_tn.linalg.gram import cross_gram
-from lotr_tn.ops.distance import outside
-from lotr_tn.ops.layers import wide_product
+from lotr_tn.linalg.gram import cross_gram, wide_product
+from lotr_tn.ops.frame import outside
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
 __all__ = ["blocked_space", "random_normal", "randomised_space", "range_finder"]

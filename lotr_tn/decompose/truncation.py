@@ -30,8 +30,9 @@ from lotr_tn.linalg.ranks import (
     rank_for,
     tail_energies,
 )
-from lotr_tn.ops.distance import Frame, distances_from, layer_distances, project
-from lotr_tn.ops.layers import common_namespace, storage_dtype
+from lotr_tn.ops.arrays import common_namespace, storage_dtype
+from lotr_tn.ops.distance import layer_distances
+from lotr_tn.ops.frame import Frame, distances_from, project
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
 
 __all__ = [

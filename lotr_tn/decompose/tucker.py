@@ -14,8 +14,8 @@ from lotr_tn.decompose.weights import Weights, weighted
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, as_rule
+from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.layers import refuse_gradient
 
 __all__ = ["hooi", "hosvd", "st_hosvd"]
 

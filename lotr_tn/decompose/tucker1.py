@@ -15,7 +15,7 @@ from lotr_tn.decompose.core_space import CoreSpace, Side, core_space
 from lotr_tn.decompose.search import asked_dtype, meet_error, resolution
 from lotr_tn.decompose.weights import Weights, weighted
 from lotr_tn.errors import OptionError
-from lotr_tn.formats import Certificate, Dense, SharedSide, Stack, Tucker1
+from lotr_tn.formats import Certificate, SharedSide, Stack, Tucker1
 from lotr_tn.linalg import cross_gram
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
 from lotr_tn.linalg.ranks import (
@@ -27,8 +27,10 @@ from lotr_tn.linalg.ranks import (
     smallest_rank,
     tail_energies,
 )
+from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.layers import common_namespace, layer_of, refuse_gradient
+from lotr_tn.ops.layers import layer_of
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 
@@ -139,10 +141,10 @@ def _project(
 
 def _times(stack: Stack, index: int, shared: Array, side: SharedSide, *, xp: Namespace) -> Array:
     """ΔW_l shared (m, r), or ΔW_lᵀ shared (n, r), in float64."""
-    if isinstance(stack, Dense):
-        matrix = stack.w[index, ...]
-        return cross_gram(xp.matrix_transpose(matrix) if side == "in" else matrix, shared, xp=xp)
     layer = layer_of(stack, index, xp=xp)
+    if layer.left is None:
+        matrix = layer.middle
+        return cross_gram(xp.matrix_transpose(matrix) if side == "in" else matrix, shared, xp=xp)
     near, far = (layer.right, layer.left) if side == "in" else (layer.left, layer.right)
     inside = cross_gram(near, shared, xp=xp)
     if layer.middle is not None:

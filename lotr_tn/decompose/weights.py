@@ -9,7 +9,7 @@ from lotr_tn._arrays import Array, to_numpy
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Stack
 from lotr_tn.ops.arithmetic import scale
-from lotr_tn.ops.layers import common_namespace, first_array
+from lotr_tn.ops.arrays import common_namespace, first_array
 from lotr_tn.ops.norms import layer_norms
 
 __all__ = ["Weights", "layer_weighting", "weighted"]

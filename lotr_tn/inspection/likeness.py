@@ -6,12 +6,12 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from lotr_tn._arrays import float64
 from lotr_tn.adapters.adapter import Adapter, Compressed, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.analysis.subspaces import NUMERICAL_ZERO
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
-from lotr_tn.ops.layers import common_namespace, layer_of, left_times_middle
+from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.layers import layer_of, two_factors
 
 __all__ = ["Likeness", "compare_many", "modules_of"]
 
@@ -291,11 +291,7 @@ def _width(stack: Compressed, index: int) -> int:
 def _factors_of_layer(stack: Compressed, index: int) -> tuple[np.ndarray, np.ndarray]:
     """A layer's factors in float64, with its core on the side that makes them narrow."""
     xp = common_namespace(stack)
-    layer = layer_of(stack, index, xp=xp)
-    if layer.middle is not None and layer.left.shape[1] < layer.right.shape[1]:
-        core = float64(layer.middle, xp=xp)
-        return float64(layer.left, xp=xp), float64(layer.right, xp=xp) @ core.T
-    return left_times_middle(layer, xp=xp), float64(layer.right, xp=xp)
+    return two_factors(layer_of(stack, index, xp=xp), xp=xp)
 
 
 def _thin(left: np.ndarray, right: np.ndarray) -> _Thin:

@@ -2,7 +2,7 @@
 
 from lotr_tn._arrays import Array, Namespace, float64, is_wide, row_blocks
 
-__all__ = ["cross_gram"]
+__all__ = ["cross_gram", "wide_product"]
 
 
 def cross_gram(x: Array, y: Array, *, xp: Namespace) -> Array:
@@ -28,3 +28,9 @@ def cross_gram(x: Array, y: Array, *, xp: Namespace) -> Array:
         part = xp.matrix_transpose(left) @ right
         total = part if total is None else total + part
     return total if total is not None else float64(xp.matrix_transpose(x) @ y, xp=xp)
+
+
+def wide_product(x: Array, y: Array, *, xp: Namespace) -> Array:
+    """The product x @ y in float64 for a tall x, of which no float64 copy is held whole."""
+    y = float64(y, xp=xp)
+    return xp.concat([float64(x[rows, :], xp=xp) @ y for rows in row_blocks(x)], axis=0)

@@ -1,17 +1,20 @@
 """Updates applied to vectors, in the order that needs the fewest operations."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, is_wide, namespace_of, to_numpy
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.arithmetic import transpose
+from lotr_tn.ops.arrays import first_array
 from lotr_tn.ops.chain import chain_product, rows_of
-from lotr_tn.ops.layers import cores_as_lora, first_array, layer_of, require_layer
+from lotr_tn.ops.checks import require_layer
+from lotr_tn.ops.layers import cores_as_lora
 from lotr_tn.ops.moving import astype
+from lotr_tn.ops.primitives import by_rule_or_hub
 
 __all__ = ["Order", "apply", "apply_transpose", "cheapest_order", "merge_break_even"]
 
@@ -60,13 +63,15 @@ def apply(stack: Stack, x: Array, *, layer: int | Sequence[int] | Array | None =
         raise FormatError(
             f"the last axis of x must have size n = {n}; found shape {tuple(x.shape)}"
         )
+    if isinstance(stack, Format):
+        return by_rule_or_hub(apply, stack, x, layer=layer)
     if dtype_name(x) not in ("float32", "float64"):
         wide = apply(astype(stack, "float32"), cast(x, "float32", xp=xp), layer=layer)
         return cast(wide, dtype_name(x), xp=xp)
     if layer is None:
         return _all_layers(stack, x, xp=xp)
     if isinstance(layer, int):
-        return _one_layer(stack, x, require_layer(layers, layer), xp=xp)
+        return _one_layer(stack, x, require_layer(layers, layer))
     return _layer_a_row(stack, x, layer, xp=xp)
 
 
@@ -156,19 +161,33 @@ def merge_break_even(m: int, n: int, r1: int, r2: int | None = None) -> int | No
     return rows
 
 
-def _one_layer(stack: Stack, x: Array, index: int, *, xp: Namespace) -> Array:
-    if isinstance(stack, Tucker2):
-        return _through_core(stack.u, stack.core[index, ...], stack.v, x)
-    if isinstance(stack, LowRankTucker2):
-        part = stack.slices[index]
-        return chain_product([x, stack.v, stack.down[part, :].mT, stack.up[:, part].mT, stack.u.mT])
-    if isinstance(stack, Dense):
-        return x @ stack.w[index, ...].mT
-    layer = layer_of(stack, index, xp=xp)
-    m, n, rank = layer.left.shape[0], layer.right.shape[0], layer.left.shape[1]
+def _one_layer(stack: Core, x: Array, index: int) -> Array:
+    match stack:
+        case Tucker2():
+            return _through_core(stack.u, stack.core[index, ...], stack.v, x)
+        case LowRankTucker2():
+            part = stack.slices[index]
+            across = stack.down[part, :].mT, stack.up[:, part].mT
+            return chain_product([x, stack.v, *across, stack.u.mT])
+        case Tucker1(side="in"):
+            return _through_rank(stack.own[index, ...], stack.shared, x)
+        case Tucker1():
+            return _through_rank(stack.shared, stack.own[index, ...], x)
+        case LoRAStack():
+            part = stack.slices[index]
+            return _through_rank(stack.up[:, part], stack.down[part, :].mT, x)
+        case Dense():
+            return x @ stack.w[index, ...].mT
+        case never:
+            assert_never(never)
+
+
+def _through_rank(left: Array, right: Array, x: Array) -> Array:
+    """X (left rightᵀ)ᵀ, merged where there are so many rows that it takes fewer operations."""
+    m, n, rank = left.shape[0], right.shape[0], left.shape[1]
     if rows_of(x) * (rank * (m + n) - m * n) > m * n * rank:
-        return x @ (layer.left @ layer.right.mT).mT
-    return (x @ layer.right) @ layer.left.mT
+        return x @ (left @ right.mT).mT
+    return (x @ right) @ left.mT
 
 
 def _through_core(u: Array, core: Array, v: Array, x: Array) -> Array:
@@ -186,7 +205,7 @@ def _through_core(u: Array, core: Array, v: Array, x: Array) -> Array:
     return x @ (u @ (core @ v.mT)).mT
 
 
-def _all_layers(stack: Stack, x: Array, *, xp: Namespace) -> Array:
+def _all_layers(stack: Core, x: Array, *, xp: Namespace) -> Array:
     """(L, ..., m): what the layers share is computed once."""
     layers, m, n = stack.shape
     rows = rows_of(x)
@@ -210,6 +229,8 @@ def _all_layers(stack: Stack, x: Array, *, xp: Namespace) -> Array:
             y = xp.stack([inside[:, part] @ stack.up[:, part].mT for part in stack.slices])
         case Dense():
             y = flat @ stack.w.mT
+        case never:
+            assert_never(never)
     return xp.reshape(y, (layers, *x.shape[:-1], m))
 
 
@@ -224,7 +245,7 @@ def _all_low_rank_layers(stack: LowRankTucker2, x: Array, *, xp: Namespace) -> A
     return y if folds else y @ stack.u.mT
 
 
-def _layer_a_row(stack: Stack, x: Array, layer: Sequence[int] | Array, *, xp: Namespace) -> Array:
+def _layer_a_row(stack: Core, x: Array, layer: Sequence[int] | Array, *, xp: Namespace) -> Array:
     """Row i of x through layer[i]."""
     count = len(layer)
     if x.ndim < 2 or x.shape[0] != count:
@@ -275,13 +296,11 @@ def _through_low_rank_cores(
     return _through_own_cores(up, _through_own_cores(down, z, chosen, xp=xp), chosen, xp=xp)
 
 
-def _layer_by_layer(stack: Stack, rows: Array, chosen: np.ndarray, *, xp: Namespace) -> Array:
+def _layer_by_layer(stack: Core, rows: Array, chosen: np.ndarray, *, xp: Namespace) -> Array:
     """Rows (b, t, n) brought together by layer, and put back in order."""
     order = np.argsort(chosen, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(chosen[order])) + 1)
-    parts = [
-        _one_layer(stack, _taken(rows, own, xp=xp), int(chosen[own[0]]), xp=xp) for own in members
-    ]
+    parts = [_one_layer(stack, _taken(rows, own, xp=xp), int(chosen[own[0]])) for own in members]
     return _taken(xp.concat(parts, axis=0), np.argsort(order, kind="stable"), xp=xp)
 
 
@@ -289,7 +308,7 @@ def _taken(x: Array, index: np.ndarray, *, xp: Namespace) -> Array:
     return xp.take(x, xp.asarray(index, device=x.device), axis=0)
 
 
-def _indices(stack: Stack, layer: Sequence[int] | Array) -> np.ndarray:
+def _indices(stack: Core, layer: Sequence[int] | Array) -> np.ndarray:
     """Layer indices on the host, from 0 to L - 1."""
     chosen = to_numpy(layer) if hasattr(layer, "dtype") else np.asarray(layer, dtype=np.int64)
     if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):

@@ -1,19 +1,24 @@
 """Sums, differences and multiples of stacks, exact, with ranks added."""
 
 from collections.abc import Sequence
+from typing import assert_never
 
 from lotr_tn._arrays import Array, Namespace, at_least_float32, dtype_name, narrow
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.ops.conversion import in_one_format
-from lotr_tn.ops.layers import (
-    Kind,
-    common_namespace,
-    cores_as_lora,
-    require_same_shape,
-    with_arrays,
+from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.ops.arrays import Kind, common_namespace, with_arrays
+from lotr_tn.ops.checks import require_same_shape
+from lotr_tn.ops.conversion import (
+    as_dense,
+    as_lora,
+    as_low_rank_tucker2,
+    as_tucker1,
+    as_tucker2,
+    in_shared_format,
 )
+from lotr_tn.ops.layers import cores_as_lora
 from lotr_tn.ops.padding import block_diagonal, zero_blocks
+from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered, primitives_of
 
 __all__ = ["add", "scale", "subtract", "transpose"]
 
@@ -25,7 +30,8 @@ def add(a: Stack, b: Stack) -> Stack:
     factors side by side (factors that are the same arrays stay one, and then the cores are
     added). In mixtures a dense stack makes the result dense, else a low-rank Tucker-2 makes it
     one, which holds every other format as it is; else a Tucker-2 makes it Tucker-2 (where a LoRA
-    enters with its summed rank), else it is a LoRA.
+    enters with its summed rank), else it is a LoRA. A registered format stays where both have it
+    and it can hold their sum; else each enters as what it is in its hub.
 
     Args:
         a: any stack (L, m, n).
@@ -40,21 +46,26 @@ def add(a: Stack, b: Stack) -> Stack:
     """
     require_same_shape(a, b)
     xp = common_namespace(a, b)
-    one, two = in_one_format(a, b)
-    match one:
-        case Dense():
-            return Dense(one.w + two.w)
-        case LoRAStack():
-            return _add_lora(one, two, xp=xp)
-        case Tucker1():
+    if (own := joined((a, b), "sum")) is not None:
+        return own
+    first, second = lowered(a), lowered(b)
+    match in_shared_format((first, second)):
+        case Dense() as one:
+            return Dense(one.w + as_dense(second).w)
+        case LoRAStack() as one:
+            return _add_lora(one, as_lora(second), xp=xp)
+        case Tucker1() as one:
+            two = as_tucker1(second, one.side)
             if one.shared is two.shared:
                 return Tucker1(one.shared, one.own + two.own, one.side)
             shared = xp.concat([one.shared, two.shared], axis=1)
             return Tucker1(shared, xp.concat([one.own, two.own], axis=2), one.side)
-        case LowRankTucker2():
-            return _add_low_rank_tucker2(one, two, xp=xp)
-        case _:
-            return _add_tucker2(one, two, xp=xp)
+        case LowRankTucker2() as one:
+            return _add_low_rank_tucker2(one, as_low_rank_tucker2(second), xp=xp)
+        case Tucker2() as one:
+            return _add_tucker2(one, as_tucker2(second), xp=xp)
+        case never:
+            assert_never(never)
 
 
 def subtract(a: Stack, b: Stack) -> Stack:
@@ -84,6 +95,10 @@ def scale(stack: Kind, factor: float | Sequence[float] | Array) -> Kind:
     """
     xp = common_namespace(stack)
     factors = _factors(stack, factor, xp=xp)
+    if isinstance(stack, Format):
+        if (name := layered_field("scale", stack)) is None:
+            return by_rule_or_hub(scale, stack, factor)
+        return with_arrays(stack, **{name: _scaled(getattr(stack, name), factors, xp=xp)})
     match stack:
         case LoRAStack() | LowRankTucker2():
             wide = at_least_float32(stack.up, xp=xp)
@@ -96,6 +111,8 @@ def scale(stack: Kind, factor: float | Sequence[float] | Array) -> Kind:
             return with_arrays(stack, own=_scaled(stack.own, factors, xp=xp))
         case Dense():
             return with_arrays(stack, w=_scaled(stack.w, factors, xp=xp))
+        case never:
+            assert_never(never)
 
 
 def transpose(stack: Kind) -> Kind:
@@ -104,6 +121,8 @@ def transpose(stack: Kind) -> Kind:
     Cost: none but views.
     """
     xp = common_namespace(stack)
+    if isinstance(stack, Format):
+        return primitives_of(type(stack)).transpose(stack, xp=xp)
     match stack:
         case LoRAStack():
             up, down = xp.matrix_transpose(stack.down), xp.matrix_transpose(stack.up)
@@ -118,6 +137,8 @@ def transpose(stack: Kind) -> Kind:
             return with_arrays(stack, side="out" if stack.side == "in" else "in")
         case Dense():
             return with_arrays(stack, w=xp.matrix_transpose(stack.w))
+        case never:
+            assert_never(never)
 
 
 def _factors(stack: Stack, factor: float | Sequence[float] | Array, *, xp: Namespace) -> list:

@@ -1,12 +1,15 @@
-"""Exact conversions between formats."""
+"""Exact conversions between formats: each core format into one form of all, and out of it."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
 
 from lotr_tn._arrays import Array, Namespace, at_least_float32, cast, dtype_name, identity, narrow
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import (
+    Core,
     Dense,
+    Format,
     LoRAStack,
     LowRankTucker2,
     SharedSide,
@@ -14,17 +17,20 @@ from lotr_tn.formats import (
     Tucker1,
     Tucker2,
 )
+from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.dense import to_dense
-from lotr_tn.ops.layers import common_namespace, core_of, cores_as_lora
+from lotr_tn.ops.layers import core_of, cores_as_lora
 from lotr_tn.ops.padding import zero_blocks
+from lotr_tn.ops.primitives import CORE, lowered, primitives_of, registered_formats
 
 __all__ = [
+    "as_dense",
     "as_lora",
     "as_low_rank_tucker2",
     "as_tucker1",
     "as_tucker2",
     "convert",
-    "in_one_format",
+    "in_shared_format",
 ]
 
 
@@ -45,14 +51,16 @@ def convert(stack: Stack, to: type[Stack], *, side: SharedSide = "in") -> Stack:
 
     Args:
         stack: any stack.
-        to: the format: `LoRAStack`, `Tucker2`, `LowRankTucker2`, `Tucker1` or `Dense`.
+        to: the format: `LoRAStack`, `Tucker2`, `LowRankTucker2`, `Tucker1`, `Dense`, or one that
+            is registered, which is reached from a `LoRAStack` and left through its hub.
         side: for `Tucker1`, which side is to be shared.
 
     Returns:
         A stack of that format; the stack itself where it has it already.
 
     Raises:
-        OptionError: `to` is not a format, or side is unknown.
+        OptionError: `to` is not a format, side is unknown, or a registered format cannot hold the
+            updates.
 
     Warns:
         PerformanceWarning: a `Dense` of more than 2²⁸ entries.
@@ -61,37 +69,99 @@ def convert(stack: Stack, to: type[Stack], *, side: SharedSide = "in") -> Stack:
         raise OptionError(f'side must be "in" or "out"; found {side!r}')
     if type(stack) is to and (not isinstance(stack, Tucker1) or stack.side == side):
         return stack
-    if to is LoRAStack:
-        return as_lora(stack)
-    if to is Tucker2:
-        return as_tucker2(stack)
-    if to is LowRankTucker2:
-        return as_low_rank_tucker2(stack)
-    if to is Tucker1:
-        return as_tucker1(stack, side)
-    if to is Dense:
-        return Dense(to_dense(stack))
-    raise OptionError(
-        f"to must be LoRAStack, Tucker2, LowRankTucker2, Tucker1 or Dense; found {to!r}"
-    )
+    if to in registered_formats() and issubclass(to, Format):
+        return _as_registered(stack, to)
+    if to in _INTO:
+        return _INTO[to](stack, side)
+    *names, last = (kind.__name__ for kind in (*CORE, *registered_formats()))
+    raise OptionError(f"to must be {', '.join(names)} or {last}; found {to!r}")
 
 
-def in_one_format(*stacks: Stack) -> list[Any]:
-    """Stacks of mixed formats in one that holds them all.
+def in_shared_format(stacks: Sequence[Core]) -> Core:
+    """The first of several stacks, in the format that holds them all.
 
     Equal formats stay. With a dense stack all become dense; with a low-rank Tucker-2, that, which
     rounds no other format; with a Tucker-2, Tucker-2; LoRA and Tucker-1, or Tucker-1 of both
     sides, become LoRA.
     """
-    kinds = {(type(s), s.side if isinstance(s, Tucker1) else None) for s in stacks}
-    if len(kinds) == 1:
-        return list(stacks)
-    formats = {kind for kind, _ in kinds}
-    if Dense in formats:
-        return [convert(s, Dense) for s in stacks]
-    if LowRankTucker2 in formats:
-        return [as_low_rank_tucker2(s) for s in stacks]
-    return [as_tucker2(s) if Tucker2 in formats else as_lora(s) for s in stacks]
+    first = stacks[0]
+    kinds = {type(stack) for stack in stacks}
+    sides = {stack.side for stack in stacks if isinstance(stack, Tucker1)}
+    if len(kinds) == 1 and len(sides) < 2:
+        return first
+    if Dense in kinds:
+        return as_dense(first)
+    if LowRankTucker2 in kinds:
+        return as_low_rank_tucker2(first)
+    return as_tucker2(first) if Tucker2 in kinds else as_lora(first)
+
+
+def _as_registered(stack: Stack, to: type[Format]) -> Format:
+    lora = as_lora(stack)
+    found = primitives_of(to).of_lora(lora, xp=common_namespace(lora))
+    if found is None:
+        raise OptionError(
+            f"a {to.__name__} cannot hold a {type(stack).__name__} of shape {stack.shape} exactly"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What every core format is: ΔW_l = left core_l rightᵀ. A side of None is the identity.
+
+    The cores are one array, or products up_l down_l.
+    """
+
+    left: Array | None  # (m, p)
+    cores: Array | LoRAStack  # (L, p, q)
+    right: Array | None  # (n, q)
+
+    @property
+    def flipped(self) -> "_Whole":
+        """Every layer transposed."""
+        cores = self.cores
+        turned = _turned(cores) if isinstance(cores, LoRAStack) else cores.mT
+        return _Whole(self.right, turned, self.left)
+
+    def factored(self, *, xp: Namespace) -> "tuple[Array | None, LoRAStack, Array | None]":
+        """The same with cores up_l down_l; a core gets an identity on the side that is given."""
+        left, cores, right = self.left, self.cores, self.right
+        if isinstance(cores, LoRAStack):
+            return left, cores, right
+        if left is None and right is not None:
+            return None, _with_tiles(cores, _eye(cores.shape[2], cores, xp=xp), xp=xp), right
+        if right is None and left is not None:
+            turned = self.flipped.factored(xp=xp)
+            return left, _turned(turned[1]), None
+        return left, _dense_as_lora(cores, xp=xp), right
+
+
+def _whole(stack: Core) -> _Whole:
+    match stack:
+        case LoRAStack():
+            return _Whole(None, stack, None)
+        case Tucker2():
+            return _Whole(stack.u, stack.core, stack.v)
+        case LowRankTucker2():
+            return _Whole(stack.u, cores_as_lora(stack), stack.v)
+        case Tucker1(side="in"):
+            return _Whole(None, stack.own, stack.shared)
+        case Tucker1():
+            return _Whole(stack.shared, stack.own.mT, None)
+        case Dense():
+            return _Whole(None, stack.w, None)
+        case never:
+            assert_never(never)
+
+
+def _with_sides(stack: Core, *, xp: Namespace) -> _Whole:
+    """The same, in which a dense stack has identities for its sides."""
+    whole = _whole(stack)
+    if whole.left is None and whole.right is None and not isinstance(whole.cores, LoRAStack):
+        left, right = (_eye(size, whole.cores, xp=xp) for size in stack.shape[1:])
+        return _Whole(left, whole.cores, right)
+    return whole
 
 
 def as_lora(stack: Stack) -> LoRAStack:
@@ -99,58 +169,60 @@ def as_lora(stack: Stack) -> LoRAStack:
 
     Cost: a copy; for Tucker-2 min(r1, r2)·(m + n)·L numbers, for a low-rank one K·(m + n).
     """
+    stack = lowered(stack)
+    if isinstance(stack, LoRAStack):
+        return stack
     xp = common_namespace(stack)
-    match stack:
-        case LoRAStack():
-            return stack
-        case Tucker1(side="in"):
-            up, down = _beside(stack.own, xp=xp), xp.matrix_transpose(stack.shared)
-            return LoRAStack(up, xp.concat([down] * stack.shape[0]), (stack.rank,) * stack.shape[0])
-        case Tucker1():
-            up = xp.concat([stack.shared] * stack.shape[0], axis=1)
-            down = xp.matrix_transpose(_beside(stack.own, xp=xp))
-            return LoRAStack(up, down, (stack.rank,) * stack.shape[0])
-        case Tucker2():
-            return as_lora(as_tucker1(stack, "in" if stack.ranks[1] <= stack.ranks[0] else "out"))
-        case LowRankTucker2():
-            u, up, down, v = (
-                at_least_float32(x, xp=xp) for x in (stack.u, stack.up, stack.down, stack.v)
-            )
-            dtype = dtype_name(stack.u)
-            outer = narrow(u @ up, dtype, xp=xp)
-            return LoRAStack(outer, narrow(down @ v.mT, dtype, xp=xp), stack.ranks)
-        case Dense():
-            return _dense_as_lora(stack, xp=xp)
+    whole = _whole(stack)
+    if isinstance(whole.cores, LoRAStack):
+        up = _product(whole.left, whole.cores.up, xp=xp)
+        down = _product(whole.cores.down, xp.matrix_transpose(whole.right), xp=xp)
+        return LoRAStack(up, down, whole.cores.ranks)
+    if whole.left is None and whole.right is None:
+        return _dense_as_lora(whole.cores, xp=xp)
+    p, q = whole.cores.shape[1:]
+    if whole.right is None or (whole.left is not None and p < q):
+        return _turned(_lora_of_shared(whole.flipped, xp=xp))
+    return _lora_of_shared(whole, xp=xp)
+
+
+def _lora_of_shared(whole: _Whole, *, xp: Namespace) -> LoRAStack:
+    """Each layer's own factor, with the right side repeated for every layer."""
+    own = whole.cores if whole.left is None else _product(whole.left, whole.cores, xp=xp)
+    return _with_tiles(own, xp.matrix_transpose(whole.right), xp=xp)
+
+
+def as_dense(stack: Stack) -> Dense:
+    """A stack as plain matrices."""
+    return stack if isinstance(stack, Dense) else Dense(to_dense(stack))
 
 
 def as_tucker2(stack: Stack) -> Tucker2:
     """A stack as Tucker-2; LoRA gets cores of 0 and 1, which select its own columns."""
+    stack = lowered(stack)
+    if isinstance(stack, Tucker2):
+        return stack
     xp = common_namespace(stack)
-    match stack:
-        case Tucker2():
-            return stack
-        case LoRAStack():
-            cores = _selectors(stack.ranks, stack.up, xp=xp)
-            return Tucker2(stack.up, cores, xp.matrix_transpose(stack.down))
-        case Tucker1():
-            layers, rank = stack.shape[0], stack.rank
-            wide = _selectors((rank,) * layers, stack.own, xp=xp)  # (L, L·r, L·r), diagonal blocks
-            eye = cast(identity(rank, stack.own, xp=xp), dtype_name(stack.own), xp=xp)
-            core = wide @ xp.concat([eye] * layers)  # each layer's block on its own rows
-            own = _beside(stack.own, xp=xp)
-            if stack.side == "in":
-                return Tucker2(own, core, stack.shared)
-            return Tucker2(stack.shared, xp.matrix_transpose(core), own)
-        case LowRankTucker2():
-            dtype = dtype_name(stack.u)
-            cores = [narrow(core_of(stack, i, xp=xp), dtype, xp=xp) for i in range(stack.shape[0])]
+    whole = _with_sides(stack, xp=xp)
+    if whole.left is not None and whole.right is not None:
+        if isinstance(stack, LowRankTucker2):
+            dtype, layers = dtype_name(stack.u), range(stack.shape[0])
+            cores = [narrow(core_of(stack, i, xp=xp), dtype, xp=xp) for i in layers]
             return Tucker2(stack.u, xp.stack(cores), stack.v)
-        case Dense():
-            eyes = [
-                cast(identity(size, stack.w, xp=xp), dtype_name(stack.w), xp=xp)
-                for size in stack.shape[1:]
-            ]
-            return Tucker2(eyes[0], stack.w, eyes[1])
+        return Tucker2(whole.left, whole.cores, whole.right)
+    left, lora, right = whole.factored(xp=xp)
+    total, cores = sum(lora.ranks), []
+    for part, rank in zip(lora.slices, lora.ranks, strict=True):
+        before, after = part.start, total - part.stop
+        if left is not None:
+            core = lora.up[:, part]
+        else:  # its own rows
+            core = _eye(rank, lora.up, xp=xp) if right is None else lora.down[part, :]
+            core = zero_blocks(core, 0, before, after, xp=xp)
+        cores.append(core if right is not None else zero_blocks(core, 1, before, after, xp=xp))
+    u = lora.up if left is None else left
+    v = xp.matrix_transpose(lora.down) if right is None else right
+    return Tucker2(u, xp.stack(cores), v)
 
 
 def as_low_rank_tucker2(stack: Stack) -> LowRankTucker2:
@@ -161,102 +233,81 @@ def as_low_rank_tucker2(stack: Stack) -> LowRankTucker2:
 
     Cost: a copy; R² numbers for a LoRA of R = Σ r_l.
     """
+    stack = lowered(stack)
+    if isinstance(stack, LowRankTucker2):
+        return stack
     xp = common_namespace(stack)
-    match stack:
-        case LowRankTucker2():
-            return stack
-        case LoRAStack():
-            total = sum(stack.ranks)
-            eye = cast(identity(total, stack.up, xp=xp), dtype_name(stack.up), xp=xp)
-            return LowRankTucker2(stack.up, eye, eye, xp.matrix_transpose(stack.down), stack.ranks)
-        case Tucker2():
-            cores = _dense_as_lora(Dense(stack.core), xp=xp)
-            return LowRankTucker2(stack.u, cores.up, cores.down, stack.v, cores.ranks)
-        case Tucker1():
-            layers, rank = stack.shape[0], stack.rank
-            chosen, eye = (
-                cast(identity(size, stack.own, xp=xp), dtype_name(stack.own), xp=xp)
-                for size in (layers * rank, rank)
-            )
-            tiles, own, ranks = (
-                xp.concat([eye] * layers),
-                _beside(stack.own, xp=xp),
-                (rank,) * layers,
-            )
-            if stack.side == "in":
-                return LowRankTucker2(own, chosen, tiles, stack.shared, ranks)
-            beside = xp.matrix_transpose(tiles)
-            return LowRankTucker2(stack.shared, beside, chosen, own, ranks)
-        case Dense():
-            return as_low_rank_tucker2(as_tucker2(stack))
+    left, cores, right = _with_sides(stack, xp=xp).factored(xp=xp)
+    eye = _eye(sum(cores.ranks), cores.up, xp=xp) if left is None or right is None else None
+    u, up = (cores.up, eye) if left is None else (left, cores.up)
+    v, down = (xp.matrix_transpose(cores.down), eye) if right is None else (right, cores.down)
+    return LowRankTucker2(u, up, down, v, cores.ranks)
 
 
 def as_tucker1(stack: Stack, side: SharedSide) -> Tucker1:
     """A stack as Tucker-1, with one factor shared on the side named."""
-    xp = common_namespace(stack)
-    match stack:
-        case Tucker1() if stack.side == side:
+    stack = lowered(stack)
+    if isinstance(stack, Tucker1):
+        if stack.side == side:
             return stack
-        case Tucker2():
-            dtype, core = dtype_name(stack.u), at_least_float32(stack.core, xp=xp)
-            if side == "in":
-                own = at_least_float32(stack.u, xp=xp) @ core
-                return Tucker1(stack.v, narrow(own, dtype, xp=xp), "in")
-            own = at_least_float32(stack.v, xp=xp) @ xp.matrix_transpose(core)
-            return Tucker1(stack.u, narrow(own, dtype, xp=xp), "out")
-        case LowRankTucker2():
-            return _low_rank_as_tucker1(stack, side, xp=xp)
-        case Dense():
-            eye = identity(stack.shape[2 if side == "in" else 1], stack.w, xp=xp)
-            own = stack.w if side == "in" else xp.matrix_transpose(stack.w)
-            return Tucker1(cast(eye, dtype_name(stack.w), xp=xp), own, side)
-        case _:
-            lora = as_lora(stack)
-            shared = xp.matrix_transpose(lora.down) if side == "in" else lora.up
-            factor = lora.up if side == "in" else xp.matrix_transpose(lora.down)
-            total = int(factor.shape[1])
-            own = [
-                zero_blocks(factor[:, part], 1, part.start, total - part.stop, xp=xp)
-                for part in lora.slices
-            ]
-            return Tucker1(shared, xp.stack(own), side)
-
-
-def _low_rank_as_tucker1(stack: LowRankTucker2, side: SharedSide, *, xp: Namespace) -> Tucker1:
-    """U (up_l down_l) beside V, or V (up_l down_l)ᵀ beside U."""
-    cores = cores_as_lora(stack)
-    wide = at_least_float32(stack.u if side == "in" else stack.v, xp=xp)
-    up, down = (at_least_float32(x, xp=xp) for x in (cores.up, cores.down))
-    if side == "out":
-        up, down = xp.matrix_transpose(down), xp.matrix_transpose(up)
-    dtype, own = dtype_name(stack.u), wide @ up
+        stack = as_lora(stack)
+    xp = common_namespace(stack)
+    whole = _whole(stack) if side == "in" else _whole(stack).flipped
+    left, cores, right = whole.left, whole.cores, whole.right
+    if not isinstance(cores, LoRAStack):
+        own = cores if left is None else _product(left, cores, xp=xp)
+        shared = _eye(cores.shape[2], cores, xp=xp) if right is None else right
+        return Tucker1(shared, own, side)
+    total = int(cores.up.shape[1])
+    if right is None:
+        parts = [
+            zero_blocks(cores.up[:, part], 1, part.start, total - part.stop, xp=xp)
+            for part in cores.slices
+        ]
+        return Tucker1(xp.matrix_transpose(cores.down), xp.stack(parts), side)
+    wide, down = (at_least_float32(x, xp=xp) for x in (left, cores.down))
+    own, dtype = wide @ at_least_float32(cores.up, xp=xp), dtype_name(right)
     parts = [narrow(own[:, part] @ down[part, :], dtype, xp=xp) for part in cores.slices]
-    return Tucker1(stack.v if side == "in" else stack.u, xp.stack(parts), side)
+    return Tucker1(right, xp.stack(parts), side)
 
 
-def _beside(own: Array, *, xp: Namespace) -> Array:
-    """(L, p, r) as one matrix (p, L·r), layer beside layer."""
+def _product(x: Array, y: Array, *, xp: Namespace) -> Array:
+    """The product x @ y in float32 or float64, rounded once to their dtype."""
+    wide = at_least_float32(x, xp=xp) @ at_least_float32(y, xp=xp)
+    return narrow(wide, dtype_name(x), xp=xp)
+
+
+def _eye(size: int, like: Array, *, xp: Namespace) -> Array:
+    """The identity in the dtype of an array."""
+    return cast(identity(size, like, xp=xp), dtype_name(like), xp=xp)
+
+
+def _turned(stack: LoRAStack) -> LoRAStack:
+    """Every layer transposed."""
+    return LoRAStack(stack.down.mT, stack.up.mT, stack.ranks)
+
+
+def _with_tiles(own: Array, across: Array, *, xp: Namespace) -> LoRAStack:
+    """Own factors (L, p, r), each times the same (r, n)."""
     layers, p, r = own.shape
-    return xp.reshape(xp.permute_dims(own, (1, 0, 2)), (p, layers * r))
+    up = xp.reshape(xp.permute_dims(own, (1, 0, 2)), (p, layers * r))  # layer beside layer
+    return LoRAStack(up, xp.concat([across] * layers, axis=0), (r,) * layers)
 
 
-def _selectors(ranks: Sequence[int], like: Array, *, xp: Namespace) -> Array:
-    """(L, R, R): for each layer the identity on its own ranks, and zero elsewhere."""
-    total = sum(ranks)
-    eye = cast(identity(total, like, xp=xp), dtype_name(like), xp=xp)
-    cores, start = [], 0
-    for rank in ranks:
-        own = eye[:, start : start + rank]
-        cores.append(zero_blocks(own, 1, start, total - start - rank, xp=xp))
-        start += rank
-    return xp.stack(cores)
-
-
-def _dense_as_lora(stack: Dense, *, xp: Namespace) -> LoRAStack:
-    layers, m, n = stack.shape
-    eye = cast(identity(min(m, n), stack.w, xp=xp), dtype_name(stack.w), xp=xp)
-    tiles = [eye] * layers
+def _dense_as_lora(w: Array, *, xp: Namespace) -> LoRAStack:
+    """Matrices (L, m, n), with an identity on their shorter side."""
+    m, n = w.shape[1:]
+    eye = _eye(min(m, n), w, xp=xp)
     if m < n:
-        down = xp.reshape(stack.w, (layers * m, n))
-        return LoRAStack(xp.concat(tiles, axis=1), down, (m,) * layers)
-    return LoRAStack(_beside(stack.w, xp=xp), xp.concat(tiles, axis=0), (n,) * layers)
+        return _turned(_with_tiles(w.mT, eye, xp=xp))
+    return _with_tiles(w, eye, xp=xp)
+
+
+_INTO: dict[type[Stack], Callable[[Stack, SharedSide], Core]] = {
+    LoRAStack: lambda stack, _: as_lora(stack),
+    Tucker2: lambda stack, _: as_tucker2(stack),
+    LowRankTucker2: lambda stack, _: as_low_rank_tucker2(stack),
+    Tucker1: as_tucker1,
+    Dense: lambda stack, _: as_dense(stack),
+}
+"""Into each core format."""

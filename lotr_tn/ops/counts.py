@@ -3,7 +3,7 @@
 import math
 
 from lotr_tn.formats import Stack
-from lotr_tn.ops.layers import arrays_of
+from lotr_tn.ops.arrays import arrays_of
 
 __all__ = ["parameter_count"]
 

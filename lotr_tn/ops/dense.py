@@ -2,10 +2,12 @@
 
 import warnings
 
-from lotr_tn._arrays import Array, cast, dtype_name, namespace_of
+from lotr_tn._arrays import Array, cast
 from lotr_tn.errors import PerformanceWarning
-from lotr_tn.formats import Stack
-from lotr_tn.ops.layers import arrays_of, layer_product
+from lotr_tn.formats import Format, Stack
+from lotr_tn.ops.arrays import common_namespace, storage_dtype
+from lotr_tn.ops.layers import layer_of, layer_product
+from lotr_tn.ops.primitives import by_rule_or_hub
 
 __all__ = ["to_dense"]
 
@@ -27,6 +29,8 @@ def to_dense(stack: Stack) -> Array:
 
     Cost: O(L·m·n·r) flops and L·m·n memory: for small stacks and for checks.
     """
+    if isinstance(stack, Format):
+        return by_rule_or_hub(to_dense, stack)
     layers, m, n = stack.shape
     if layers * m * n > WARN_ABOVE_ENTRIES:
         warnings.warn(
@@ -35,7 +39,7 @@ def to_dense(stack: Stack) -> Array:
             PerformanceWarning,
             stacklevel=2,
         )
-    arrays = arrays_of(stack)
-    xp = namespace_of(**arrays)
-    dtype = dtype_name(next(iter(arrays.values())))
-    return cast(xp.stack([layer_product(stack, i, xp=xp) for i in range(layers)]), dtype, xp=xp)
+    xp = common_namespace(stack)
+    each = (layer_of(stack, index, xp=xp) for index in range(layers))
+    products = xp.stack([layer_product(layer, xp=xp) for layer in each])
+    return cast(products, storage_dtype(stack), xp=xp)

@@ -1,58 +1,28 @@
 """Distances between stacks without cancellation, and without a dense matrix.
 
-For b_l = Q_u H_l Q_vᵀ with orthonormal Q_u, Q_v, and a_l = X C Yᵀ, write X = Q_u A + P and
-Y = Q_v B + N. Then a_l − b_l is a sum of four mutually orthogonal terms,
-
-    Q_u (A C Bᵀ − H_l) Q_vᵀ  +  P C Bᵀ Q_vᵀ  +  Q_u A C Nᵀ  +  P C Nᵀ,
-
-each small when the difference is small. So the distance is accurate to the unit roundoff times
-‖a‖, where ‖a‖² − 2⟨a, b⟩ + ‖b‖² would lose everything below its square root.
+Which way is taken depends on what both stacks share: where one of them has two shared factors, the
+other is seen from their orthonormal bases (`frame`), all layers at once; else layer by layer.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from typing import assert_never
 
-from lotr_tn._arrays import (
-    BLOCK_ELEMENTS,
-    Array,
-    Namespace,
-    float64,
-    is_wide,
-    row_blocks,
-    zeros,
-)
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangular_factor
+from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, row_blocks, zeros
+from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.linalg import cross_gram
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.arithmetic import subtract
+from lotr_tn.ops.arrays import common_namespace, differentiable, first_array
+from lotr_tn.ops.checks import require_same_shape
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.layers import (
-    Layer,
-    common_namespace,
-    differentiable,
-    each_core,
-    first_array,
-    layer_of,
-    layer_product,
-    require_same_shape,
-)
+from lotr_tn.ops.frame import distances_from, frame_of, project
+from lotr_tn.ops.layers import Layer, each_core, layer_of, layer_product
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import frobenius, layer_norms, root_sum_squares
+from lotr_tn.ops.primitives import by_rule_or_hub
 from lotr_tn.ops.stacking import take_layers
 
-__all__ = [
-    "Frame",
-    "cores_in",
-    "distance",
-    "distances_from",
-    "frame_of",
-    "layer_distances",
-    "outside",
-    "project",
-]
-
+__all__ = ["distance", "layer_distances"]
 
 GRAM_TRUSTED = 1e-4
 """Share of the sizes of the factors above which a squared distance by Gram matrices is trusted."""
@@ -87,167 +57,56 @@ def layer_distances(a: Stack, b: Stack) -> Array:
         (L,) float64 on the stacks' device. Cost, accuracy and errors as for `distance`.
     """
     require_same_shape(a, b)
+    if isinstance(a, Format) or isinstance(b, Format):
+        return by_rule_or_hub(layer_distances, a, b)
     xp = common_namespace(a, b)
     if differentiable(a, b):
         return layer_norms(subtract(a, b))
-    if isinstance(a, Dense) or isinstance(b, Dense):
-        return xp.stack([_dense_distance(a, b, i, xp=xp) for i in range(a.shape[0])])
-    if not isinstance(b, Tucker2 | LowRankTucker2):
-        a, b = b, a
-    if not isinstance(b, Tucker2 | LowRankTucker2):
-        quick = _quick_distances(a, b, xp=xp)
-        return xp.stack(
-            [
-                _layer_distance(a, b, index, xp=xp) if one is None else one
-                for index, one in enumerate(quick)
-            ]
-        )
+    match a, b:
+        case (Dense(), _) | (_, Dense()):
+            return _of_matrices(a, b, xp=xp)
+        case (Tucker2() | LowRankTucker2(), Tucker2() | LowRankTucker2()):
+            return _of_shared_factors(a, b, xp=xp)
+        case (LoRAStack() | Tucker1(), Tucker2() | LowRankTucker2()):
+            return _from_shared_factors(a, b, xp=xp)
+        case (Tucker2() | LowRankTucker2(), LoRAStack() | Tucker1()):
+            return _from_shared_factors(b, a, xp=xp)
+        case (LoRAStack() | Tucker1(), LoRAStack() | Tucker1()):
+            return _of_own_factors(b, a, xp=xp)
+        case never:
+            assert_never(never)
+
+
+def _from_shared_factors(
+    a: LoRAStack | Tucker1, b: Tucker2 | LowRankTucker2, *, xp: Namespace
+) -> Array:
     frame = frame_of(b.u, b.v, xp=xp)
-    if isinstance(a, Tucker2 | LowRankTucker2):
-        return _tucker_distances(a, b, frame, xp=xp)
     cores = (frame.core(core, xp=xp) for core in each_core(b, xp=xp))
     if isinstance(a, LoRAStack):
         return distances_from(project(a, frame, xp=xp), cores, xp=xp)
-    assert isinstance(a, Tucker1)
-    return _tucker1_distances(a, frame, cores, xp=xp)
+    found = []
+    for index, core in enumerate(cores):  # one layer at a time: shared columns are not copied
+        one = as_lora(take_layers(a, [index]))
+        found.append(distances_from(project(one, frame, xp=xp), [core], xp=xp)[0])
+    return xp.stack(found)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Orthonormal bases of a pair of factors: u = left @ left_factor, v = right @ right_factor."""
-
-    left: Array  # (m, r1) float64
-    left_factor: Array  # (r1, r1) float64
-    right: Array  # (n, r2) float64
-    right_factor: Array  # (r2, r2) float64
-
-    def core(self, core: Array, *, xp: Namespace) -> Array:
-        """A core (r1, r2) that belongs to u and v, in the orthonormal bases."""
-        return self.left_factor @ float64(core, xp=xp) @ xp.matrix_transpose(self.right_factor)
-
-
-def frame_of(u: Array, v: Array, *, xp: Namespace) -> Frame:
-    """The frame of the factors u (m, r1) and v (n, r2)."""
-    return Frame(*orthonormal_basis(u, xp=xp), *orthonormal_basis(v, xp=xp))
+def _of_own_factors(a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Namespace) -> Array:
+    """Where each layer has factors of its own."""
+    found = []
+    for index, quick in enumerate(_quick_distances(a, b, xp=xp)):
+        if quick is None:
+            one, other = as_lora(take_layers(a, [index])), layer_of(b, index, xp=xp)
+            frame = frame_of(other.left, other.right, xp=xp)
+            core = frame.left_factor @ xp.matrix_transpose(frame.right_factor)
+            quick = distances_from(project(one, frame, xp=xp), [core], xp=xp)[0]
+        found.append(quick)
+    return xp.stack(found)
 
 
-@dataclass(frozen=True)
-class Projection:
-    """A LoRA stack in a frame: up = left @ a + P and downᵀ = right @ b + N."""
-
-    stack: LoRAStack
-    frame: Frame
-    a: Array  # (r1, R) float64
-    b: Array  # (r2, R) float64
-
-    @cached_property
-    def slices(self) -> tuple[slice, ...]:
-        """Where each layer's rank terms lie: found once for all layers."""
-        return self.stack.slices
-
-    def core(self, index: int, *, xp: Namespace) -> Array:
-        """The core (r1, r2) of the layer's projection, in the frame."""
-        part = self.slices[index]
-        return self.a[:, part] @ xp.matrix_transpose(self.b[:, part])
-
-
-def project(stack: LoRAStack, frame: Frame, *, xp: Namespace) -> Projection:
-    """The coordinates of a LoRA stack in a frame. Cost: 2·(m·r1 + n·r2)·R flops."""
-    a = cross_gram(frame.left, stack.up, xp=xp)
-    b = cross_gram(frame.right, xp.matrix_transpose(stack.down), xp=xp)
-    return Projection(stack, frame, a, b)
-
-
-def cores_in(stack: Stack, frame: Frame, *, xp: Namespace) -> list[Array]:
-    """For each layer the core (r1, r2) float64 of its projection on a frame.
-
-    Cost: 2·(m·r1 + n·r2)·k flops for a factor of k columns; shared factors are projected once.
-    """
-    left, right = frame.left, frame.right
-    match stack:
-        case LoRAStack():
-            projection = project(stack, frame, xp=xp)
-            return [projection.core(index, xp=xp) for index in range(stack.shape[0])]
-        case Tucker2():
-            a, b = cross_gram(left, stack.u, xp=xp), cross_gram(stack.v, right, xp=xp)
-            return [a @ float64(stack.core[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
-        case LowRankTucker2():
-            a = cross_gram(left, stack.u, xp=xp) @ float64(stack.up, xp=xp)
-            b = float64(stack.down, xp=xp) @ cross_gram(stack.v, right, xp=xp)
-            return [a[:, part] @ b[part, :] for part in stack.slices]
-        case Tucker1(side="in"):
-            b = cross_gram(stack.shared, right, xp=xp)
-            return [cross_gram(left, stack.own[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
-        case Tucker1():
-            a = cross_gram(left, stack.shared, xp=xp)
-            return [a @ cross_gram(stack.own[i, ...], right, xp=xp) for i in range(stack.shape[0])]
-        case Dense():
-            return [
-                xp.matrix_transpose(cross_gram(stack.w[i, ...], left, xp=xp)) @ right
-                for i in range(stack.shape[0])
-            ]
-
-
-def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namespace) -> Array:
-    """(L,) distances of a projected LoRA stack from the Tucker-2 with these cores in the frame.
-
-    Cost: 2·(m·r1 + n·r2)·R flops; O(R·r) memory and one block of rows.
-    """
-    stack, frame = projection.stack, projection.frame
-    up, down = stack.up, xp.matrix_transpose(stack.down)
-    # a factor's outside part may be large and yet cancel in the product, so it is multiplied by
-    # the other side before its size is taken
-    weights_a = [qr(projection.a[:, part], xp=xp)[1] for part in stack.slices]
-    weights_b = [qr(projection.b[:, part], xp=xp)[1] for part in stack.slices]
-    right = outside(down, frame.right, projection.b, stack.slices, weights_a, xp=xp)
-    both = [
-        xp.concat([weight, factor], axis=0)
-        for weight, (_, factor) in zip(weights_b, right, strict=True)
-    ]
-    left = outside(up, frame.left, projection.a, stack.slices, both, xp=xp)
-    inside = [
-        frobenius(projection.core(index, xp=xp) - core, xp=xp) for index, core in enumerate(cores)
-    ]
-    terms = zip(inside, left, right, strict=True)
-    return xp.stack([root_sum_squares(xp.stack([i, p, n])) for i, (p, _), (n, _) in terms])
-
-
-def outside(
-    x: Array,
-    basis: Array,
-    inside: Array,
-    parts: Sequence[slice],
-    weights: Sequence[Array],
-    *,
-    xp: Namespace,
-) -> list[tuple[Array, Array]]:
-    """For each part P_l of P = X - basis @ inside: ‖P_l T_lᵀ‖ for the weight T_l, and P_l's size.
-
-    The size is a small factor with the Gram matrix of P_l.
-    """
-    if is_wide(x):
-        found = []
-        for part, weight in zip(parts, weights, strict=True):
-            rest = x[:, part] - basis @ inside[:, part]
-            weighed = frobenius(rest @ xp.matrix_transpose(weight), xp=xp)
-            found.append((weighed, triangular_factor(rest, xp=xp)))
-        return found
-    grams = [zeros((part.stop - part.start,) * 2, x, xp=xp) for part in parts]
-    squares = [zeros((), x, xp=xp) for _ in parts]
-    for rows in row_blocks(x, BLOCK_ELEMENTS // 2):  # three copies of a block live at a time
-        rest = float64(x[rows, :], xp=xp) - basis[rows, :] @ inside
-        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            own = rest[:, part]
-            grams[index] = grams[index] + xp.matrix_transpose(own) @ own
-            weighed = own @ xp.matrix_transpose(weight)
-            squares[index] = squares[index] + xp.sum(weighed * weighed)
-    return [
-        (xp.sqrt(square), root_of_gram(gram, xp=xp))
-        for square, gram in zip(squares, grams, strict=True)
-    ]
-
-
-def _quick_distances(a: Stack, b: Stack, *, xp: Namespace) -> list[Array | None]:
+def _quick_distances(
+    a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Namespace
+) -> list[Array | None]:
     """Distances from Gram matrices, where they keep 11 digits; None for layers where they do not.
 
     ‖X Yᵀ − Z Wᵀ‖² from [X Z] and [Y W] loses digits by cancellation, as many as the squared
@@ -256,7 +115,7 @@ def _quick_distances(a: Stack, b: Stack, *, xp: Namespace) -> list[Array | None]
     """
     layers = range(a.shape[0])
     x = first_array(a)
-    if is_wide(x) or str(x.device) != "cpu" or isinstance(a, Dense) or isinstance(b, Dense):
+    if is_wide(x) or str(x.device) != "cpu":
         return [None for _ in layers]
     if (
         isinstance(a, LoRAStack)
@@ -265,16 +124,12 @@ def _quick_distances(a: Stack, b: Stack, *, xp: Namespace) -> list[Array | None]
     ):
         products = _products_of_all(a, b, xp=xp)
         return [_trusted(products[i, ...], a.ranks[0], xp=xp) for i in layers]
-    found = []
-    for index in layers:
-        one, other = layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)
-        found.append(_trusted(_products(one, other, xp=xp), int(one.right.shape[1]), xp=xp))
-    return found
-
-
-def _of_one_rank(stack: Stack) -> bool:
-    """Whether it is a LoRA whose layers all have the same rank, of at least 1."""
-    return isinstance(stack, LoRAStack) and len({*stack.ranks}) == 1 and stack.ranks[0] > 0
+    ranks = a.ranks if isinstance(a, LoRAStack) else (a.rank,) * a.shape[0]
+    pairs = ((layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)) for index in layers)
+    return [
+        _trusted(_products(one, other, xp=xp), rank, xp=xp)
+        for rank, (one, other) in zip(ranks, pairs, strict=True)
+    ]
 
 
 def _products(one: Layer, other: Layer, *, xp: Namespace) -> Array:
@@ -311,26 +166,10 @@ def _trusted(products: Array, rank: int, *, xp: Namespace) -> Array | None:
     return xp.sqrt(square) if bool(square > GRAM_TRUSTED * size) else None
 
 
-def _layer_distance(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
-    """Distance of one layer, where each layer has factors of its own."""
-    assert not isinstance(b, Dense)
-    one, other = as_lora(take_layers(a, [index])), layer_of(b, index, xp=xp)
-    frame = frame_of(other.left, other.right, xp=xp)
-    core = frame.left_factor @ xp.matrix_transpose(frame.right_factor)
-    return distances_from(project(one, frame, xp=xp), [core], xp=xp)[0]
-
-
-def _tucker1_distances(a: Tucker1, frame: Frame, cores: Iterable[Array], *, xp: Namespace) -> Array:
-    found = []
-    for index, core in enumerate(cores):  # one layer at a time: shared columns are not copied
-        one = as_lora(take_layers(a, [index]))
-        found.append(distances_from(project(one, frame, xp=xp), [core], xp=xp)[0])
-    return xp.stack(found)
-
-
-def _tucker_distances(
-    a: Tucker2 | LowRankTucker2, b: Tucker2 | LowRankTucker2, frame: Frame, *, xp: Namespace
+def _of_shared_factors(
+    a: Tucker2 | LowRankTucker2, b: Tucker2 | LowRankTucker2, *, xp: Namespace
 ) -> Array:
+    frame = frame_of(b.u, b.v, xp=xp)
     u, v = float64(a.u, xp=xp), float64(a.v, xp=xp)
     inside_u = xp.matrix_transpose(frame.left) @ u
     inside_v = xp.matrix_transpose(frame.right) @ v
@@ -363,8 +202,10 @@ def _row_norms(x: Array, *, xp: Namespace) -> Array:
     return scale * xp.sqrt(xp.sum((x / scale[:, None]) ** 2, axis=1))
 
 
-def _dense_distance(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
-    left, right = (
-        layer_product(astype(take_layers(s, [index]), "float64"), 0, xp=xp) for s in (a, b)
-    )
-    return frobenius(left - right, xp=xp)
+def _of_matrices(a: Core, b: Core, *, xp: Namespace) -> Array:
+    found = []
+    for index in range(a.shape[0]):
+        wide = (astype(take_layers(x, [index]), "float64") for x in (a, b))
+        left, right = (layer_product(layer_of(x, 0, xp=xp), xp=xp) for x in wide)
+        found.append(frobenius(left - right, xp=xp))
+    return xp.stack(found)

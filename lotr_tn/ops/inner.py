@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 from lotr_tn._arrays import Array, Namespace, namespace_of, zeros
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, Stack
+from lotr_tn.formats import Format, Stack
 from lotr_tn.linalg import cross_gram
-from lotr_tn.ops.layers import common_namespace, layer_of, left_times_middle, require_same_shape
-from lotr_tn.ops.norms import layer_inner, norm
+from lotr_tn.ops.arrays import common_namespace, first_array
+from lotr_tn.ops.checks import require_same_shape
+from lotr_tn.ops.layers import Layer, layer_inner, layer_of, left_times_middle
+from lotr_tn.ops.norms import norm
+from lotr_tn.ops.primitives import by_rule_or_hub, lowered
 
 __all__ = ["cosine", "gram", "inner"]
 
@@ -30,8 +33,11 @@ def inner(a: Stack, b: Stack) -> Array:
     Accuracy: 1e-15·‖a‖‖b‖ absolute. For ‖a − b‖ use `distance`, which does not cancel.
     """
     require_same_shape(a, b)
+    if isinstance(a, Format) or isinstance(b, Format):
+        return by_rule_or_hub(inner, a, b)
     xp = common_namespace(a, b)
-    return xp.sum(xp.stack([layer_inner(a, b, i, xp=xp) for i in range(a.shape[0])]))
+    pairs = ([layer_of(x, index, xp=xp) for x in (a, b)] for index in range(a.shape[0]))
+    return xp.sum(xp.stack([layer_inner(x, y, xp=xp) for x, y in pairs]))
 
 
 def cosine(a: Stack, b: Stack) -> Array:
@@ -68,17 +74,18 @@ def gram(stacks: Sequence[Stack]) -> Array:
     for other in stacks[1:]:
         require_same_shape(stacks[0], other)
     xp = common_namespace(*stacks)
-    if any(isinstance(stack, Dense) for stack in stacks):
-        rows = [[inner(a, b) for b in stacks] for a in stacks]
-        return xp.stack([xp.stack(row) for row in rows])
-    total = _layer_gram(stacks, 0, xp=xp)
-    for index in range(1, stacks[0].shape[0]):
-        total = total + _layer_gram(stacks, index, xp=xp)
+    cores = [lowered(stack) for stack in stacks]
+    total = zeros((len(cores),) * 2, first_array(cores[0]), xp=xp)
+    for index in range(cores[0].shape[0]):
+        total = total + _layer_gram([layer_of(x, index, xp=xp) for x in cores], xp=xp)
     return (total + xp.matrix_transpose(total)) / 2
 
 
-def _layer_gram(stacks: Sequence[Stack], index: int, *, xp: Namespace) -> Array:
-    layers = [layer_of(s, index, xp=xp) for s in stacks if not isinstance(s, Dense)]
+def _layer_gram(layers: Sequence[Layer], *, xp: Namespace) -> Array:
+    """(N, N): the inner products of N updates of one layer."""
+    if any(layer.left is None for layer in layers):
+        rows = [xp.stack([layer_inner(x, y, xp=xp) for y in layers]) for x in layers]
+        return xp.stack(rows)
     left = xp.concat([left_times_middle(layer, xp=xp) for layer in layers], axis=1)
     right = xp.concat([layer.right for layer in layers], axis=1)
     products = cross_gram(left, left, xp=xp) * cross_gram(right, right, xp=xp)

@@ -1,162 +1,46 @@
 """Layers of a stack, seen one by one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import assert_never
 
-from lotr_tn._arrays import (
-    Array,
-    Namespace,
-    at_least_float32,
-    dtype_name,
-    float64,
-    namespace_of,
-    row_blocks,
-    wants_gradient,
-)
-from lotr_tn.errors import DerivativeError, FormatError
+from lotr_tn._arrays import Array, Namespace, at_least_float32, float64, identity
 from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.linalg.gram import cross_gram, wide_product
+from lotr_tn.ops.primitives import lowered
 
 __all__ = [
-    "Kind",
     "Layer",
-    "arrays_of",
-    "common_namespace",
     "core_of",
     "cores_as_lora",
-    "differentiable",
     "each_core",
-    "first_array",
+    "layer_inner",
     "layer_of",
     "layer_product",
     "left_times_middle",
-    "refuse_gradient",
-    "require_layer",
-    "require_same_shape",
-    "storage_dtype",
-    "wide_product",
-    "with_arrays",
+    "two_factors",
 ]
-
-
-Kind = TypeVar("Kind", bound=Stack)
-"""A stack whose format a function keeps."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One update as left @ middle @ rightᵀ; a middle of None is the identity."""
+    """One update as left @ middle @ rightᵀ, where None is the identity.
 
-    left: Array  # (m, p)
-    middle: Array | None  # (p, q)
-    right: Array  # (n, q)
-
-
-def arrays_of(stack: Stack) -> dict[str, Array]:
-    """The arrays of a stack by field name."""
-    match stack:
-        case LoRAStack():
-            return {"up": stack.up, "down": stack.down}
-        case Tucker2():
-            return {"u": stack.u, "core": stack.core, "v": stack.v}
-        case LowRankTucker2():
-            return {"u": stack.u, "up": stack.up, "down": stack.down, "v": stack.v}
-        case Tucker1():
-            return {"shared": stack.shared, "own": stack.own}
-        case Dense():
-            return {"w": stack.w}
-
-
-def first_array(stack: Stack) -> Array:
-    """One of a stack's arrays: all of them have one library, dtype and device."""
-    match stack:
-        case Tucker2() | LowRankTucker2():
-            return stack.u
-        case LoRAStack():
-            return stack.up
-        case Tucker1():
-            return stack.shared
-        case Dense():
-            return stack.w
-
-
-def common_namespace(*stacks: Stack) -> Namespace:
-    """The array library of one or several stacks.
-
-    Raises:
-        BackendError: library, dtype or device differ.
+    Both sides are None in a dense layer, and neither of them in any other.
     """
-    if len(stacks) == 1:
-        return namespace_of(**arrays_of(stacks[0]))
-    named = {f"{'abcdefgh'[i % 8]}{i // 8 or ''}": stack for i, stack in enumerate(stacks)}
-    return namespace_of(
-        **{f"{name}.{k}": x for name, stack in named.items() for k, x in arrays_of(stack).items()}
-    )
+
+    left: Array  # (m, p), or None
+    middle: Array | None  # (p, q)
+    right: Array  # (n, q), or None
 
 
-def storage_dtype(stack: Stack) -> str:
-    """The name of a stack's dtype."""
-    return dtype_name(first_array(stack))
-
-
-def differentiable(*stacks: Stack) -> bool:
-    """Whether torch records what is done with any of these stacks."""
-    return any(wants_gradient(*arrays_of(stack).values()) for stack in stacks)
-
-
-def with_arrays(stack: Kind, **changes: Any) -> Kind:
-    """The stack with other arrays; its certificate, which measured the old ones, is dropped."""
-    if not isinstance(stack, Dense):
-        changes["certificate"] = None
-    return replace(stack, **changes)
-
-
-def refuse_gradient(what: str, *stacks: Stack) -> None:
-    """Refuse stacks that torch records, where the derivative would not be right."""
-    if differentiable(*stacks):
-        raise DerivativeError(
-            f"{what} has no derivative here, and the factors require one; detach them, or use "
-            "round at fixed ranks, which has"
-        )
-
-
-def cores_as_lora(stack: LowRankTucker2) -> LoRAStack:
-    """The cores alone, up_l down_l (L, r1, r2), with the stack's own arrays."""
-    return LoRAStack(stack.up, stack.down, stack.ranks)
-
-
-def core_of(stack: Tucker2 | LowRankTucker2, index: int, *, xp: Namespace) -> Array:
-    """The core (r1, r2) of a layer in float64."""
-    if isinstance(stack, Tucker2):
-        return float64(stack.core[index, ...], xp=xp)
-    part = stack.slices[index]
-    return float64(stack.up[:, part], xp=xp) @ float64(stack.down[part, :], xp=xp)
-
-
-def each_core(stack: Tucker2 | LowRankTucker2, *, xp: Namespace) -> Iterator[Array]:
-    """The cores (r1, r2) of all layers in turn, in float64."""
-    if isinstance(stack, Tucker2):
-        for index in range(stack.shape[0]):
-            yield float64(stack.core[index, ...], xp=xp)
-        return
-    up, down = float64(stack.up, xp=xp), float64(stack.down, xp=xp)
-    for part in stack.slices:
-        yield up[:, part] @ down[part, :]
-
-
-def wide_product(x: Array, y: Array, *, xp: Namespace) -> Array:
-    """The product x @ y in float64 for a tall x, of which no float64 copy is held whole."""
-    y = float64(y, xp=xp)
-    return xp.concat([float64(x[rows, :], xp=xp) @ y for rows in row_blocks(x)], axis=0)
-
-
-def layer_of(
-    stack: LoRAStack | Tucker2 | LowRankTucker2 | Tucker1, index: int, *, xp: Namespace
-) -> Layer:
+def layer_of(stack: Stack, index: int, *, xp: Namespace) -> Layer:
     """Layer `index` as factors that view the stack's arrays.
 
-    Those of a low-rank Tucker-2 are products, U up_l and V down_lᵀ in float64.
+    Those of a low-rank Tucker-2 are products, U up_l and V down_lᵀ in float64. A format beyond the
+    core ones is seen in its hub: lower it once before a loop.
     """
+    stack = lowered(stack)
     match stack:
         case Tucker2():
             return Layer(stack.u, stack.core[index, ...], stack.v)
@@ -172,35 +56,90 @@ def layer_of(
         case LoRAStack():
             part = stack.slices[index]
             return Layer(stack.up[:, part], None, xp.matrix_transpose(stack.down[part, :]))
+        case Dense():
+            return Layer(None, stack.w[index, ...], None)
+        case never:
+            assert_never(never)
 
 
 def left_times_middle(layer: Layer, *, xp: Namespace) -> Array:
     """Left @ middle (m, q) in float64, so that a layer is this times rightᵀ."""
+    if layer.left is None:
+        return float64(layer.middle, xp=xp)
     left = float64(layer.left, xp=xp)
     return left if layer.middle is None else left @ float64(layer.middle, xp=xp)
 
 
-def layer_product(stack: Stack, index: int, *, xp: Namespace) -> Array:
-    """Layer `index` as one (m, n) matrix, in float32 or float64."""
-    if isinstance(stack, Dense):
-        return at_least_float32(stack.w[index, ...], xp=xp)
-    layer = layer_of(stack, index, xp=xp)
-    left = at_least_float32(layer.left, xp=xp)
-    if layer.middle is not None:
-        left = left @ at_least_float32(layer.middle, xp=xp)
-    return left @ xp.matrix_transpose(at_least_float32(layer.right, xp=xp))
+def two_factors(layer: Layer, *, xp: Namespace) -> tuple[Array, Array]:
+    """Float64 factors (m, k) and (n, k) of a layer, narrow: its middle is on the wider side."""
+    if layer.left is None or layer.right is None:
+        wide = float64(layer.middle, xp=xp)
+        m, n = wide.shape
+        eye = identity(min(m, n), wide, xp=xp)
+        return (eye, xp.matrix_transpose(wide)) if m < n else (wide, eye)
+    right = float64(layer.right, xp=xp)
+    if layer.middle is not None and layer.left.shape[1] < right.shape[1]:
+        across = xp.matrix_transpose(float64(layer.middle, xp=xp))
+        return float64(layer.left, xp=xp), right @ across
+    return left_times_middle(layer, xp=xp), right
 
 
-def require_same_shape(a: Stack, b: Stack) -> None:
-    """Refuse two stacks that differ in layers or in matrix size."""
-    if a.shape != b.shape:
-        raise FormatError(
-            f"both stacks must have one shape (L, m, n); found {a.shape} and {b.shape}"
-        )
+def layer_inner(x: Layer, y: Layer, *, xp: Namespace) -> Array:
+    """tr(xᵀ y) of two layers, from Gram matrices of their factors; differentiable."""
+    if x.left is None or x.right is None:
+        if y.left is None:
+            return xp.sum(float64(x.middle, xp=xp) * float64(y.middle, xp=xp))
+        return layer_inner(y, x, xp=xp)
+    if y.left is None or y.right is None:
+        left = xp.matrix_transpose(left_times_middle(x, xp=xp))
+        right = xp.matrix_transpose(float64(x.right, xp=xp))
+        return xp.sum((left @ float64(y.middle, xp=xp)) * right)
+    across = cross_gram(x.left, y.left, xp=xp)
+    if x.middle is not None:
+        across = xp.matrix_transpose(float64(x.middle, xp=xp)) @ across
+    if y.middle is not None:
+        across = across @ float64(y.middle, xp=xp)
+    return xp.sum(across * cross_gram(x.right, y.right, xp=xp))
 
 
-def require_layer(layers: int, layer: int) -> int:
-    """A layer's index from 0 to L - 1, or a refusal; negative ones count from the end."""
-    if not -layers <= layer < layers:
-        raise FormatError(f"layer must lie in 0 … {layers - 1}; found {layer}")
-    return layer % layers
+def layer_product(layer: Layer, *, xp: Namespace) -> Array:
+    """A layer as one (m, n) matrix, in float32 or float64."""
+    product = None
+    for factor in (layer.left, layer.middle):
+        if factor is not None:
+            wide = at_least_float32(factor, xp=xp)
+            product = wide if product is None else product @ wide
+    if layer.right is None:
+        return product
+    return product @ xp.matrix_transpose(at_least_float32(layer.right, xp=xp))
+
+
+def cores_as_lora(stack: LowRankTucker2) -> LoRAStack:
+    """The cores alone, up_l down_l (L, r1, r2), with the stack's own arrays."""
+    return LoRAStack(stack.up, stack.down, stack.ranks)
+
+
+def core_of(stack: Tucker2 | LowRankTucker2, index: int, *, xp: Namespace) -> Array:
+    """The core (r1, r2) of a layer in float64."""
+    match stack:
+        case Tucker2():
+            return float64(stack.core[index, ...], xp=xp)
+        case LowRankTucker2():
+            part = stack.slices[index]
+            return float64(stack.up[:, part], xp=xp) @ float64(stack.down[part, :], xp=xp)
+        case never:
+            assert_never(never)
+
+
+def each_core(stack: Tucker2 | LowRankTucker2, *, xp: Namespace) -> Iterator[Array]:
+    """The cores (r1, r2) of all layers in turn, in float64."""
+    match stack:
+        case Tucker2():
+            for index in range(stack.shape[0]):
+                yield float64(stack.core[index, ...], xp=xp)
+        case LowRankTucker2():
+            up, down = float64(stack.up, xp=xp), float64(stack.down, xp=xp)
+            for part in stack.slices:
+                yield up[:, part] @ down[part, :]
+        case never:
+            assert_never(never)

@@ -7,7 +7,7 @@ import array_api_compat
 
 from lotr_tn._arrays import STORAGE_DTYPES, Array, narrow
 from lotr_tn.errors import BackendError
-from lotr_tn.ops.layers import Kind, arrays_of, common_namespace, with_arrays
+from lotr_tn.ops.arrays import Kind, arrays_of, common_namespace, with_arrays
 
 __all__ = ["astype", "to_device"]
 

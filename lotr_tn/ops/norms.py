@@ -1,15 +1,17 @@
 """Norms from factors."""
 
-from typing import Literal
+from typing import Literal, assert_never
 
 from lotr_tn._arrays import Array, Namespace, float64, namespace_of
 from lotr_tn.errors import OptionError
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.linalg import cross_gram, triangular_factor
+from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.linalg import triangular_factor
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
-from lotr_tn.ops.layers import common_namespace, differentiable, layer_of, left_times_middle
+from lotr_tn.ops.arrays import common_namespace, differentiable
+from lotr_tn.ops.layers import layer_inner, layer_of, left_times_middle
+from lotr_tn.ops.primitives import by_rule_or_hub
 
-__all__ = ["layer_inner", "layer_norms", "layer_singular_values", "norm", "root_sum_squares"]
+__all__ = ["layer_norms", "layer_singular_values", "norm", "root_sum_squares"]
 
 NormKind = Literal["frobenius", "spectral", "nuclear"]
 
@@ -43,6 +45,8 @@ def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
     Raises:
         OptionError: an unknown kind.
     """
+    if isinstance(stack, Format):
+        return by_rule_or_hub(layer_norms, stack, kind)
     xp = common_namespace(stack)
     match kind:
         case "frobenius":
@@ -68,6 +72,8 @@ def layer_singular_values(stack: Stack) -> list[Array]:
     Cost: O((m + n)·r_l²) flops a layer.
     Accuracy: 1e-15 of the largest for float64 input, 1e-8 for factors stored narrower.
     """
+    if isinstance(stack, Format):
+        return by_rule_or_hub(layer_singular_values, stack)
     xp = common_namespace(stack)
     if differentiable(stack):
         return [_singular_values_with_gradient(stack, i, xp=xp) for i in range(stack.shape[0])]
@@ -77,7 +83,7 @@ def layer_singular_values(stack: Stack) -> list[Array]:
     return [values[: min(count, values.shape[0])] for values in found]
 
 
-def _small_layers(stack: Stack, layers: range, *, xp: Namespace) -> list[Array]:
+def _small_layers(stack: Core, layers: range, *, xp: Namespace) -> list[Array]:
     """For each layer a small matrix with its singular values: T_left middle T_rightᵀ."""
     match stack:
         case Dense():
@@ -100,6 +106,8 @@ def _small_layers(stack: Stack, layers: range, *, xp: Namespace) -> list[Array]:
             ]
         case LoRAStack():
             return [_small_lora(stack, part, xp=xp) for part in stack.slices]
+        case never:
+            assert_never(never)
 
 
 def _small_lora(stack: LoRAStack, part: slice, *, xp: Namespace) -> Array:
@@ -108,47 +116,23 @@ def _small_lora(stack: LoRAStack, part: slice, *, xp: Namespace) -> Array:
     return left @ xp.matrix_transpose(right)
 
 
-def layer_inner(a: Stack, b: Stack, index: int, *, xp: Namespace) -> Array:
-    """tr(a_lᵀ b_l) of two stacks in factors, from Gram matrices; differentiable."""
-    if isinstance(a, Dense) or isinstance(b, Dense):
-        if not isinstance(b, Dense):
-            a, b = b, a
-        assert isinstance(b, Dense)
-        matrix = float64(b.w[index, ...], xp=xp)
-        if isinstance(a, Dense):
-            return xp.sum(float64(a.w[index, ...], xp=xp) * matrix)
-        x = layer_of(a, index, xp=xp)
-        left = left_times_middle(x, xp=xp)
-        return xp.sum(
-            (xp.matrix_transpose(left) @ matrix) * xp.matrix_transpose(float64(x.right, xp=xp))
-        )
-    x, y = layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)
-    across = cross_gram(x.left, y.left, xp=xp)
-    if x.middle is not None:
-        across = xp.matrix_transpose(float64(x.middle, xp=xp)) @ across
-    if y.middle is not None:
-        across = across @ float64(y.middle, xp=xp)
-    return xp.sum(across * cross_gram(x.right, y.right, xp=xp))
-
-
-def _norms_with_gradient(stack: Stack, *, xp: Namespace) -> Array:
+def _norms_with_gradient(stack: Core, *, xp: Namespace) -> Array:
     """Norms by Gram matrices, which have derivatives wherever the norm is not zero.
 
     The triangular factors of the other route have none at equal or zero singular values.
     """
-    squares = xp.stack([layer_inner(stack, stack, i, xp=xp) for i in range(stack.shape[0])])
-    return _safe_root(squares, xp=xp)
+    layers = (layer_of(stack, index, xp=xp) for index in range(stack.shape[0]))
+    return _safe_root(xp.stack([layer_inner(x, x, xp=xp) for x in layers]), xp=xp)
 
 
-def _singular_values_with_gradient(stack: Stack, index: int, *, xp: Namespace) -> Array:
-    if isinstance(stack, Dense):
-        return xp.linalg.svdvals(float64(stack.w[index, ...], xp=xp))
+def _singular_values_with_gradient(stack: Core, index: int, *, xp: Namespace) -> Array:
     layer = layer_of(stack, index, xp=xp)
+    if layer.left is None or layer.right is None:
+        return xp.linalg.svdvals(float64(layer.middle, xp=xp))
     left = left_times_middle(layer, xp=xp)
     right = xp.matrix_transpose(float64(layer.right, xp=xp))
-    rank = min(*layer.left.shape, *right.shape)
-    if isinstance(stack, LowRankTucker2):
-        rank = min(rank, *stack.shared_ranks)
+    within = stack.shared_ranks if isinstance(stack, LowRankTucker2) else ()
+    rank = min(*layer.left.shape, *right.shape, *within)
     return truncated_svd_with_gradient(left, right, rank)[1]
 
 

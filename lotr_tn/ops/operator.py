@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotr_tn._arrays import Array, from_numpy, to_numpy
-from lotr_tn.formats import Stack
+from lotr_tn.formats import Format, Stack
 from lotr_tn.ops.apply import apply, apply_transpose
-from lotr_tn.ops.layers import first_array, require_layer, storage_dtype
+from lotr_tn.ops.arrays import first_array, storage_dtype
+from lotr_tn.ops.checks import require_layer
 from lotr_tn.ops.moving import astype
+from lotr_tn.ops.primitives import has_rule, lowered
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -45,6 +47,8 @@ def as_linear_operator(stack: Stack, layer: int | None = None) -> "LinearOperato
     """
     from scipy.sparse.linalg import LinearOperator
 
+    if isinstance(stack, Format) and not has_rule("apply", type(stack)):
+        stack = lowered(stack)  # once, and not in each product
     layers, m, n = stack.shape
     if layer is not None:
         layer = require_layer(layers, layer)

@@ -1,13 +1,23 @@
 """Stacks cut into layers, and put together from them."""
 
 from collections.abc import Sequence
+from typing import assert_never
 
 from lotr_tn._arrays import Array, Namespace
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.ops.conversion import in_one_format
-from lotr_tn.ops.layers import common_namespace, cores_as_lora
+from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.ops.arrays import common_namespace, with_arrays
+from lotr_tn.ops.conversion import (
+    as_dense,
+    as_lora,
+    as_low_rank_tucker2,
+    as_tucker1,
+    as_tucker2,
+    in_shared_format,
+)
+from lotr_tn.ops.layers import cores_as_lora
 from lotr_tn.ops.padding import zero_blocks
+from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered
 
 __all__ = ["concat_layers", "take_layers"]
 
@@ -35,6 +45,11 @@ def take_layers(stack: Stack, layers: Sequence[int]) -> Stack:
             raise FormatError(f"layers must lie in 0 … {count - 1}; found {layer}")
     chosen = [layer % count for layer in layers]
     xp = common_namespace(stack)
+    if isinstance(stack, Format):
+        if (name := layered_field("take_layers", stack)) is None:
+            return by_rule_or_hub(take_layers, stack, layers)
+        x = getattr(stack, name)
+        return with_arrays(stack, **{name: xp.stack([x[i, ...] for i in chosen])})
     match stack:
         case Tucker2():
             return Tucker2(stack.u, xp.stack([stack.core[i, ...] for i in chosen]), stack.v)
@@ -48,6 +63,8 @@ def take_layers(stack: Stack, layers: Sequence[int]) -> Stack:
         case LowRankTucker2():
             cores = _taken(cores_as_lora(stack), chosen, xp=xp)
             return LowRankTucker2(stack.u, cores.up, cores.down, stack.v, cores.ranks)
+        case never:
+            assert_never(never)
 
 
 def concat_layers(stacks: Sequence[Stack]) -> Stack:
@@ -76,33 +93,40 @@ def concat_layers(stacks: Sequence[Stack]) -> Stack:
                 f"all stacks must have one matrix size (m, n); found {first} and {stack.shape[1:]}"
             )
     xp = common_namespace(*stacks)
-    alike = in_one_format(*stacks)
-    match alike[0]:
+    if (own := joined(stacks, "layers")) is not None:
+        return own
+    cores = [lowered(stack) for stack in stacks]
+    match in_shared_format(cores):
         case Dense():
-            return Dense(xp.concat([s.w for s in alike], axis=0))
+            return Dense(xp.concat([as_dense(s).w for s in cores], axis=0))
         case LoRAStack():
+            alike = [as_lora(s) for s in cores]
             up = xp.concat([s.up for s in alike], axis=1)
             down = xp.concat([s.down for s in alike], axis=0)
             return LoRAStack(up, down, tuple(r for s in alike for r in s.ranks))
-        case Tucker1():
+        case Tucker1(side=side):
+            alike = [as_tucker1(s, side) for s in cores]
             shared, starts = _side_by_side([s.shared for s in alike], xp=xp)
             size = int(shared.shape[1])
             own = [
                 _placed(s.own, (None, (at, size)), xp=xp)
                 for s, at in zip(alike, starts, strict=True)
             ]
-            return Tucker1(shared, xp.concat(own, axis=0), alike[0].side)
+            return Tucker1(shared, xp.concat(own, axis=0), side)
         case LowRankTucker2():
-            return _concat_low_rank(alike, xp=xp)
-        case _:
+            return _concat_low_rank([as_low_rank_tucker2(s) for s in cores], xp=xp)
+        case Tucker2():
+            alike = [as_tucker2(s) for s in cores]
             u, starts = _side_by_side([s.u for s in alike], xp=xp)
             v, ends = _side_by_side([s.v for s in alike], xp=xp)
             sizes = int(u.shape[1]), int(v.shape[1])
-            cores = [
+            placed = [
                 _placed(s.core, ((p, sizes[0]), (q, sizes[1])), xp=xp)
                 for s, p, q in zip(alike, starts, ends, strict=True)
             ]
-            return Tucker2(u, xp.concat(cores, axis=0), v)
+            return Tucker2(u, xp.concat(placed, axis=0), v)
+        case never:
+            assert_never(never)
 
 
 def _taken(stack: LoRAStack, chosen: Sequence[int], *, xp: Namespace) -> LoRAStack:

@@ -45,7 +45,7 @@ def require_rows(bank, module, rows=11, seed=0):
         [fleets.dense(bank[names[at]])[module] @ row for at, row in zip(layer, x, strict=True)]
     )
     assert np.allclose(found, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
-    dtype = lt.ops.layers.storage_dtype(stack)
+    dtype = lt.ops.arrays.storage_dtype(stack)
     if dtype in ("float32", "float64"):
         own = lt.apply(stack, x.astype(dtype), layer=layer)
         assert np.allclose(own, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())

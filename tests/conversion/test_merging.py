@@ -118,9 +118,9 @@ def own_copies(adapter):
     """The same adapter with factors of its own."""
     groups = {}
     for name, group in adapter.groups.items():
-        fields = {k: np.array(x) for k, x in lt.ops.layers.arrays_of(group.stack).items()}
+        fields = {k: np.array(x) for k, x in lt.ops.arrays.arrays_of(group.stack).items()}
         groups[name] = LoTRGroup(
-            name, group.targets, lt.ops.layers.with_arrays(group.stack, **fields)
+            name, group.targets, lt.ops.arrays.with_arrays(group.stack, **fields)
         )
     return lt.LoTRAdapter(groups, adapter.extras, adapter.config_text, adapter.origin)
 

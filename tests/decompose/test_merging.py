@@ -11,7 +11,7 @@ from peft.utils import merge_utils
 
 import lotr_tn as lt
 from lotr_tn.decompose.merging import slerp_coefficients
-from lotr_tn.ops.layers import first_array
+from lotr_tn.ops.arrays import first_array
 from tests.conftest import stack_on
 from tests.tripwire import LargestTensor
 

@@ -12,7 +12,7 @@ import lotr_tn as lt
 from lotr_tn._arrays import Array
 from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops import convert
-from lotr_tn.ops.layers import arrays_of
+from lotr_tn.ops.arrays import arrays_of
 from lotr_tn.testing import strategies
 from tests.conftest import on_backend
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import lotr_tn as lt
 from lotr_tn._arrays import dtype_name, to_numpy
-from lotr_tn.ops.layers import arrays_of
+from lotr_tn.ops.arrays import arrays_of
 from lotr_tn.testing import laws, strategies
 from tests.conftest import BACKENDS, on_backend
 

@@ -24,8 +24,8 @@ from lotr_tn.files.spool import Spool
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg.ranks import FixedRank
 from lotr_tn.ops.arithmetic import scale
+from lotr_tn.ops.arrays import arrays_of
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.layers import arrays_of
 from lotr_tn.ops.moving import astype
 
 __all__ = [

@@ -6,7 +6,7 @@ import numpy as np
 
 from lotr_tn._arrays import Array, to_numpy
 from lotr_tn.formats import Stack
-from lotr_tn.ops.layers import arrays_of, storage_dtype
+from lotr_tn.ops.arrays import arrays_of, storage_dtype
 from lotr_tn.testing.laws.truth import (
     dense_updates,
     expect,

@@ -8,7 +8,7 @@ import numpy as np
 from lotr_tn._arrays import Array, to_numpy
 from lotr_tn.formats import Stack
 from lotr_tn.ops import add, scale
-from lotr_tn.ops.layers import storage_dtype
+from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.testing.laws.truth import (
     dense_updates,
     expect,

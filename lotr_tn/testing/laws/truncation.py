@@ -12,7 +12,7 @@ from lotr_tn._arrays import to_numpy
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import RelativeError
 from lotr_tn.ops import convert, take_layers
-from lotr_tn.ops.layers import arrays_of, storage_dtype
+from lotr_tn.ops.arrays import arrays_of, storage_dtype
 from lotr_tn.testing.laws.gauge import change_gauge, gauge_sizes, is_lost, random_gauge
 from lotr_tn.testing.laws.outcome import Decomposition, Ranks, loss, run, tail, tails
 from lotr_tn.testing.laws.truth import (

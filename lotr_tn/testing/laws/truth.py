@@ -6,7 +6,7 @@ import numpy as np
 
 from lotr_tn._arrays import Array, dtype_name, to_numpy
 from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.ops.layers import arrays_of, storage_dtype
+from lotr_tn.ops.arrays import arrays_of, storage_dtype
 
 __all__ = [
     "dense_updates",

@@ -13,7 +13,7 @@ from hypothesis.strategies import SearchStrategy
 
 from lotr_tn._arrays import Array, cast
 from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.ops.layers import arrays_of
+from lotr_tn.ops.arrays import arrays_of
 from lotr_tn.testing.laws.truth import dense_updates
 from lotr_tn.testing.strategies import sizes
 from lotr_tn.testing.strategies.entries import (

@@ -1,0 +1,176 @@
+"""Stacks seen from a pair of orthonormal bases, with what lies outside both measured.
+
+For b_l = Q_u H_l Q_vᵀ with orthonormal Q_u, Q_v, and a_l = X C Yᵀ, write X = Q_u A + P and
+Y = Q_v B + N. Then a_l − b_l is a sum of four mutually orthogonal terms,
+
+    Q_u (A C Bᵀ − H_l) Q_vᵀ  +  P C Bᵀ Q_vᵀ  +  Q_u A C Nᵀ  +  P C Nᵀ,
+
+each small when the difference is small. So the distance is accurate to the unit roundoff times
+‖a‖, where ‖a‖² − 2⟨a, b⟩ + ‖b‖² would lose everything below its square root.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import assert_never
+
+from lotr_tn._arrays import (
+    BLOCK_ELEMENTS,
+    Array,
+    Namespace,
+    float64,
+    is_wide,
+    row_blocks,
+    zeros,
+)
+from lotr_tn.formats import Core, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangular_factor
+from lotr_tn.linalg.factor import qr
+from lotr_tn.ops.norms import frobenius, root_sum_squares
+
+__all__ = [
+    "Frame",
+    "Projection",
+    "cores_in",
+    "distances_from",
+    "frame_of",
+    "outside",
+    "project",
+]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Orthonormal bases of a pair of factors: u = left @ left_factor, v = right @ right_factor."""
+
+    left: Array  # (m, r1) float64
+    left_factor: Array  # (r1, r1) float64
+    right: Array  # (n, r2) float64
+    right_factor: Array  # (r2, r2) float64
+
+    def core(self, core: Array, *, xp: Namespace) -> Array:
+        """A core (r1, r2) that belongs to u and v, in the orthonormal bases."""
+        return self.left_factor @ float64(core, xp=xp) @ xp.matrix_transpose(self.right_factor)
+
+
+def frame_of(u: Array, v: Array, *, xp: Namespace) -> Frame:
+    """The frame of the factors u (m, r1) and v (n, r2)."""
+    return Frame(*orthonormal_basis(u, xp=xp), *orthonormal_basis(v, xp=xp))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A LoRA stack in a frame: up = left @ a + P and downᵀ = right @ b + N."""
+
+    stack: LoRAStack
+    frame: Frame
+    a: Array  # (r1, R) float64
+    b: Array  # (r2, R) float64
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each layer's rank terms lie: found once for all layers."""
+        return self.stack.slices
+
+    def core(self, index: int, *, xp: Namespace) -> Array:
+        """The core (r1, r2) of the layer's projection, in the frame."""
+        part = self.slices[index]
+        return self.a[:, part] @ xp.matrix_transpose(self.b[:, part])
+
+
+def project(stack: LoRAStack, frame: Frame, *, xp: Namespace) -> Projection:
+    """The coordinates of a LoRA stack in a frame. Cost: 2·(m·r1 + n·r2)·R flops."""
+    a = cross_gram(frame.left, stack.up, xp=xp)
+    b = cross_gram(frame.right, xp.matrix_transpose(stack.down), xp=xp)
+    return Projection(stack, frame, a, b)
+
+
+def cores_in(stack: Core, frame: Frame, *, xp: Namespace) -> list[Array]:
+    """For each layer the core (r1, r2) float64 of its projection on a frame.
+
+    Cost: 2·(m·r1 + n·r2)·k flops for a factor of k columns; shared factors are projected once.
+    """
+    left, right = frame.left, frame.right
+    match stack:
+        case LoRAStack():
+            projection = project(stack, frame, xp=xp)
+            return [projection.core(index, xp=xp) for index in range(stack.shape[0])]
+        case Tucker2():
+            a, b = cross_gram(left, stack.u, xp=xp), cross_gram(stack.v, right, xp=xp)
+            return [a @ float64(stack.core[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
+        case LowRankTucker2():
+            a = cross_gram(left, stack.u, xp=xp) @ float64(stack.up, xp=xp)
+            b = float64(stack.down, xp=xp) @ cross_gram(stack.v, right, xp=xp)
+            return [a[:, part] @ b[part, :] for part in stack.slices]
+        case Tucker1(side="in"):
+            b = cross_gram(stack.shared, right, xp=xp)
+            return [cross_gram(left, stack.own[i, ...], xp=xp) @ b for i in range(stack.shape[0])]
+        case Tucker1():
+            a = cross_gram(left, stack.shared, xp=xp)
+            return [a @ cross_gram(stack.own[i, ...], right, xp=xp) for i in range(stack.shape[0])]
+        case Dense():
+            return [
+                xp.matrix_transpose(cross_gram(stack.w[i, ...], left, xp=xp)) @ right
+                for i in range(stack.shape[0])
+            ]
+        case never:
+            assert_never(never)
+
+
+def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namespace) -> Array:
+    """(L,) distances of a projected LoRA stack from the Tucker-2 with these cores in the frame.
+
+    Cost: 2·(m·r1 + n·r2)·R flops; O(R·r) memory and one block of rows.
+    """
+    stack, frame = projection.stack, projection.frame
+    up, down = stack.up, xp.matrix_transpose(stack.down)
+    # a factor's outside part may be large and yet cancel in the product, so it is multiplied by
+    # the other side before its size is taken
+    weights_a = [qr(projection.a[:, part], xp=xp)[1] for part in stack.slices]
+    weights_b = [qr(projection.b[:, part], xp=xp)[1] for part in stack.slices]
+    right = outside(down, frame.right, projection.b, stack.slices, weights_a, xp=xp)
+    both = [
+        xp.concat([weight, factor], axis=0)
+        for weight, (_, factor) in zip(weights_b, right, strict=True)
+    ]
+    left = outside(up, frame.left, projection.a, stack.slices, both, xp=xp)
+    inside = [
+        frobenius(projection.core(index, xp=xp) - core, xp=xp) for index, core in enumerate(cores)
+    ]
+    terms = zip(inside, left, right, strict=True)
+    return xp.stack([root_sum_squares(xp.stack([i, p, n])) for i, (p, _), (n, _) in terms])
+
+
+def outside(
+    x: Array,
+    basis: Array,
+    inside: Array,
+    parts: Sequence[slice],
+    weights: Sequence[Array],
+    *,
+    xp: Namespace,
+) -> list[tuple[Array, Array]]:
+    """For each part P_l of P = X - basis @ inside: ‖P_l T_lᵀ‖ for the weight T_l, and P_l's size.
+
+    The size is a small factor with the Gram matrix of P_l.
+    """
+    if is_wide(x):
+        found = []
+        for part, weight in zip(parts, weights, strict=True):
+            rest = x[:, part] - basis @ inside[:, part]
+            weighed = frobenius(rest @ xp.matrix_transpose(weight), xp=xp)
+            found.append((weighed, triangular_factor(rest, xp=xp)))
+        return found
+    grams = [zeros((part.stop - part.start,) * 2, x, xp=xp) for part in parts]
+    squares = [zeros((), x, xp=xp) for _ in parts]
+    for rows in row_blocks(x, BLOCK_ELEMENTS // 2):  # three copies of a block live at a time
+        rest = float64(x[rows, :], xp=xp) - basis[rows, :] @ inside
+        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            own = rest[:, part]
+            grams[index] = grams[index] + xp.matrix_transpose(own) @ own
+            weighed = own @ xp.matrix_transpose(weight)
+            squares[index] = squares[index] + xp.sum(weighed * weighed)
+    return [
+        (xp.sqrt(square), root_of_gram(gram, xp=xp))
+        for square, gram in zip(squares, grams, strict=True)
+    ]
