@@ -31,7 +31,7 @@ from lotr_tn.banks.group import (
 )
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
-from lotr_tn.formats import Dense
+from lotr_tn.formats import Dense, Format
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.ops.arrays import arrays_of, storage_dtype, with_arrays
 from lotr_tn.ops.conversion import as_lora
@@ -359,7 +359,7 @@ def _one_stack(stacks: list[Compressed]) -> Compressed:
     if len(dtypes) > 1:
         stacks = [astype(stack, common_dtype(dtypes)) for stack in stacks]
     joined = concat_layers(stacks)
-    assert not isinstance(joined, Dense)
+    assert not isinstance(joined, Dense | Format)
     return joined
 
 

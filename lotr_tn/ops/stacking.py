@@ -6,7 +6,7 @@ from typing import assert_never
 from lotr_tn._arrays import Array, Namespace
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.ops.arrays import common_namespace, with_arrays
+from lotr_tn.ops.arrays import Kind, common_namespace, with_arrays
 from lotr_tn.ops.conversion import (
     as_dense,
     as_lora,
@@ -15,14 +15,13 @@ from lotr_tn.ops.conversion import (
     as_tucker2,
     in_shared_format,
 )
-from lotr_tn.ops.layers import cores_as_lora
 from lotr_tn.ops.padding import zero_blocks
 from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered
 
 __all__ = ["concat_layers", "take_layers"]
 
 
-def take_layers(stack: Stack, layers: Sequence[int]) -> Stack:
+def take_layers(stack: Kind, layers: Sequence[int]) -> Kind:
     """The stack of the layers named, in that order; layers may repeat.
 
     Args:
@@ -52,17 +51,17 @@ def take_layers(stack: Stack, layers: Sequence[int]) -> Stack:
         return with_arrays(stack, **{name: xp.stack([x[i, ...] for i in chosen])})
     match stack:
         case Tucker2():
-            return Tucker2(stack.u, xp.stack([stack.core[i, ...] for i in chosen]), stack.v)
+            return with_arrays(stack, core=xp.stack([stack.core[i, ...] for i in chosen]))
         case Tucker1():
-            own = xp.stack([stack.own[i, ...] for i in chosen])
-            return Tucker1(stack.shared, own, stack.side)
+            return with_arrays(stack, own=xp.stack([stack.own[i, ...] for i in chosen]))
         case Dense():
-            return Dense(xp.stack([stack.w[i, ...] for i in chosen]))
-        case LoRAStack():
-            return _taken(stack, chosen, xp=xp)
-        case LowRankTucker2():
-            cores = _taken(cores_as_lora(stack), chosen, xp=xp)
-            return LowRankTucker2(stack.u, cores.up, cores.down, stack.v, cores.ranks)
+            return with_arrays(stack, w=xp.stack([stack.w[i, ...] for i in chosen]))
+        case LoRAStack() | LowRankTucker2():
+            slices = stack.slices
+            up = xp.concat([stack.up[:, slices[i]] for i in chosen], axis=1)
+            down = xp.concat([stack.down[slices[i], :] for i in chosen], axis=0)
+            ranks = tuple(stack.ranks[i] for i in chosen)
+            return with_arrays(stack, up=up, down=down, ranks=ranks)
         case never:
             assert_never(never)
 
@@ -127,13 +126,6 @@ def concat_layers(stacks: Sequence[Stack]) -> Stack:
             return Tucker2(u, xp.concat(placed, axis=0), v)
         case never:
             assert_never(never)
-
-
-def _taken(stack: LoRAStack, chosen: Sequence[int], *, xp: Namespace) -> LoRAStack:
-    slices = stack.slices
-    up = xp.concat([stack.up[:, slices[i]] for i in chosen], axis=1)
-    down = xp.concat([stack.down[slices[i], :] for i in chosen], axis=0)
-    return LoRAStack(up, down, tuple(stack.ranks[i] for i in chosen))
 
 
 def _concat_low_rank(stacks: Sequence[LowRankTucker2], *, xp: Namespace) -> LowRankTucker2:

@@ -42,6 +42,8 @@ def gauge_sizes(stack: Stack) -> tuple[int, ...]:
             return (stack.rank,)
         case Dense():
             return ()
+        case _:
+            raise AssertionError(f"the laws do not know the format {type(stack).__name__}")
 
 
 def change_gauge(stack: Stack, matrices: Sequence[np.ndarray]) -> Stack:
@@ -83,6 +85,8 @@ def change_gauge(stack: Stack, matrices: Sequence[np.ndarray]) -> Stack:
             return Tucker1(_like(shared, stack.own, xp), _like(own, stack.own, xp), stack.side)
         case Dense():
             return stack
+        case _:
+            raise AssertionError(f"the laws do not know the format {type(stack).__name__}")
 
 
 def random_gauge(sizes: Sequence[int], seed: int) -> list[np.ndarray]:

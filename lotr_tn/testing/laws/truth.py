@@ -53,6 +53,8 @@ def _product(arrays: dict[str, np.ndarray], stack: Stack) -> np.ndarray:
             return np.stack([arrays["u"] @ core @ arrays["v"].T for core in cores])
         case LoRAStack():
             return np.stack(_terms(arrays["up"], arrays["down"], stack.ranks))
+        case _:
+            raise AssertionError(f"the laws do not know the format {type(stack).__name__}")
 
 
 def _terms(up: np.ndarray, down: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
