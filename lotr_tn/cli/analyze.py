@@ -6,25 +6,14 @@ from typing import Annotated
 import typer
 
 from lotr_tn.adapters import group_modules
-from lotr_tn.cli.console import (
-    NOT_MET,
-    DebugFlag,
-    ForceFlag,
-    JsonFlag,
-    QuietFlag,
-    progress,
-    show,
-)
+from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     DtypeOption,
-    MaxBytesOption,
-    MaxParamsOption,
+    GroupByOption,
+    HowMuch,
     MaxRankOption,
     MinRankOption,
-    RelErrorOption,
-    TotalErrorOption,
     asked_limits,
-    asked_rule,
 )
 from lotr_tn.doors import load_adapter
 from lotr_tn.files.writing import refuse_existing, write_file
@@ -37,21 +26,19 @@ from lotr_tn.report.plots import refuse_plot, save_plot
 
 __all__ = ["analyze"]
 
+EVERY = typer.Option("--all", help="Show every group's candidates.")
+
 
 def analyze(
     sources: Annotated[
         list[Path],
         typer.Argument(metavar="PATH...", help="One adapter, or several of one base model."),
     ],
-    rel_error: RelErrorOption = None,
-    total_error: TotalErrorOption = None,
-    max_params: MaxParamsOption = None,
-    max_bytes: MaxBytesOption = None,
+    *,
+    asked: HowMuch,
     min_rank: MinRankOption = None,
     max_rank: MaxRankOption = None,
-    group_by: Annotated[
-        str, typer.Option(metavar="RULE", help="kind, shape, or a regular expression.")
-    ] = "kind",
+    group_by: GroupByOption = "kind",
     group: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this group; may be repeated.")
     ] = None,
@@ -65,31 +52,22 @@ def analyze(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page to explore in a browser.")
     ] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Show every group's candidates.")] = False,
-    force: ForceFlag = False,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
+    out: Annotated[Output, {"all": EVERY, "force": REPLACE}],
 ) -> None:
     """Show what each format, rank and way of stacking would cost and lose, before converting.
 
     Ask for an error or a size; without a question, 5% error in each group. What is recommended is
     what `lotr convert --format auto` with the same question writes.
     """
-    rule = asked_rule(
-        rel_error=rel_error,
-        total_error=total_error,
-        max_params=max_params,
-        max_bytes=max_bytes,
-    )
+    rule = asked.question()
     if plot is not None:
-        refuse_plot(plot, force=force)
+        refuse_plot(plot, force=out.force)
     if html is not None:
-        refuse_existing(html, force=force)
+        refuse_existing(html, force=out.force)
     adapters = [load_adapter(source) for source in sources]
     groups = [name for adapter in adapters for name in group_modules(adapter, group_by)]
     limits = asked_limits(min_rank, max_rank, groups)
-    with progress(len(groups), quiet=quiet or as_json) as step:
+    with out.progress(len(groups)) as step:
         analysis = analyze_adapters(
             adapters,
             rule,
@@ -102,21 +80,14 @@ def analyze(
         )
     record = analysis_record(analysis)
     if plot is not None:
-        save_plot(record, plot, force=force)
+        save_plot(record, plot, force=out.force)
     if html is not None:
         page = page_html(with_surfaces(record, analysis))
-        write_file(html, lambda path: path.write_text(page, encoding="utf-8"), force=force)
+        write_file(html, lambda path: path.write_text(page, encoding="utf-8"), force=out.force)
     written = [path for path in (plot, html) if path is not None]
-    show(
-        record,
-        lambda: analysis_text(record, written, show_all=show_all),
-        as_json=as_json,
-        quiet=quiet,
-    )
+    out.show(record, lambda record: analysis_text(record, written, show_all=out.all))
     if not analysis.met:
-        typer.echo(
-            f"lotr: {analysis.dtype} cannot hold {question_text(record['question'])}; use --dtype "
-            "auto or a wider dtype",
-            err=True,
+        missed(
+            f"{analysis.dtype} cannot hold {question_text(record['question'])}; use --dtype auto "
+            "or a wider dtype"
         )
-        raise typer.Exit(NOT_MET)

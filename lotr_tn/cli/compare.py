@@ -7,15 +7,7 @@ from typing import Annotated
 import typer
 
 from lotr_tn.adapters import Adapter
-from lotr_tn.cli.console import (
-    NOT_MET,
-    DebugFlag,
-    ForceFlag,
-    JsonFlag,
-    QuietFlag,
-    progress,
-    show,
-)
+from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.doors import load_adapter
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import OptionError
@@ -27,6 +19,8 @@ from lotr_tn.report.records import comparison_record
 from lotr_tn.report.text import comparison_text
 
 __all__ = ["compare"]
+
+EVERY = typer.Option("--all", help="Show every module; of many, all cosines and overlaps.")
 
 
 def compare(
@@ -45,13 +39,8 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Of three or more: draw a figure: .png, .svg or .pdf."),
     ] = None,
-    show_all: Annotated[
-        bool, typer.Option("--all", help="Show every module; of many, all cosines and overlaps.")
-    ] = False,
-    force: ForceFlag = False,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
+    *,
+    out: Annotated[Output, {"all": EVERY, "force": REPLACE}],
 ) -> None:
     """Measure how far two adapters lie apart, whatever their formats and ranks.
 
@@ -66,13 +55,13 @@ def compare(
         if plot is not None:
             raise OptionError("--plot draws three adapters or more; found 2: leave it out")
         a, b = adapters.values()
-        _compare_two(a, b, max_rel_error, show_all=show_all, as_json=as_json, quiet=quiet)
+        _compare_two(a, b, max_rel_error, out)
         return
     if max_rel_error is not None:
         raise OptionError(
             f"--max-rel-error is a limit for two adapters; found {len(adapters)}: leave it out"
         )
-    _compare_many(adapters, plot, force=force, show_all=show_all, as_json=as_json, quiet=quiet)
+    _compare_many(adapters, plot, out)
 
 
 def _adapters(paths: list[Path]) -> Mapping[str, Adapter]:
@@ -82,49 +71,24 @@ def _adapters(paths: list[Path]) -> Mapping[str, Adapter]:
     return named_adapters(paths)
 
 
-def _compare_two(
-    a: Adapter,
-    b: Adapter,
-    max_rel_error: float | None,
-    *,
-    show_all: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def _compare_two(a: Adapter, b: Adapter, max_rel_error: float | None, out: Output) -> None:
     comparison = compare_adapters(a, b)
-    record = comparison_record(comparison)
-    show(record, lambda: comparison_text(record, show_all), as_json=as_json, quiet=quiet)
+    out.show(comparison_record(comparison), lambda record: comparison_text(record, out.all))
     if max_rel_error is not None and comparison.relative_error > max_rel_error:
-        typer.echo(
-            f"lotr: relative error {comparison.relative_error:.4g} is above the {max_rel_error:g} "
-            "allowed",
-            err=True,
+        missed(
+            f"relative error {comparison.relative_error:.4g} is above the {max_rel_error:g} allowed"
         )
-        raise typer.Exit(NOT_MET)
 
 
-def _compare_many(
-    adapters: Mapping[str, Adapter],
-    plot: Path | None,
-    *,
-    force: bool,
-    show_all: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def _compare_many(adapters: Mapping[str, Adapter], plot: Path | None, out: Output) -> None:
     if plot is not None:
-        refuse_plot(plot, force=force)
-    with progress(len(modules_of(adapters)), quiet=quiet or as_json) as step:
+        refuse_plot(plot, force=out.force)
+    with out.progress(len(modules_of(adapters))) as step:
         record = likeness_record(compare_many(adapters, progress=step))
     written = []
     if plot is not None:
         from lotr_tn.report.plots.likeness import save_likeness_plot
 
-        save_likeness_plot(record, plot, force=force)
+        save_likeness_plot(record, plot, force=out.force)
         written.append(plot)
-    show(
-        record,
-        lambda: likeness_text(record, written, show_all=show_all),
-        as_json=as_json,
-        quiet=quiet,
-    )
+    out.show(record, lambda record: likeness_text(record, written, show_all=out.all))

@@ -5,41 +5,69 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-__all__ = ["DebugFlag", "ForceFlag", "JsonFlag", "QuietFlag", "file_size", "progress", "show"]
+__all__ = ["NOT_MET", "REPLACE", "Output", "file_size", "missed", "progress"]
 
 NOT_MET = 3
 """Exit status of work that was done, but missed the error or size that was asked for."""
 
-JsonFlag: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output.")
-]
-QuietFlag: TypeAlias = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")
-]
-DebugFlag: TypeAlias = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", hidden=False)
-]
-ForceFlag: TypeAlias = Annotated[
-    bool, typer.Option("--force", "-f", help="Replace the destination if it exists.")
-]
+REPLACE = typer.Option("--force", "-f", help="Replace the destination if it exists.")
+"""What a command that writes says of `Output.force`."""
 
 
-def show(
-    record: dict[str, Any], text: Callable[[], RenderableType], *, as_json: bool, quiet: bool
-) -> None:
-    """Print a result once, as JSON or for a reader."""
-    if as_json:
-        sys.stdout.write(json.dumps(_jsonable(record), indent=2, allow_nan=False) + "\n")
-    elif not quiet:
-        Console(highlight=False, soft_wrap=False).print(text())
+@dataclass(frozen=True)
+class Output:
+    """How a command tells what it did.
+
+    Attributes:
+        all: whether nothing is left out of the text; an option of commands that say so.
+        force: whether a destination that exists is replaced; an option of commands that say so.
+        json: one JSON object in place of text.
+        quiet: nothing at all.
+        debug: the traceback of an error; `main` looks for it.
+        begun: when the command began.
+    """
+
+    all: bool = False
+    force: bool = False
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Since the command began."""
+        return time.perf_counter() - self.begun
+
+    def progress(self, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """A function to call with the name of each step; see `progress`."""
+        return progress(total, quiet=self.quiet or self.json)
+
+    def show(
+        self, record: dict[str, Any], text: Callable[[dict[str, Any]], RenderableType]
+    ) -> None:
+        """Print a result once, as JSON or for a reader."""
+        if self.json:
+            sys.stdout.write(json.dumps(_jsonable(record), indent=2, allow_nan=False) + "\n")
+        elif not self.quiet:
+            Console(highlight=False, soft_wrap=False).print(text(record))
+
+
+def missed(sentence: str) -> NoReturn:
+    """Say what was asked for and could not be met, and end with the status of that."""
+    typer.echo(f"lotr: {sentence}", err=True)
+    raise typer.Exit(NOT_MET)
 
 
 def _jsonable(value: Any) -> Any:

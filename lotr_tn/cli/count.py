@@ -15,7 +15,8 @@ from lotr_tn.catalogue.architecture import (
     known_architectures,
 )
 from lotr_tn.catalogue.counts import count_table
-from lotr_tn.cli.console import DebugFlag, JsonFlag, QuietFlag, show
+from lotr_tn.cli.console import Output
+from lotr_tn.cli.questions import GroupByOption
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.counts import counts_record, counts_text, models_record, models_text
 
@@ -44,15 +45,12 @@ def count(
     rank: Annotated[
         str, typer.Option(metavar="RANKS", help="Ranks, with commas.")
     ] = "1,2,4,8,16,32",
-    group_by: Annotated[
-        str, typer.Option(metavar="RULE", help="kind, shape, or a regular expression.")
-    ] = "kind",
+    group_by: GroupByOption = "kind",
     list_models: Annotated[
         bool, typer.Option("--list", help="Show the well-known models.")
     ] = False,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
+    *,
+    out: Output,
 ) -> None:
     """Count the parameters of LoRA and LoTR by rank, for a model or for bare shapes.
 
@@ -65,12 +63,12 @@ def count(
         )
     if list_models:
         models = models_record(architecture(name) for name in known_architectures())
-        show(models, lambda: models_text(models), as_json=as_json, quiet=quiet)
+        out.show(models, models_text)
         return
     ranks = _ranks(rank)
     found = _architecture(shapes, model, config)
     record = counts_record(count_table(found, _targets(target), ranks, group_by))
-    show(record, lambda: counts_text(record, len(found.modules)), as_json=as_json, quiet=quiet)
+    out.show(record, lambda record: counts_text(record, len(found.modules)))
 
 
 def _architecture(shapes: list[str] | None, model: str | None, config: Path | None) -> Architecture:

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lotr_tn.adapters import LoRAAdapter, to_lora
-from lotr_tn.cli.console import DebugFlag, JsonFlag, QuietFlag, file_size, show
+from lotr_tn.cli.console import Output, file_size
 from lotr_tn.conversion import convert_adapter
 from lotr_tn.doors import load_adapter, save_adapter
 from lotr_tn.inspection import compare_adapters
@@ -33,13 +33,11 @@ def demo(
     folder: Annotated[Path, typer.Option("--folder", help="Where to leave the files.")] = Path(
         "lotr-demo"
     ),
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
+    *,
+    out: Output,
 ) -> None:
     """Inspect, convert, export and compare a real LoRA adapter that comes with the program."""
-    record = _run(folder)
-    show(record, lambda: _story(record), as_json=as_json, quiet=quiet)
+    out.show(_run(folder), _story)
 
 
 def _run(folder: Path) -> dict[str, Any]:

@@ -6,20 +6,20 @@ from typing import Annotated
 import typer
 
 import lotr_tn
+from lotr_tn.cli import bank
 from lotr_tn.cli.analyze import analyze
-from lotr_tn.cli.bank import append, compact, drop, rename
+from lotr_tn.cli.commands import register
 from lotr_tn.cli.compare import compare
-from lotr_tn.cli.convert import convert
+from lotr_tn.cli.convert import PANELS, convert
 from lotr_tn.cli.count import count
 from lotr_tn.cli.demo import demo
 from lotr_tn.cli.export import export
 from lotr_tn.cli.inspect import inspect
 from lotr_tn.cli.merge import merge
+from lotr_tn.cli.moved import MOVED, moved
 from lotr_tn.errors import LotrError, OptionError
 
 __all__ = ["app", "main"]
-
-BANKS = "Banks: many adapters in one file"
 
 app = typer.Typer(
     name="lotr",
@@ -27,43 +27,29 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command(epilog="Example: lotr demo")(demo)
-app.command(epilog="Example: lotr inspect my-lora")(inspect)
-app.command(epilog="Example: lotr analyze my-lora --rel-error 0.05 --html my-lora.html")(analyze)
-app.command(
-    epilog="Example: lotr convert my-lora --rel-error 0.05 -o my-lora.lotr.safetensors\n\n"
-    "Example: lotr convert run --rel-error 0.05 -o run.lotr.safetensors"
-)(convert)
-app.command(
-    epilog="Example: lotr export my-lora.lotr.safetensors -o my-lora-again\n\n"
-    "Example: lotr export run.lotr.safetensors --adapter checkpoint-500"
-)(export)
-app.command(epilog="Example: lotr compare my-lora my-lora.lotr.safetensors")(compare)
-app.command(epilog="Example: lotr merge my-lora other-lora --weights 0.7,0.3 -o both")(merge)
-app.command(
-    epilog="Example: lotr count --model roberta-base --target query,value --group-by shape "
-    "--rank 1,2,4,8,16,32"
-)(count)
-app.command(
-    rich_help_panel=BANKS,
-    epilog="Example: lotr append run.lotr.safetensors run/checkpoint-4500",
-)(append)
-app.command(
-    rich_help_panel=BANKS,
-    epilog="Example: lotr drop run.lotr.safetensors checkpoint-500 checkpoint-1000",
-)(drop)
-app.command(
-    rich_help_panel=BANKS,
-    epilog="Example: lotr rename run.lotr.safetensors checkpoint-4500 final",
-)(rename)
-app.command(
-    rich_help_panel=BANKS,
-    epilog="Example: lotr compact run.lotr.safetensors --rel-error 0.1",
-)(compact)
+register(app, demo, "lotr demo")
+register(app, inspect, "lotr inspect my-lora")
+register(app, analyze, "lotr analyze my-lora --rel-error 0.05 --html my-lora.html")
+register(app, convert, "lotr convert my-lora --rel-error 0.05", panels=PANELS)
+register(app, export, "lotr export my-lora.lotr.safetensors -o my-lora-again")
+register(app, compare, "lotr compare my-lora my-lora.lotr.safetensors")
+register(app, merge, "lotr merge my-lora other-lora --weights 0.7,0.3 -o both")
+register(
+    app,
+    count,
+    "lotr count --model roberta-base --target query,value --group-by shape --rank 1,2,4,8,16,32",
+)
+app.add_typer(bank.app)
+for name in MOVED:
+    app.command(
+        name,
+        hidden=True,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(moved)
 
 
 def _print_version(wanted: bool) -> None:
@@ -85,7 +71,7 @@ def root(
 def main() -> None:
     """Run the program. Exit status: 0 done, 1 input refused, 2 wrong usage, 3 done but missed."""
     try:
-        app()
+        app(prog_name="lotr")
     except Exception as error:
         if "--debug" in sys.argv:
             raise

@@ -1,22 +1,14 @@
 """The command `lotr merge`."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from lotr_tn.cli.console import (
-    NOT_MET,
-    DebugFlag,
-    ForceFlag,
-    JsonFlag,
-    QuietFlag,
-    file_size,
-    progress,
-    show,
-)
+from lotr_tn.adapters import Adapter
+from lotr_tn.cli.console import REPLACE, Output, file_size, missed
 from lotr_tn.cli.questions import AnyBaseOption, DtypeOption
 from lotr_tn.conversion.merge import merge_adapters
 from lotr_tn.conversion.merging_modules import updates_of
@@ -25,17 +17,16 @@ from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.merging import merging_record, merging_text
 
-__all__ = ["merge"]
+__all__ = ["Mixing", "merge", "mixed"]
 
 
-def merge(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", help="Adapters of one base model: LoRA or LoTR."),
-    ],
-    output: Annotated[
+@dataclass(frozen=True)
+class Mixing:
+    """How adapters are merged, and where the result goes."""
+
+    destination: Annotated[
         Path, typer.Option("--output", "-o", metavar="PATH", help="The PEFT folder to write.")
-    ] = Path("merged"),
+    ] = Path("merged")
     weights: Annotated[
         str | None,
         typer.Option(
@@ -43,68 +34,75 @@ def merge(
             help="A weight of any sign for each, in order or by name; who is not named weighs 0."
             "  [default: the mean]",
         ),
-    ] = None,
+    ] = None
     method: Annotated[
         Literal["linear", "ties", "dare", "dare-ties", "slerp"],
         typer.Option(metavar="NAME", help="linear (exact), ties, dare, dare-ties or slerp."),
-    ] = "linear",
+    ] = "linear"
     density: Annotated[
         float, typer.Option(metavar="D", help="The share of entries that ties and dare keep.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of what dare draws.")] = 0,
+    ] = 1.0
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what dare draws.")] = 0
     rank: Annotated[
         int | None,
         typer.Option(metavar="R", help="Keep at most this rank.  [default: the exact rank]"),
-    ] = None,
+    ] = None
     rel_error: Annotated[
         float | None,
         typer.Option(metavar="E", help="Keep the smallest rank within this relative error."),
-    ] = None,
+    ] = None
     extras_from: Annotated[
         str | None,
         typer.Option(metavar="NAME | none", help="Whose heads, biases and the like to keep."),
-    ] = None,
-    dtype: DtypeOption = "auto",
-    any_base: AnyBaseOption = False,
-    force: ForceFlag = False,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
+    ] = None
+    dtype: DtypeOption = "auto"
+    any_base: AnyBaseOption = False
+
+
+def merge(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Adapters of one base model: LoRA or LoTR."),
+    ],
+    *,
+    how: Mixing,
+    out: Annotated[Output, {"force": REPLACE}],
 ) -> None:
     """Merge adapters into one LoRA: weighted sums and differences, exactly, or by other methods.
 
     What is merged are the updates, whatever their factors, ranks and formats. An adapter is named
     by its folder or file. The result is a PEFT folder in the form that every loader reads alike.
     """
-    begun = time.perf_counter()
-    refuse_existing(output, force=force)
-    adapters = named_adapters(sources)
-    asked = None if weights is None else asked_weights(weights, list(adapters))
+    refuse_existing(how.destination, force=out.force)
+    mixed(named_adapters(sources), how, out)
+
+
+def mixed(adapters: Mapping[str, Adapter], how: Mixing, out: Output) -> None:
+    """Merge adapters, write the result and tell what it is."""
+    asked = None if how.weights is None else asked_weights(how.weights, list(adapters))
     used = {name: adapters[name] for name in adapters if asked is None or asked.get(name)}
-    with progress(len(updates_of(used)), quiet=quiet or as_json) as step:
+    with out.progress(len(updates_of(used))) as step:
         merged = merge_adapters(
             adapters,
             asked,
-            method=method,
-            density=density,
-            seed=seed,
-            rank=rank,
-            rel_error=rel_error,
-            extras_from=extras_from,
-            dtype=dtype,
-            any_base=any_base,
+            method=how.method,
+            density=how.density,
+            seed=how.seed,
+            rank=how.rank,
+            rel_error=how.rel_error,
+            extras_from=how.extras_from,
+            dtype=how.dtype,
+            any_base=how.any_base,
             progress=step,
         )
-        save_peft(merged.adapter, output, force=force)
-    record = merging_record(merged, output, file_size(output), time.perf_counter() - begun)
-    show(record, lambda: merging_text(record), as_json=as_json, quiet=quiet)
+        save_peft(merged.adapter, how.destination, force=out.force)
+    record = merging_record(merged, how.destination, file_size(how.destination), out.seconds)
+    out.show(record, merging_text)
     if not merged.met:
-        typer.echo(
-            f"lotr: {merged.dtype} cannot hold the error asked for (at most {rel_error:g}); the "
-            f"file has {merged.relative_error:.2g}: use --dtype auto or a wider dtype",
-            err=True,
+        missed(
+            f"{merged.dtype} cannot hold the error asked for (at most {how.rel_error:g}); the file "
+            f"has {merged.relative_error:.2g}: use --dtype auto or a wider dtype"
         )
-        raise typer.Exit(NOT_MET)
 
 
 def asked_weights(text: str, names: Sequence[str]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """How the command line asks for an error or a size: the options that commands share."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal, TypeAlias
 
 import typer
@@ -11,35 +12,17 @@ __all__ = [
     "AnyBaseOption",
     "DtypeOption",
     "FormatOption",
-    "MaxBytesOption",
-    "MaxParamsOption",
+    "GroupByOption",
+    "HowMuch",
     "MaxRankOption",
+    "MethodOption",
     "MinRankOption",
-    "RelErrorOption",
-    "TotalErrorOption",
+    "OrEnergy",
+    "OrRanks",
     "asked_limits",
-    "asked_rule",
     "asked_text",
 ]
 
-RelErrorOption: TypeAlias = Annotated[
-    float | None,
-    typer.Option(metavar="E", help="The least size within this relative error, in each group."),
-]
-TotalErrorOption: TypeAlias = Annotated[
-    float | None,
-    typer.Option(metavar="E", help="The least size within this error over all groups together."),
-]
-MaxParamsOption: TypeAlias = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="The least error with at most so many parameters in all."),
-]
-MaxBytesOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE", help="The least error with a file of at most this size, such as 5MiB."
-    ),
-]
 MinRankOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,34 +52,95 @@ FormatOption: TypeAlias = Annotated[
     typer.Option(
         "--format",
         metavar="NAME",
-        help="lotr, auto (the smallest for each group), truncated, shared-in, shared-out or "
-        "lotr-low-rank.  [default: lotr; auto in a bank]",
+        help="lotr, auto (the smallest) or another form. The others are truncated, "
+        "shared-in, shared-out and lotr-low-rank.",
     ),
+]
+MethodOption: TypeAlias = Annotated[
+    Literal["hooi", "st-hosvd", "hosvd"], typer.Option(help="The decomposition.")
+]
+GroupByOption: TypeAlias = Annotated[
+    str, typer.Option(metavar="RULE", help="kind, shape, or a regular expression.")
 ]
 Question: TypeAlias = RelativeError | TotalError | Budget
 
 
-def asked_rule(
-    *,
-    rel_error: float | None,
-    total_error: float | None,
-    max_params: int | None,
-    max_bytes: str | None,
-    otherwise: float = 0.05,
-) -> Question:
-    """The one question that was asked, or a relative error where none was."""
-    given = [x for x in (rel_error, total_error, max_params, max_bytes) if x is not None]
-    if len(given) > 1:
-        raise typer.BadParameter(
-            "give one of --rel-error, --total-error, --max-params and --max-bytes"
-        )
-    if total_error is not None:
-        return TotalError(total_error)
-    if max_params is not None:
-        return Budget(max_params)
-    if max_bytes is not None:
-        return Budget(bytes=_size(max_bytes))
-    return RelativeError(otherwise if rel_error is None else rel_error)
+@dataclass(frozen=True)
+class HowMuch:
+    """The error or the size that is asked for: at most one of these options."""
+
+    rel_error: Annotated[
+        float | None, typer.Option(metavar="E", help="Least size within this error, in each group.")
+    ] = None
+    total_error: Annotated[
+        float | None, typer.Option(metavar="E", help="Least size within this error, of all groups.")
+    ] = None
+    max_params: Annotated[
+        int | None, typer.Option(metavar="N", help="Least error with so many parameters in all.")
+    ] = None
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Least error in a file of this size, as 5MiB."),
+    ] = None
+
+    @property
+    def given(self) -> int:
+        """How many of the options were given."""
+        return sum(getattr(self, option.name) is not None for option in fields(self))
+
+    @property
+    def names(self) -> str:
+        """The options, in a sentence."""
+        *names, last = ("--" + option.name.replace("_", "-") for option in fields(self))
+        return f"{', '.join(names)} and {last}"
+
+    def question(self) -> Question:
+        """What was asked, or a relative error of 0.05 where nothing was."""
+        if self.given > 1:
+            raise typer.BadParameter(f"give one of {self.names}")
+        if self.total_error is not None:
+            return TotalError(self.total_error)
+        if self.max_params is not None:
+            return Budget(self.max_params)
+        if self.max_bytes is not None:
+            return Budget(bytes=_size(self.max_bytes))
+        return RelativeError(0.05 if self.rel_error is None else self.rel_error)
+
+
+@dataclass(frozen=True)
+class OrRanks(HowMuch):
+    """The same, or ranks: exactly one of these options."""
+
+    rank: Annotated[
+        str | None, typer.Option(metavar="R | R1,R2", help="These ranks for every group.")
+    ] = None
+
+    def rule(self) -> Question | FixedRank:
+        """The one rule that was asked for."""
+        if self.given != 1:
+            raise typer.BadParameter(f"give exactly one of {self.names}, such as --rel-error 0.05")
+        if self.rank is None:
+            return self.question()
+        parts = self.rank.split(",")
+        if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+            raise typer.BadParameter(
+                f"--rank takes R or R1,R2, such as 32 or 32,48; found {self.rank!r}"
+            )
+        return FixedRank(*(int(part) for part in parts))
+
+
+@dataclass(frozen=True)
+class OrEnergy(OrRanks):
+    """The same, or a share of the squared norm."""
+
+    energy: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="Least size that keeps this share of squared norm."),
+    ] = None
+
+    def any_rule(self) -> Question | FixedRank | Energy:
+        """The one rule that was asked for."""
+        return self.rule() if self.energy is None or self.given > 1 else Energy(self.energy)
 
 
 def asked_limits(

@@ -45,8 +45,8 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         names = load_bank(path).names
         name = names[0] if names else "NAME"
         raise CheckpointError(
-            f"{path} is a bank of {len(names)} adapters: take one out with lotr export "
-            f"{shlex.quote(str(path))} --adapter {shlex.quote(name)}, or in Python with "
+            f"{path} is a bank of {len(names)} adapters: take one out with lotr bank export "
+            f"{shlex.quote(str(path))} {shlex.quote(name)}, or in Python with "
             f"load_bank({str(path)!r})[{name!r}]"
         )
     return dialect.read(path)

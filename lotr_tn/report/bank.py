@@ -29,6 +29,7 @@ __all__ = [
     "bank_question_text",
     "bank_record",
     "bank_text",
+    "verification_text",
 ]
 
 SHOWN = 12
@@ -61,7 +62,7 @@ def adapter_record(bank: Bank, name: str) -> dict[str, Any]:
 def bank_conversion_record(
     conversion: BankConversion, destination: Path, sizes: tuple[int, int], seconds: float
 ) -> dict[str, Any]:
-    """What `lotr convert --json` prints of several adapters; `sizes` are those of all files."""
+    """What `lotr bank make --json` prints; `sizes` are those of all files."""
     bank = conversion.bank
     return {
         **_errors(bank),
@@ -89,7 +90,7 @@ def bank_conversion_record(
 
 
 def bank_record(bank: Bank, source: Path, size: int) -> dict[str, Any]:
-    """What `lotr inspect --json` prints of a bank."""
+    """What `lotr bank show --json` prints."""
     return {
         "source": str(source),
         "format": "bank",
@@ -242,7 +243,7 @@ def adapter_table(
 
 
 def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
-    """The outcome of `lotr convert` of several adapters."""
+    """The outcome of `lotr bank make`."""
     before, after = record["params_before"], record["params_after"]
     lines = [
         *_error_lines(record),
@@ -298,7 +299,7 @@ def _stacking_lines(record: Mapping[str, Any]) -> list[str]:
 def bank_text(
     record: dict[str, Any], config: Mapping[str, Any], *, show_all: bool
 ) -> RenderableType:
-    """The outcome of `lotr inspect` of a bank."""
+    """The outcome of `lotr bank show`."""
     count = len(record["adapters"])
     contents = record["contents"]
     layers = ", ".join(f"{number:,} {form}" for form, number in record["formats"].items())
@@ -314,13 +315,16 @@ def bank_text(
         f"Layers          {layers}",
         f"Carried along   {_contents_text(contents)}",
     ]
-    if record["verified"] is not None:
-        lines.append(f"Verified        all {record['verified']:,} tensors are as written")
     return Group(
         Text("\n".join(lines)),
         *adapter_table(record["adapters"], show_all=show_all, worst=False),
         *_group_table(record["groups"], show_all=show_all),
     )
+
+
+def verification_text(record: dict[str, Any]) -> RenderableType:
+    """The outcome of `lotr bank verify`."""
+    return Text(f"Verified        all {record['verified']:,} tensors are as written")
 
 
 def _contents_text(contents: Mapping[str, Any]) -> str:
@@ -357,7 +361,7 @@ def _group_table(groups: list[dict[str, Any]], *, show_all: bool) -> list[Render
 def bank_export_record(
     bank: Bank, name: str, export: Export, destination: Path, size: int, seconds: float
 ) -> dict[str, Any]:
-    """What `lotr export --adapter --json` prints; `size` is that of the written weights."""
+    """What `lotr bank export --json` prints of one; `size` is that of the written weights."""
     figures = bank.figures(name)
     return {
         "adapter": name,
@@ -368,7 +372,7 @@ def bank_export_record(
 
 
 def bank_export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
-    """The outcome of `lotr export --adapter`."""
+    """The outcome of `lotr bank export` of one."""
     bound = record["bound"]
     grown = _grown(bound, record["relative_error"])
     more = f"; by now at most {error(bound)}" if grown else ""
@@ -385,7 +389,7 @@ def bank_export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
 
 
 def bank_exports_text(record: dict[str, Any]) -> RenderableType:
-    """The outcome of `lotr export --all`."""
+    """The outcome of `lotr bank export` of several."""
     table = plain_table("Adapter", "Error", "Rank", "File")
     for one in record["adapters"][:SHOWN]:
         folder = Path(one["destination"]).name

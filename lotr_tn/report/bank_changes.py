@@ -44,7 +44,7 @@ def _change(
 def appending_record(
     done: Appended, path: Path, rel_error: float | None, seconds: float
 ) -> dict[str, Any]:
-    """What `lotr append --json` prints."""
+    """What `lotr bank add --json` prints."""
     adapters = [adapter_record(done.bank, name) for name in done.names]
     asked = done.bank.asked.get("relative_error") if rel_error is None else rel_error
     return {
@@ -58,7 +58,7 @@ def appending_record(
 
 
 def appending_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
-    """The outcome of `lotr append`."""
+    """The outcome of `lotr bank add`."""
     added = len(record["adapters"])
     growth = record["bytes_after"] - record["bytes_before"]
     directions = record["new_directions"]
@@ -79,20 +79,20 @@ def appending_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
 def dropping_record(
     done: Edited, path: Path, names: Sequence[str], seconds: float
 ) -> dict[str, Any]:
-    """What `lotr drop --json` prints."""
+    """What `lotr bank drop --json` prints."""
     dropped = list(dict.fromkeys(names))
     return {"dropped": dropped, **_change(done, path, len(done.bank) + len(dropped), seconds)}
 
 
 def dropping_text(record: dict[str, Any]) -> RenderableType:
-    """The outcome of `lotr drop`."""
+    """The outcome of `lotr bank drop`."""
     path = shlex.quote(record["destination"])
     lines = [
         f"Dropped         {', '.join(record['dropped'])}",
         _count(record),
         _file(record),
         _changed(record),
-        f"Next            lotr compact {path}, for smaller bases",
+        f"Next            lotr bank compact {path}, for smaller bases",
     ]
     return Text("\n".join(lines))
 
@@ -100,19 +100,19 @@ def dropping_text(record: dict[str, Any]) -> RenderableType:
 def renaming_record(
     done: Edited, path: Path, names: tuple[str, str], seconds: float
 ) -> dict[str, Any]:
-    """What `lotr rename --json` prints."""
+    """What `lotr bank rename --json` prints."""
     return {"old": names[0], "new": names[1], **_change(done, path, len(done.bank), seconds)}
 
 
 def renaming_text(record: dict[str, Any]) -> RenderableType:
-    """The outcome of `lotr rename`."""
+    """The outcome of `lotr bank rename`."""
     return Text(f"Renamed         {record['old']} -> {record['new']}\n{_changed(record)}")
 
 
 def compacting_record(
     done: Compacted, path: Path, rel_error: float | None, seconds: float
 ) -> dict[str, Any]:
-    """What `lotr compact --json` prints."""
+    """What `lotr bank compact --json` prints."""
     adapters = [adapter_record(done.bank, name) for name in done.bank.names]
     asked = done.bank.asked.get("relative_error") if rel_error is None else rel_error
     return {
@@ -126,7 +126,7 @@ def compacting_record(
 
 
 def compacting_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
-    """The outcome of `lotr compact`."""
+    """The outcome of `lotr bank compact`."""
     smaller = record["bytes_after"] != record["bytes_before"]
     same = (
         f"File            {byte_size(record['bytes_after'])}, unchanged: nothing smaller was found"

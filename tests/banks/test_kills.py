@@ -70,10 +70,12 @@ CHANGES = {
         program("rename_adapter(bank, 'adapter-0001', 'other')"), None, (0, "other", 2)
     ),
     "compact": Change(program("compact_bank(bank, rel_error=0.4)"), None, (0, 1, 2)),
-    "lotr append": Change(LOTR, ("append", "BANK", "FLEET/adapter-0003", "-q"), (0, 1, 2, 3)),
-    "lotr convert": Change(
+    "lotr bank add": Change(
+        LOTR, ("bank", "add", "BANK", "FLEET/adapter-0003", "-q"), (0, 1, 2, 3)
+    ),
+    "lotr bank make": Change(
         LOTR,
-        ("convert", "FLEET", "--rel-error", "0.02", "-o", "BANK", "--force", "-q"),
+        ("bank", "make", "FLEET", "--rel-error", "0.02", "-o", "BANK", "--force", "-q"),
         (0, 1, 2, 3),
     ),
 }

@@ -1,5 +1,6 @@
 """Banks in the program: looked at, taken apart, and changed in place."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -8,7 +9,6 @@ import pytest
 
 import lotr_tn as lt
 from lotr_tn.banks import load_bank
-from lotr_tn.cli import bank as commands
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.container import read_container
 from tests.cli import runs
@@ -23,7 +23,7 @@ NAMES = [f"checkpoint-{step}" for step in STEPS]
 def bank(lotr, tmp_path):
     """A bank of the checkpoints below `run`, at an error of 5%."""
     runs.history(tmp_path / "run", *STEPS)
-    assert lotr("convert", "run", "--rel-error", "0.05", "-o", BANK, "-q") == (0, "", "")
+    assert lotr("bank", "make", "run", "--rel-error", "0.05", "-o", BANK, "-q") == (0, "", "")
     return tmp_path / BANK
 
 
@@ -40,7 +40,7 @@ def refused(result, status: int = 1) -> str:
 
 
 def test_inspect(lotr, bank):
-    record = of_json(lotr("inspect", BANK, "--json"))
+    record = of_json(lotr("bank", "show", BANK, "--json"))
     assert record["format"] == "bank"
     assert record["bytes"] == bank.stat().st_size
     assert record["asked"] == {"relative_error": 0.05, "each": True}
@@ -59,7 +59,7 @@ def test_inspect(lotr, bank):
 
 
 def test_what_a_reader_sees(lotr, bank):
-    status, out, err = lotr("inspect", BANK)
+    status, out, err = lotr("bank", "show", BANK)
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     text = words(out)
@@ -74,41 +74,41 @@ def test_what_a_reader_sees(lotr, bank):
 
 def test_of_many_the_first_are_shown(lotr, tmp_path):
     runs.history(tmp_path / "run", *range(100, 1500, 100))
-    assert lotr("convert", "run", "--rel-error", "0.1", "-o", BANK, "-q")[0] == 0
-    out = words(lotr("inspect", BANK)[1])
+    assert lotr("bank", "make", "run", "--rel-error", "0.1", "-o", BANK, "-q")[0] == 0
+    out = words(lotr("bank", "show", BANK)[1])
     assert "The 12 first adapters; --all shows 2 more." in out
     assert "checkpoint-1200 " in out
     assert "checkpoint-1300 " not in out
-    assert "checkpoint-1400 " in words(lotr("inspect", BANK, "--all")[1])
+    assert "checkpoint-1400 " in words(lotr("bank", "show", BANK, "--all")[1])
 
 
 def test_other_tensors_are_counted(lotr, tmp_path):
     head = {"classifier.weight": np.ones((2, 24), np.float32)}
     runs.history(tmp_path / "run", 500, 1000, extras=head)
     runs.checkpoint(tmp_path / "run" / "last", 2000, extras={"classifier.weight": np.eye(3)})
-    assert lotr("convert", "run", "--rel-error", "0.1", "-o", BANK, "-q")[0] == 0
-    contents = of_json(lotr("inspect", BANK, "--json"))["contents"]
+    assert lotr("bank", "make", "run", "--rel-error", "0.1", "-o", BANK, "-q")[0] == 0
+    contents = of_json(lotr("bank", "show", BANK, "--json"))["contents"]
     assert contents["tensors"] == 2
     assert contents["keys"] == ["base_model.model.classifier.weight"]
-    assert "1 configuration and 2 other tensors" in words(lotr("inspect", BANK)[1])
+    assert "1 configuration and 2 other tensors" in words(lotr("bank", "show", BANK)[1])
 
 
 def test_verify(lotr, bank):
-    record = of_json(lotr("inspect", BANK, "--verify", "--json"))
+    record = of_json(lotr("bank", "verify", BANK, "--json"))
     tensors = read_container(bank).tensors
     assert record["verified"] == len(tensors)
-    out = lotr("inspect", BANK, "--verify")[1]
+    out = lotr("bank", "verify", BANK)[1]
     assert f"Verified all {len(tensors)} tensors are as written" in words(out)
-    assert lotr("inspect", BANK, "--verify", "-q") == (0, "", "")
+    assert lotr("bank", "verify", BANK, "-q") == (0, "", "")
     name = max(tensors, key=lambda name: ".outputs." in name)
     flip(bank, bytes(tensors[name].data))
-    err = refused(lotr("inspect", BANK, "--verify"))
+    err = refused(lotr("bank", "verify", BANK))
     assert f"is damaged: 1 of {len(tensors)} tensors are not as they were written ({name})" in err
-    assert lotr("inspect", BANK, "-q")[0] == 0
+    assert lotr("bank", "show", BANK, "-q")[0] == 0
     flip(bank, b'{"peft_type"')
-    err = refused(lotr("inspect", BANK))
+    err = refused(lotr("bank", "show", BANK))
     assert "the configuration of checkpoint-500 is no JSON" in err
-    err = refused(lotr("inspect", BANK, "--verify"))
+    err = refused(lotr("bank", "verify", BANK))
     assert f"2 of {len(tensors)} tensors" in err
 
 
@@ -119,31 +119,37 @@ def flip(path, where: bytes) -> None:
     path.write_bytes(content)
 
 
+def test_inspect_shows_a_bank(lotr, bank):
+    assert lotr("inspect", BANK) == lotr("bank", "show", BANK)
+    assert lotr("inspect", BANK, "--all", "--json") == lotr("bank", "show", BANK, "--json")
+
+
 def test_only_banks_are_verified(lotr, demo_adapter):
-    assert "--verify compares the checksums of a bank" in refused(
-        lotr("inspect", demo_adapter, "--verify"), 2
-    )
+    for command in ("verify", "show", "merge"):
+        assert f"{demo_adapter} is no bank" in refused(lotr("bank", command, demo_adapter))
+    err = refused(lotr("inspect", demo_adapter, "--verify"), 2)
+    assert f"lotr bank verify {demo_adapter}" in err
 
 
 def test_export_one(lotr, bank, tmp_path):
-    record = of_json(lotr("export", BANK, "--adapter", NAMES[1], "-o", "out", "--json"))
+    record = of_json(lotr("bank", "export", BANK, NAMES[1], "-o", "out", "--json"))
     assert record["adapter"] == NAMES[1]
     assert record["destination"] == "out"
     assert record["rank"] == runs.RANK
     assert record["bytes_after"] == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     found = runs.gap(tmp_path / "out", tmp_path / "run" / NAMES[1])
     assert found == pytest.approx(record["relative_error"], rel=1e-3, abs=1e-6)
-    assert lotr("export", BANK, "--adapter", NAMES[1], "-q") == (0, "", "")
+    assert lotr("bank", "export", BANK, NAMES[1], "-q") == (0, "", "")
     assert runs.gap(tmp_path / f"{NAMES[1]}-peft", tmp_path / "out") == 0
-    assert "exists" in refused(lotr("export", BANK, "--adapter", NAMES[1]))
-    out = lotr("export", BANK, "--adapter", NAMES[1], "--force")[1]
+    assert "exists" in refused(lotr("bank", "export", BANK, NAMES[1]))
+    out = lotr("bank", "export", BANK, NAMES[1], "--force")[1]
     assert max(map(len, out.splitlines())) <= 80
     assert "measured when it was stored" in out
     assert "by now" not in out
 
 
 def test_export_all(lotr, bank, tmp_path):
-    record = of_json(lotr("export", BANK, "--all", "-o", "out", "--json"))
+    record = of_json(lotr("bank", "export", BANK, "--all", "-o", "out", "--json"))
     assert [one["adapter"] for one in record["adapters"]] == NAMES
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(NAMES)
     for name in NAMES:
@@ -151,38 +157,47 @@ def test_export_all(lotr, bank, tmp_path):
     assert record["bytes_before"] == bank.stat().st_size
     weights = [tmp_path / "out" / name / "adapter_model.safetensors" for name in NAMES]
     assert record["bytes_after"] == sum(path.stat().st_size for path in weights)
-    status, out, _ = lotr("export", BANK, "--all")
+    status, out, _ = lotr("bank", "export", BANK, "--all")
     assert status == 0
     assert "Written history-peft in" in words(out)
     assert max(map(len, out.splitlines())) <= 80
-    assert "history-peft exists" in refused(lotr("export", BANK, "--all"))
-    assert lotr("export", BANK, "--all", "-q", "--force") == (0, "", "")
+    assert "history-peft exists" in refused(lotr("bank", "export", BANK, "--all"))
+    assert lotr("bank", "export", BANK, "--all", "-q", "--force") == (0, "", "")
     (tmp_path / "file").write_text("mine")
-    assert "file is a file" in refused(lotr("export", BANK, "--all", "-o", "file", "--force"))
+    assert "file is a file" in refused(
+        lotr("bank", "export", BANK, "--all", "-o", "file", "--force")
+    )
 
 
 def test_names_that_are_no_folders(lotr, bank, tmp_path):
     for old, new in zip(NAMES, ["../up", "a/b", "a:b", ".."], strict=True):
-        assert lotr("rename", BANK, old, new, "-q") == (0, "", "")
+        assert lotr("bank", "rename", BANK, old, new, "-q") == (0, "", "")
     before = set(tmp_path.parent.iterdir())
-    status, out, _ = lotr("export", BANK, "--all", "-o", "out")
+    status, out, _ = lotr("bank", "export", BANK, "--all", "-o", "out")
     assert status == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"up", "a-b", "a-b-2", "adapter"}
     assert "a:b in a-b-2" in words(out)
-    assert lotr("export", BANK, "--adapter", "a/b", "-q") == (0, "", "")
+    assert lotr("bank", "export", BANK, "a/b", "-q") == (0, "", "")
     assert runs.gap(tmp_path / "a-b-peft", tmp_path / "run" / NAMES[1]) <= 0.0501
     assert set(tmp_path.parent.iterdir()) == before
 
 
 def test_export_asks_which(lotr, bank, demo_adapter):
-    err = refused(lotr("export", BANK), 2)
-    assert "is a bank of 4 adapters; name one, such as --adapter checkpoint-500" in err
+    err = refused(lotr("bank", "export", BANK), 2)
+    assert "is a bank of 4 adapters; name one, such as checkpoint-500" in err
     assert "--all" in err
-    assert "not both" in refused(lotr("export", BANK, "--all", "--adapter", NAMES[0]), 2)
-    assert "holds no adapter 'x'" in refused(lotr("export", BANK, "--adapter", "x"))
-    for option in (["--all"], ["--adapter", "x"]):
-        err = refused(lotr("export", demo_adapter, *option), 2)
-        assert f"{option[0]} is for banks" in err
+    assert "not both" in refused(lotr("bank", "export", BANK, "--all", NAMES[0]), 2)
+    for option in (["--all"], ["x"]):
+        assert "is no bank" in refused(lotr("bank", "export", demo_adapter, *option))
+    assert "holds no adapter 'x'" in refused(lotr("bank", "export", BANK, NAMES[0], "x"))
+
+
+def test_export_several(lotr, bank, tmp_path):
+    asked = ["bank", "export", BANK, NAMES[3], NAMES[1], NAMES[3], "-o", "out"]
+    record = of_json(lotr(*asked, "--json"))
+    assert [one["adapter"] for one in record["adapters"]] == [NAMES[3], NAMES[1]]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {NAMES[1], NAMES[3]}
+    assert runs.gap(tmp_path / "out" / NAMES[3], tmp_path / "run" / NAMES[3]) <= 0.0501
 
 
 def test_one_adapter_by_its_path(lotr, bank, tmp_path):
@@ -204,7 +219,7 @@ def test_one_adapter_by_its_path(lotr, bank, tmp_path):
 
 def test_a_bank_in_place_of_one_adapter(lotr, bank):
     err = refused(lotr("analyze", BANK))
-    assert f"is a bank of 4 adapters: take one out with lotr export {BANK} --adapter" in err
+    assert f"is a bank of 4 adapters: take one out with lotr bank export {BANK}" in err
     with pytest.raises(CheckpointError, match=r"load_bank\('history.lotr.safetensors'\)"):
         lt.load_adapter(BANK)
 
@@ -215,8 +230,12 @@ def test_a_bank_stands_for_all_its_adapters(lotr, bank):
     both = of_json(lotr("compare", "run", BANK, "--json"))
     found = {one["name"] for one in both["adapters"]}
     assert found == {f"{x}/{name}" for x in ("run", BANK) for name in NAMES}
-    merged = of_json(lotr("merge", BANK, "--weights", f"{NAMES[0]}=1,{NAMES[3]}=2", "--json"))
+    weights = ["--weights", f"{NAMES[0]}=1,{NAMES[3]}=2", "--json"]
+    merged = of_json(lotr("merge", BANK, *weights))
     assert set(merged["weights"]) == {NAMES[0], NAMES[3]}
+    same = of_json(lotr("bank", "merge", BANK, *weights, "-o", "again"))
+    assert same["weights"] == merged["weights"]
+    assert same["relative_error"] == merged["relative_error"]
 
 
 def test_append(lotr, bank, tmp_path):
@@ -224,7 +243,7 @@ def test_append(lotr, bank, tmp_path):
     size = bank.stat().st_size
     runs.checkpoint(tmp_path / "run" / "checkpoint-4000", 4000)
     runs.stranger(tmp_path / "other", 7)
-    record = of_json(lotr("append", BANK, "run/checkpoint-4000", "other", "--json"))
+    record = of_json(lotr("bank", "add", BANK, "run/checkpoint-4000", "other", "--json"))
     assert [one["name"] for one in record["adapters"]] == ["checkpoint-4000", "other"]
     assert (record["adapters_before"], record["adapters_after"]) == (4, 6)
     assert (record["bytes_before"], record["bytes_after"]) == (size, bank.stat().st_size)
@@ -240,14 +259,14 @@ def test_append(lotr, bank, tmp_path):
 
 def export(lotr, folder, name) -> bytes:
     """The weights of an adapter of the bank."""
-    assert lotr("export", BANK, "--adapter", name, "-o", f"out-{name}", "-q", "--force")[0] == 0
+    assert lotr("bank", "export", BANK, name, "-o", f"out-{name}", "-q", "--force")[0] == 0
     return (folder / f"out-{name}" / "adapter_model.safetensors").read_bytes()
 
 
 def test_what_a_reader_sees_of_append(lotr, bank, tmp_path):
     runs.checkpoint(tmp_path / "new", 2500)
     runs.stranger(tmp_path / "other", 7)
-    status, out, err = lotr("append", BANK, "new", "--name", "of friends")
+    status, out, err = lotr("bank", "add", BANK, "new", "--name", "of friends")
     assert (status, err) == (0, "")
     text = words(out)
     assert "of friends" in text
@@ -255,7 +274,7 @@ def test_what_a_reader_sees_of_append(lotr, bank, tmp_path):
     assert "New directions none" in text
     assert "asked: at most 0.05" in text
     assert f"Changed {BANK} in" in text
-    _, out, _ = lotr("append", BANK, "other", "--rel-error", "0.3")
+    _, out, _ = lotr("bank", "add", BANK, "other", "--rel-error", "0.3")
     text = words(out)
     assert "asked: at most 0.3" in text
     assert "Adapters 5 -> 6" in text
@@ -270,25 +289,26 @@ def test_append_refuses(lotr, bank, tmp_path):
         (["x"], "--any-base"),
         (["nowhere"], "nowhere: no such file or folder"),
     ):
-        assert message in refused(lotr("append", BANK, *arguments))
+        assert message in refused(lotr("bank", "add", BANK, *arguments))
     assert (bank.stat().st_size, bank.read_bytes()) == (size, content)
-    assert lotr("append", BANK, "x", "--any-base", "-q") == (0, "", "")
-    assert "is no bank" in refused(lotr("append", "run", "x"))
-    assert "no such file" in refused(lotr("append", "nowhere.safetensors", "x"))
-    assert lotr("convert", "run", "--max-bytes", "50kB", "-o", "b.safetensors", "-q")[0] == 0
-    err = refused(lotr("append", "b.safetensors", "x", "--any-base"), 2)
+    assert lotr("bank", "add", BANK, "x", "--any-base", "-q") == (0, "", "")
+    assert "is no bank" in refused(lotr("bank", "add", "run", "x"))
+    assert "no such file" in refused(lotr("bank", "add", "nowhere.safetensors", "x"))
+    assert lotr("bank", "make", "run", "--max-bytes", "50kB", "-o", "b.safetensors", "-q")[0] == 0
+    err = refused(lotr("bank", "add", "b.safetensors", "x", "--any-base"), 2)
     assert "--rel-error" in err
 
 
 def test_an_error_that_append_cannot_meet(lotr, bank, tmp_path, monkeypatch):
     """None is known: an adapter may be kept as it is. If there were one, it would be said."""
     runs.checkpoint(tmp_path / "new", 2500)
-    record = of_json(lotr("append", BANK, "new", "--rel-error", "1e-12", "--json"))
+    record = of_json(lotr("bank", "add", BANK, "new", "--rel-error", "1e-12", "--json"))
     assert record["worst_error"] <= 1e-12
-    real = commands.append_adapters
+    adding = importlib.import_module("lotr_tn.cli.bank.add")
+    real = adding.append_adapters
     missed = lambda *given, **more: replace(real(*given, **more), met=False)  # noqa: E731
-    monkeypatch.setattr(commands, "append_adapters", missed)
-    asked = ["append", BANK, "new", "--name", "again", "--rel-error", "1e-12"]
+    monkeypatch.setattr(adding, "append_adapters", missed)
+    asked = ["bank", "add", BANK, "new", "--name", "again", "--rel-error", "1e-12"]
     status, out, err = lotr(*asked, "--json")
     assert status == 3
     assert not json.loads(out)["met"]
@@ -298,38 +318,38 @@ def test_an_error_that_append_cannot_meet(lotr, bank, tmp_path, monkeypatch):
 
 def test_drop(lotr, bank, tmp_path):
     before = {name: export(lotr, tmp_path, name) for name in NAMES}
-    record = of_json(lotr("drop", BANK, NAMES[0], NAMES[2], "--json"))
+    record = of_json(lotr("bank", "drop", BANK, NAMES[0], NAMES[2], "--json"))
     assert record["dropped"] == [NAMES[0], NAMES[2]]
     assert (record["adapters_before"], record["adapters_after"]) == (4, 2)
     assert record["bytes_after"] == bank.stat().st_size < record["bytes_before"]
     assert list(load_bank(bank).names) == [NAMES[1], NAMES[3]]
     for name in (NAMES[1], NAMES[3]):
         assert export(lotr, tmp_path, name) == before[name]
-    assert "holds no adapter" in refused(lotr("drop", BANK, NAMES[0]))
-    assert "delete the file" in refused(lotr("drop", BANK, NAMES[1], NAMES[3]))
-    _, out, _ = lotr("drop", BANK, NAMES[1], NAMES[1])
+    assert "holds no adapter" in refused(lotr("bank", "drop", BANK, NAMES[0]))
+    assert "delete the file" in refused(lotr("bank", "drop", BANK, NAMES[1], NAMES[3]))
+    _, out, _ = lotr("bank", "drop", BANK, NAMES[1], NAMES[1])
     assert f"Dropped {NAMES[1]} Adapters 2 -> 1" in words(out)
-    assert f"lotr compact {BANK}" in out
+    assert f"lotr bank compact {BANK}" in out
 
 
 def test_rename(lotr, bank, tmp_path):
     before = export(lotr, tmp_path, NAMES[3])
-    _, out, _ = lotr("rename", BANK, NAMES[3], "the last")
+    _, out, _ = lotr("bank", "rename", BANK, NAMES[3], "the last")
     assert f"Renamed {NAMES[3]} -> the last" in words(out)
     assert load_bank(bank).names == (*NAMES[:3], "the last")
     assert export(lotr, tmp_path, "the last") == before
-    record = of_json(lotr("rename", BANK, "the last", "z", "--json"))
+    record = of_json(lotr("bank", "rename", BANK, "the last", "z", "--json"))
     assert (record["old"], record["new"], record["adapters_after"]) == ("the last", "z", 4)
-    assert f"{NAMES[0]!r} already" in refused(lotr("rename", BANK, "z", NAMES[0]))
-    assert "holds no adapter" in refused(lotr("rename", BANK, "nobody", "x"))
+    assert f"{NAMES[0]!r} already" in refused(lotr("bank", "rename", BANK, "z", NAMES[0]))
+    assert "holds no adapter" in refused(lotr("bank", "rename", BANK, "nobody", "x"))
 
 
 def test_compact(lotr, bank, tmp_path):
     runs.stranger(tmp_path / "other", 7)
-    assert lotr("append", BANK, "other", "--rel-error", "0.001", "-q")[0] == 0
-    assert lotr("drop", BANK, "other", "-q")[0] == 0
+    assert lotr("bank", "add", BANK, "other", "--rel-error", "0.001", "-q")[0] == 0
+    assert lotr("bank", "drop", BANK, "other", "-q")[0] == 0
     size = bank.stat().st_size
-    record = of_json(lotr("compact", BANK, "--rel-error", "0.2", "--json"))
+    record = of_json(lotr("bank", "compact", BANK, "--rel-error", "0.2", "--json"))
     assert record["bytes_before"] == size > record["bytes_after"] == bank.stat().st_size
     assert record["met"]
     assert record["asked"] == 0.2
@@ -338,16 +358,16 @@ def test_compact(lotr, bank, tmp_path):
         export(lotr, tmp_path, one["name"])
         found = runs.gap(tmp_path / f"out-{one['name']}", tmp_path / "run" / one["name"])
         assert found <= one["bound"] * (1 + 1e-3)
-    out = lotr("inspect", BANK)[1]
+    out = lotr("bank", "show", BANK)[1]
     assert "At most" in out
     assert "with what compacting has moved since" in out
     assert max(map(len, out.splitlines())) <= 80
-    out = lotr("export", BANK, "--adapter", NAMES[0], "-o", "x")[1]
+    out = lotr("bank", "export", BANK, NAMES[0], "-o", "x")[1]
     assert "; by now at most" in words(out)
 
 
 def test_what_a_reader_sees_of_compact(lotr, bank):
-    status, out, err = lotr("compact", BANK, "--rel-error", "0.3")
+    status, out, err = lotr("bank", "compact", BANK, "--rel-error", "0.3")
     assert (status, err) == (0, "")
     text = words(out)
     assert "Asked at most 0.3" in text
@@ -357,7 +377,7 @@ def test_what_a_reader_sees_of_compact(lotr, bank):
 
 def test_compact_finds_nothing(lotr, bank):
     content = bank.read_bytes()
-    status, out, err = lotr("compact", BANK)
+    status, out, err = lotr("bank", "compact", BANK)
     assert (status, err) == (0, "")
     assert bank.read_bytes() == content
     assert ", unchanged: nothing smaller was found" in words(out)
@@ -365,15 +385,15 @@ def test_compact_finds_nothing(lotr, bank):
 
 
 def test_compact_says_what_it_cannot_do(lotr, bank, demo_adapter):
-    status, out, err = lotr("compact", BANK, "--rel-error", "1e-6", "--json")
+    status, out, err = lotr("bank", "compact", BANK, "--rel-error", "1e-6", "--json")
     assert status == 3
     assert not json.loads(out)["met"]
     assert "what was lost before cannot come back" in err
-    assert "is no bank" in refused(lotr("compact", demo_adapter))
+    assert "is no bank" in refused(lotr("bank", "compact", demo_adapter))
 
 
-@pytest.mark.parametrize("command", [["append", BANK], ["drop", BANK], ["rename", BANK, "a"]])
+@pytest.mark.parametrize("command", [["add", BANK], ["drop", BANK], ["rename", BANK, "a"]])
 def test_wrong_usage(lotr, command):
-    status, out, err = lotr(*command)
+    status, out, err = lotr("bank", *command)
     assert (status, out) == (2, "")
     assert "Missing argument" in err

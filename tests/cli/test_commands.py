@@ -10,14 +10,16 @@ import lotr_tn as lt
 from tests.cli.conftest import of_json
 
 COMMANDS = [
-    "demo", "inspect", "analyze", "convert", "export", "compare", "merge", "count", "append",
-    "drop", "rename", "compact",
+    "demo", "inspect", "analyze", "convert", "export", "compare", "merge", "count", "bank make",
+    "bank show", "bank export", "bank merge", "bank add", "bank drop", "bank rename",
+    "bank compact", "bank verify",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_fits_80_columns(lotr, command):
-    status, out, _ = lotr(command, "--help")
+    essentials = command in ("convert", "bank make")
+    status, out, _ = lotr(*command.split(), "--help-all" if essentials else "--help")
     assert status == 0
     assert f"Example: lotr {command}" in " ".join(out.split())
     assert max(len(line) for line in out.splitlines()) <= 80
@@ -27,7 +29,9 @@ def test_help_has_an_example_and_fits_80_columns(lotr, command):
 
 def test_no_arguments_show_the_commands(lotr):
     _, out, err = lotr()
-    assert all(command in out + err for command in COMMANDS)
+    assert all(command.split()[0] in out + err for command in COMMANDS)
+    _, out, err = lotr("bank")
+    assert all(c.split()[1] in out + err for c in COMMANDS if c.startswith("bank"))
 
 
 def test_version(lotr):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
+from lotr_tn.adapters import LoRAModule
 from tests.cli.conftest import of_json
 from tests.files import peft_models as pm
 
@@ -52,7 +53,8 @@ def test_a_bank_stands_for_its_adapters(lotr, demo_adapter, tmp_path):
     """Of two adapters it is compared as two; beside another adapter there are three."""
     for rank in (2, 3, 4):
         pm.adapt(pm.llama, tmp_path / f"rank-{rank}", r=rank, target_modules=["q_proj", "v_proj"])
-    lotr("convert", "rank-2", "rank-3", "--rel-error", 1e-3, "-o", "two.lotr.safetensors", "-q")
+    asked = ["bank", "make", "rank-2", "rank-3", "--rel-error", 1e-3]
+    lotr(*asked, "-o", "two.lotr.safetensors", "-q")
     pair = of_json(lotr("compare", "two.lotr.safetensors", "--json"))
     wanted = of_json(lotr("compare", "rank-2", "rank-3", "--json"))
     assert pair["relative_error"] == pytest.approx(wanted["relative_error"], rel=1e-2)
@@ -67,7 +69,7 @@ def test_adapters_that_differ_in_modules_and_one_that_is_zero(lotr, tmp_path):
     pm.adapt(pm.llama, tmp_path / "both", r=3, target_modules=["q_proj", "v_proj"])
     names = ["queries", "values", "both", "zero"]
     adapter = lt.load_adapter(tmp_path / "both")
-    zeros = [lt.checkpoints.LoRAModule(m.target, 0 * m.up, m.down) for m in adapter.modules]
+    zeros = [LoRAModule(m.target, 0 * m.up, m.down) for m in adapter.modules]
     zero = lt.LoRAAdapter(tuple(zeros), {}, adapter.config, adapter.config_text)
     lt.save_adapter(zero, tmp_path / "zero")
     record = of_json(lotr("compare", *names, "--json"))
@@ -129,7 +131,7 @@ def test_refusals_name_the_adapter(lotr, demo_adapter):
     adapter = lt.load_adapter(demo_adapter)
     first, *rest = adapter.modules
     rows = np.repeat(first.up, 2, axis=0)
-    wide = lt.checkpoints.LoRAModule(first.target, rows, first.down, first.scale)
+    wide = LoRAModule(first.target, rows, first.down, first.scale)
     lt.save_adapter(lt.LoRAAdapter((wide, *rest), {}, adapter.config, adapter.config_text), "other")
     shutil.copytree(demo_adapter, "third")
     status, _, err = lotr("compare", demo_adapter, "third", "other")

@@ -18,6 +18,7 @@ from lotr_tn.report.bank import (
     bank_question_text,
     bank_record,
     bank_text,
+    verification_text,
 )
 from lotr_tn.report.bank_changes import (
     appending_text,
@@ -235,7 +236,7 @@ def test_changes():
     dropped = change | {"dropped": ["x", "y"], "destination": "my bank.safetensors"}
     text = shown(dropping_text(dropped))
     assert "Dropped         x, y\n" in text
-    assert "lotr compact 'my bank.safetensors'" in text
+    assert "lotr bank compact 'my bank.safetensors'" in text
 
 
 def test_records_of_a_bank_are_json(tmp_path):
@@ -250,8 +251,8 @@ def test_records_of_a_bank_are_json(tmp_path):
     seen = bank_record(bank, path, 8000)
     assert json.loads(json.dumps(seen)) == seen
     assert seen["adapters"] == record["adapters"]
-    text = shown(bank_text(seen | {"verified": 1234}, {}, show_all=False))
-    assert "Base model      not named" in text
+    assert "Base model      not named" in shown(bank_text(seen, {}, show_all=False))
+    text = shown(verification_text(seen | {"verified": 1234}))
     assert "Verified        all 1,234 tensors are as written" in text
     assert f"bank of {len(bank)} adapters" in text
     edited = drop_adapters(path, ["checkpoint-500", "checkpoint-500"])

@@ -1,4 +1,4 @@
-"""`lotr convert` of several adapters: a bank, and what is said of it."""
+"""`lotr bank make`: a bank of several adapters, and what is said of it."""
 
 import json
 
@@ -26,7 +26,7 @@ def words(text: str) -> str:
 
 
 def test_a_bank_and_its_record(lotr, run, tmp_path):
-    record = of_json(lotr("convert", *run, "--rel-error", "0.05", "-o", BANK, "--json"))
+    record = of_json(lotr("bank", "make", *run, "--rel-error", "0.05", "-o", BANK, "--json"))
     assert set(record) >= {
         "relative_error", "worst_error", "adapters", "params_before", "params_after",
         "bytes_before", "bytes_after", "bytes_separate", "stacking", "stackings", "routes",
@@ -51,8 +51,8 @@ def test_a_bank_and_its_record(lotr, run, tmp_path):
 
 
 def test_errors_are_those_of_a_plain_loop(lotr, run, tmp_path):
-    record = of_json(lotr("convert", *run, "--rel-error", "0.1", "-o", BANK, "--json"))
-    assert lotr("export", BANK, "--all", "-o", "all", "-q") == (0, "", "")
+    record = of_json(lotr("bank", "make", *run, "--rel-error", "0.1", "-o", BANK, "--json"))
+    assert lotr("bank", "export", BANK, "--all", "-o", "all", "-q") == (0, "", "")
     lost = whole = 0.0
     for one, folder in zip(record["adapters"], run, strict=True):
         found = runs.gap(tmp_path / "all" / one["name"], folder)
@@ -63,7 +63,7 @@ def test_errors_are_those_of_a_plain_loop(lotr, run, tmp_path):
 
 
 def test_what_a_reader_sees(lotr, run):
-    status, out, err = lotr("convert", *run, "--rel-error", "0.05", "-o", BANK)
+    status, out, err = lotr("bank", "make", *run, "--rel-error", "0.05", "-o", BANK)
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     text = words(out)
@@ -78,54 +78,66 @@ def test_what_a_reader_sees(lotr, run):
 
 
 def test_a_folder_of_adapters_in_their_natural_order(lotr, run):
-    record = of_json(lotr("convert", "run", "--rel-error", "0.05", "-o", BANK, "--json"))
+    record = of_json(lotr("bank", "make", "run", "--rel-error", "0.05", "-o", BANK, "--json"))
     assert [one["name"] for one in record["adapters"]] == [f"checkpoint-{s}" for s in STEPS]
 
 
 def test_names(lotr, run):
     names = [x for step in STEPS for x in ("--name", f"step {step}")]
-    arguments = ["convert", "run", *names, "--rel-error", "0.1", "-o", BANK]
+    arguments = ["bank", "make", "run", *names, "--rel-error", "0.1", "-o", BANK]
     assert lotr(*arguments, "-q") == (0, "", "")
     assert load_bank(BANK).names == tuple(f"step {step}" for step in STEPS)
-    status, _, err = lotr("convert", "run", *names[2:], "--rel-error", "0.1", "-o", "b.safetensors")
+    status, _, err = lotr(
+        "bank", "make", "run", *names[2:], "--rel-error", "0.1", "-o", "b.safetensors"
+    )
     assert status == 2
     assert "found 3 names for 4 adapters" in err
     twice = ["--name", "a"] * 4
-    status, _, err = lotr("convert", "run", *twice, "--rel-error", "0.1", "-o", "b.safetensors")
+    status, _, err = lotr(
+        "bank", "make", "run", *twice, "--rel-error", "0.1", "-o", "b.safetensors"
+    )
     assert status == 2
     assert "'a' is given 4 times" in err
 
 
 def test_one_error_for_each_or_for_all(lotr, tmp_path):
     paths = runs.history(tmp_path / "run", 200, 4000)  # of very different norms
-    each = of_json(lotr("convert", *paths, "--rel-error", "0.2", "-o", "a.safetensors", "--json"))
+    each = of_json(
+        lotr("bank", "make", *paths, "--rel-error", "0.2", "-o", "a.safetensors", "--json")
+    )
     assert each["worst_error"] <= 0.2
     assert each["asked"] == {"relative_error": 0.2, "each": True}
     total = of_json(
-        lotr("convert", *paths, "--rel-error", "0.2", "--total", "-o", "b.safetensors", "--json")
+        lotr(
+            "bank", "make", *paths, "--rel-error", "0.2", "--total", "-o", "b.safetensors", "--json"
+        )
     )
-    same = of_json(lotr("convert", *paths, "--total-error", "0.2", "-o", "c.safetensors", "--json"))
+    same = of_json(
+        lotr("bank", "make", *paths, "--total-error", "0.2", "-o", "c.safetensors", "--json")
+    )
     for record in (total, same):
         assert record["relative_error"] <= 0.2 < record["worst_error"]
         assert record["asked"] == {"relative_error": 0.2, "each": False}
         assert record["met"]
-    _, out, _ = lotr("convert", *paths, "--total-error", "0.2", "-o", "d.safetensors")
+    _, out, _ = lotr("bank", "make", *paths, "--total-error", "0.2", "-o", "d.safetensors")
     assert "at most 0.2 for all adapters together" in words(out)
 
 
 def test_a_size(lotr, run, tmp_path):
     size = 22_000
-    record = of_json(lotr("convert", *run, "--max-bytes", size, "-o", BANK, "--json"))
+    record = of_json(lotr("bank", "make", *run, "--max-bytes", size, "-o", BANK, "--json"))
     assert (tmp_path / BANK).stat().st_size <= size
     assert 0 < record["worst_error"] < 1
-    record = of_json(lotr("convert", *run, "--max-params", 1500, "-o", "b.safetensors", "--json"))
+    record = of_json(
+        lotr("bank", "make", *run, "--max-params", 1500, "-o", "b.safetensors", "--json")
+    )
     assert record["params_after"] <= 1500
-    _, out, _ = lotr("convert", *run, "--max-params", "1500", "-o", "c.safetensors")
+    _, out, _ = lotr("bank", "make", *run, "--max-params", "1500", "-o", "c.safetensors")
     assert "Asked at most 1,500 parameters" in words(out)
 
 
 def test_ranks(lotr, run):
-    record = of_json(lotr("convert", *run, "--rank", "3,2", "-o", BANK, "--json"))
+    record = of_json(lotr("bank", "make", *run, "--rank", "3,2", "-o", BANK, "--json"))
     assert record["formats"] == {"lotr": len(run) * runs.MODULES}
     seen = of_json(lotr("inspect", BANK, "--json"))
     assert {str(group["bases"]) for group in seen["groups"]} == {"[[3], [2]]"}
@@ -134,7 +146,7 @@ def test_ranks(lotr, run):
 @pytest.mark.parametrize("way", ["adapters", "layers", "all"])
 def test_ways_of_stacking(lotr, run, way):
     record = of_json(
-        lotr("convert", *run, "--rel-error", "0.1", "--stack", way, "-o", BANK, "--json")
+        lotr("bank", "make", *run, "--rel-error", "0.1", "--stack", way, "-o", BANK, "--json")
     )
     assert record["stacking"] == way
     assert [one["stacking"] for one in record["stackings"]] == [way]
@@ -143,7 +155,7 @@ def test_ways_of_stacking(lotr, run, way):
 
 
 def test_other_options_reach_the_conversion(lotr, run):
-    asked = ["convert", *run, "--rel-error", "0.1", "--json", "--force", "-o", BANK]
+    asked = ["bank", "make", *run, "--rel-error", "0.1", "--json", "--force", "-o", BANK]
     truncated = of_json(lotr(*asked, "--format", "truncated"))
     assert set(truncated["formats"]) == {"truncated"}
     wide = of_json(lotr(*asked, "--dtype", "float64"))
@@ -160,7 +172,7 @@ def test_other_options_reach_the_conversion(lotr, run):
 
 def test_clusters(lotr, tmp_path):
     paths = runs.history(tmp_path / "one", *STEPS) + runs.history(tmp_path / "two", *STEPS, run=1)
-    asked = ["convert", *paths, "--rel-error", "0.02", "--force", "-o", BANK]
+    asked = ["bank", "make", *paths, "--rel-error", "0.02", "--force", "-o", BANK]
     apart = of_json(lotr(*asked, "--json"))
     clusters = [one["cluster"] for one in apart["adapters"]]
     assert len(set(clusters)) == 2
@@ -172,7 +184,10 @@ def test_clusters(lotr, tmp_path):
 
 
 def test_a_bank_of_one(lotr, run):
-    assert lotr("convert", run[0], "--rel-error", "0.1", "-q", "--stack", "all", "-o", BANK)[0] == 0
+    assert (
+        lotr("bank", "make", run[0], "--rel-error", "0.1", "-q", "--stack", "all", "-o", BANK)[0]
+        == 0
+    )
     assert load_bank(BANK).names == ("checkpoint-500",)
     assert lotr("convert", run[0], "--rel-error", "0.1", "-q")[0] == 0
     assert not is_bank(run[0].parent.parent / "checkpoint-500.lotr.safetensors")
@@ -180,22 +195,22 @@ def test_a_bank_of_one(lotr, run):
 
 
 def test_a_bank_and_more_in_another_bank(lotr, run, tmp_path):
-    assert lotr("convert", *run[:2], "--rel-error", "0.01", "-o", BANK, "-q")[0] == 0
+    assert lotr("bank", "make", *run[:2], "--rel-error", "0.01", "-o", BANK, "-q")[0] == 0
     record = of_json(
-        lotr("convert", BANK, run[2], "--rel-error", "0.01", "-o", "b.safetensors", "--json")
+        lotr("bank", "make", BANK, run[2], "--rel-error", "0.01", "-o", "b.safetensors", "--json")
     )
     names = [f"checkpoint-{step}" for step in STEPS[:3]]
     assert [one["name"] for one in record["adapters"]] == names
     weights = (run[2] / "adapter_model.safetensors").stat().st_size
     assert record["bytes_before"] == (tmp_path / BANK).stat().st_size + weights
-    assert lotr("export", "b.safetensors", "--all", "-o", "all", "-q")[0] == 0
+    assert lotr("bank", "export", "b.safetensors", "--all", "-o", "all", "-q")[0] == 0
     for name, folder in zip(names, run, strict=False):
         assert runs.gap(tmp_path / "all" / name, folder) <= 0.0201
 
 
 def test_strangers_are_told(lotr, tmp_path):
     paths = [runs.stranger(tmp_path / f"s{seed}", seed) for seed in range(3)]
-    status, out, _ = lotr("convert", *paths, "--rel-error", "0.05", "-o", BANK)
+    status, out, _ = lotr("bank", "make", *paths, "--rel-error", "0.05", "-o", BANK)
     assert status == 0
     assert "These adapters hardly share anything" in words(out)
     assert max(map(len, out.splitlines())) <= 80
@@ -204,7 +219,7 @@ def test_strangers_are_told(lotr, tmp_path):
 def test_of_many_the_worst_are_shown(lotr, tmp_path):
     steps = range(100, 1500, 100)
     runs.history(tmp_path / "run", *steps)
-    asked = ["convert", "run", "--rel-error", "0.3", "--total", "--force", "-o", BANK]
+    asked = ["bank", "make", "run", "--rel-error", "0.3", "--total", "--force", "-o", BANK]
     record = of_json(lotr(*asked, "--json"))
     errors = {one["name"]: one["relative_error"] for one in record["adapters"]}
     best_two = sorted(errors, key=errors.get)[:2]
@@ -218,14 +233,14 @@ def test_of_many_the_worst_are_shown(lotr, tmp_path):
 
 
 def test_an_error_that_cannot_be_met(lotr, run):
-    asked = ["convert", *run, "--rel-error", "1e-5", "--dtype", "bfloat16", "-o", BANK]
+    asked = ["bank", "make", *run, "--rel-error", "1e-5", "--dtype", "bfloat16", "-o", BANK]
     status, out, err = lotr(*asked, "--format", "lotr", "--json")
     assert status == 3
     assert not json.loads(out)["met"]
     assert "bfloat16 cannot hold the error asked for (at most 1e-05 for each adapter)" in err
     assert "--dtype auto" in err
     assert err.count("\n") == 1
-    asked = ["convert", *run, "--rel-error", "0.01", "--stack", "all", "-o", "b.safetensors"]
+    asked = ["bank", "make", *run, "--rel-error", "0.01", "--stack", "all", "-o", "b.safetensors"]
     status, _, err = lotr(*asked, "--route", "sketch", "--sketch", "2", "-q")
     assert status == 3
     assert "a sketch of 2 directions cannot hold" in err
@@ -235,13 +250,6 @@ def test_an_error_that_cannot_be_met(lotr, run):
     ("arguments", "message"),
     [
         (["--rel-error", "0.1"], "4 adapters become one file; name it, such as -o"),
-        (["--rel-error", "0.1", "-o", "B", "--keep", "x"], "--keep is for one adapter"),
-        (["--rel-error", "0.1", "-o", "B", "--min-rank", "2"], "--min-rank is for one adapter"),
-        (["--rel-error", "0.1", "-o", "B", "--max-rank", "2"], "--max-rank is for one adapter"),
-        (["--rel-error", "0.1", "-o", "B", "--to", "lotr-peft"], "--to lotr-peft is for one"),
-        (["--energy", "0.9", "-o", "B"], "--energy is for one adapter"),
-        (["--rel-error", "0.1", "-o", "B", "--backend", "torch"], "--backend torch is for one"),
-        (["--rel-error", "0.1", "-o", "B", "--device", "cpu"], "--device is for one adapter"),
         (["--total-error", "0.1", "-o", "B", "--each"], "--total-error is the error of all"),
         (["--rel-error", "0.1", "-o", "B", "--sketch", "4"], "the route sketch"),
         (["--rel-error", "0.1", "-o", "B", "--route", "sketch"], "the route sketch"),
@@ -249,7 +257,7 @@ def test_an_error_that_cannot_be_met(lotr, run):
     ],
 )
 def test_options_that_make_no_sense_of_several(lotr, run, tmp_path, arguments, message):
-    status, out, err = lotr("convert", *run, *[BANK if a == "B" else a for a in arguments])
+    status, out, err = lotr("bank", "make", *run, *[BANK if a == "B" else a for a in arguments])
     assert (status, out) == (2, "")
     assert err.startswith("lotr: ")
     assert message in err
@@ -258,28 +266,27 @@ def test_options_that_make_no_sense_of_several(lotr, run, tmp_path, arguments, m
 
 
 @pytest.mark.parametrize(
-    ("arguments", "option"),
+    "option",
     [
-        (["--each"], "--each"),
-        (["--total"], "--total"),
-        (["--cluster"], "--cluster"),
-        (["--no-cluster"], "--no-cluster"),
-        (["--name", "a"], "--name"),
-        (["--any-base"], "--any-base"),
-        (["--route", "whole"], "--route"),
-        (["--sketch", "4"], "--sketch"),
-        (["--all"], "--all"),
+        ["--keep", "x"],
+        ["--min-rank", "2"],
+        ["--max-rank", "2"],
+        ["--to", "lotr-peft"],
+        ["--energy", "0.9"],
+        ["--backend", "torch"],
+        ["--device", "cpu"],
     ],
 )
-def test_options_that_make_no_sense_of_one(lotr, run, arguments, option):
-    status, out, err = lotr("convert", run[0], "--rel-error", "0.1", *arguments)
+def test_options_of_one_adapter(lotr, run, tmp_path, option):
+    status, out, err = lotr("bank", "make", *run, "--rel-error", "0.1", "-o", BANK, *option)
     assert (status, out) == (2, "")
-    assert err.startswith(f"lotr: {option} is for several adapters")
+    assert f"No such option: {option[0]}" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
 def test_what_is_refused(lotr, run, tmp_path):
     (tmp_path / "taken.safetensors").write_text("mine")
-    asked = ["convert", *run, "--rel-error", "0.1"]
+    asked = ["bank", "make", *run, "--rel-error", "0.1"]
     for arguments, message in (
         ([*asked, "-o", "taken.safetensors"], "taken.safetensors exists"),
         ([*asked, "-o", "bank"], "must end in .safetensors"),
@@ -299,7 +306,7 @@ def test_what_is_refused(lotr, run, tmp_path):
 
 def test_adapters_of_another_base(lotr, tmp_path):
     paths = runs.history(tmp_path / "run", 500), runs.history(tmp_path / "x", 900, base="huge")
-    asked = ["convert", *paths[0], *paths[1], "--rel-error", "0.1", "-o", BANK, "-q"]
+    asked = ["bank", "make", *paths[0], *paths[1], "--rel-error", "0.1", "-o", BANK, "-q"]
     status, _, err = lotr(*asked)
     assert status == 1
     assert "huge" in err
