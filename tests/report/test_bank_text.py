@@ -251,9 +251,10 @@ def test_records_of_a_bank_are_json(tmp_path):
     seen = bank_record(bank, path, 8000)
     assert json.loads(json.dumps(seen)) == seen
     assert seen["adapters"] == record["adapters"]
-    assert "Base model      not named" in shown(bank_text(seen, {}, show_all=False))
-    text = shown(verification_text(seen | {"verified": 1234}))
-    assert "Verified        all 1,234 tensors are as written" in text
+    text = shown(bank_text(seen, {}, show_all=False))
+    assert "Base model      not named" in text
+    verified = shown(verification_text(seen | {"verified": 1234}))
+    assert "Verified        all 1,234 tensors are as written" in verified
     assert f"bank of {len(bank)} adapters" in text
     edited = drop_adapters(path, ["checkpoint-500", "checkpoint-500"])
     dropped = dropping_record(edited, path, ["checkpoint-500", "checkpoint-500"], 0.1)
