@@ -23,6 +23,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 torch.set_num_threads(1)  # small matrices: threads would only wait for each other
 
 BACKENDS = ("numpy", "read-only numpy", "array-api-strict", "torch")
+LAW_BACKENDS = BACKENDS[1:]
+"""Those of tables of laws: arrays that cannot be written in stand for those that can."""
 
 
 def on_backend(x: np.ndarray, backend: str) -> Array:

@@ -10,12 +10,15 @@ import torch
 import lotr_tn.nn as ln
 from lotr_tn.errors import OptionError
 from tests.nn.blocks import model, pairs
-from tests.nn.two_processes import BATCHES, adapted, trained
+from tests.nn.two_processes import BATCHES, KINDS, adapted, trained
 
 
-def both(kind, folder):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where two processes have left what they trained, in every way that is tested."""
+    folder = tmp_path_factory.mktemp("trained")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.nn.two_processes", kind]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.nn.two_processes"]
     running = [
         subprocess.Popen(
             [*command, str(rank), str(folder)],
@@ -25,12 +28,12 @@ def both(kind, folder):
     ]  # fmt: skip
     said = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)
-    return torch.load(folder / "state.pt", weights_only=True)
+    return folder
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_give_what_one_gives(kind, tmp_path):
-    state = both(kind, tmp_path)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_give_what_one_gives(kind, folder):
+    state = torch.load(folder / f"{kind}.pt", weights_only=True)
     alone = trained(adapted(), BATCHES)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(state[name], value, atol=1e-6, rtol=1e-6)

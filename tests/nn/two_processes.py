@@ -10,6 +10,7 @@ from torch import nn
 import lotr_tn.nn as ln
 from tests.nn.blocks import model, pairs, shake
 
+KINDS = "ddp", "fsdp2"
 BATCHES = torch.arange(3 * 8 * 5).reshape(3, 8, 5) * 7 % 17
 
 
@@ -36,10 +37,17 @@ def wrapped(kind, network):
     return ln.shard_lotr(network, network.blocks)
 
 
-def main(kind: str, rank: int, folder: Path) -> None:
+def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    for kind in KINDS:
+        run(kind, rank, folder)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run(kind: str, rank: int, folder: Path) -> None:
     plain = adapted()
     network = trained(wrapped(kind, plain), BATCHES[:, rank::2])
     assert len(pairs(plain)) == 2
@@ -48,10 +56,8 @@ def main(kind: str, rank: int, folder: Path) -> None:
     whole = state_dict.StateDictOptions(full_state_dict=True)
     state = state_dict.get_model_state_dict(network, options=whole)
     if rank == 0:
-        torch.save(state, folder / "state.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+        torch.save(state, folder / f"{kind}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from lotr_tn import ops
 from lotr_tn.testing import laws
-from tests.conftest import BACKENDS
+from tests.conftest import LAW_BACKENDS
 from tests.ops.cases import FORMATS, cases, largest
 from tests.testing.budget import examples
 
@@ -110,7 +110,7 @@ def gauge(measure, stacks, scale, seed):
     laws.measure_is_gauge_invariant(measure, stacks, seed, scale=scale)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LAW_BACKENDS)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, name, backend):

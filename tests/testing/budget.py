@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-SHARES = {"numpy": 3, "torch": 3}
+SHARES = {"numpy": 3, "read-only numpy": 3, "torch": 3}
 OTHER_SHARE = 6
 SMALL = 100
 """Profiles of more examples than this ask for thoroughness, and get all of them."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotr_tn.testing import laws, strategies
-from tests.conftest import BACKENDS, on_backend
+from tests.conftest import LAW_BACKENDS, on_backend
 from tests.testing.budget import examples
 from tests.testing.methods import METHODS
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::lotr_tn.errors.PrecisionWarning
 """Updates whose terms cancel to rounding meet no error rule, and are drawn too."""
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LAW_BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, method, backend):
@@ -70,7 +70,7 @@ def hold(law, method, backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LAW_BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_full_ranks_are_exact(method, backend, dtype):
     tested = METHODS[method]
@@ -84,7 +84,7 @@ def test_full_ranks_are_exact(method, backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LAW_BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_error_rules_are_met(method, backend, dtype):
     tested = METHODS[method]
@@ -99,7 +99,7 @@ def test_error_rules_are_met(method, backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LAW_BACKENDS)
 @pytest.mark.parametrize(
     "method", ["hosvd", "st_hosvd", "hooi", "round Tucker2", "round LowRankTucker2"]
 )
@@ -116,7 +116,7 @@ def test_factors_are_orthonormal(method, backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LAW_BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_small_errors_are_seen(method, backend, dtype):
     tested = METHODS[method]
