@@ -1,15 +1,18 @@
-"""LoTR layers for PyTorch: U and V shared by a group of layers, one small core each.
+"""Trainable forms for PyTorch; LoTR has U and V shared by a group of layers, one small core each.
 
-Importing this module loads torch. `add_lotr` adapts a model in place; `lotr_tn.peft` does the same
-through PEFT.
+Importing this module loads torch. `add_lotr` adapts a model in place, and `add` does it with any
+form, one of your own too; `lotr_tn.peft` does the same through PEFT.
 """
 
-from lotr_tn.nn.adapted import LoTREmbedding, LoTRLinear
-from lotr_tn.nn.factors import SharedFactors
-from lotr_tn.nn.grouping import Group, plan_groups
-from lotr_tn.nn.layer import LoTRLayer
+from lotr_tn.catalogue.methods import Method, Site
+from lotr_tn.nn.adapted import AdaptedEmbedding, AdaptedLinear
+from lotr_tn.nn.form import FORMS, Form, Own, Start, register
+from lotr_tn.nn.forms.tucker2 import Tucker2Form
+from lotr_tn.nn.grouping import Group
+from lotr_tn.nn.holding import AdaptedLayer
+from lotr_tn.nn.lotr import add_lotr, plan_groups
 from lotr_tn.nn.model import (
-    add_lotr,
+    add,
     disabled,
     merge,
     merged_copy,
@@ -20,6 +23,7 @@ from lotr_tn.nn.model import (
     unmerge,
 )
 from lotr_tn.nn.sharding import shard_lotr
+from lotr_tn.nn.shared_product import SharedProduct
 from lotr_tn.nn.training import (
     lotr_layers,
     parameter_count,
@@ -29,12 +33,28 @@ from lotr_tn.nn.training import (
     train_only,
 )
 
+# names from when there was one form
+LoTREmbedding, LoTRLayer, LoTRLinear = AdaptedEmbedding, AdaptedLayer, AdaptedLinear
+SharedFactors = Tucker2Form
+
 __all__ = [
+    "FORMS",
+    "AdaptedEmbedding",
+    "AdaptedLayer",
+    "AdaptedLinear",
+    "Form",
     "Group",
     "LoTREmbedding",
     "LoTRLayer",
     "LoTRLinear",
+    "Method",
+    "Own",
     "SharedFactors",
+    "SharedProduct",
+    "Site",
+    "Start",
+    "Tucker2Form",
+    "add",
     "add_lotr",
     "disabled",
     "lotr_layers",
@@ -43,6 +63,7 @@ __all__ = [
     "parameter_count",
     "parameter_groups",
     "plan_groups",
+    "register",
     "remove_lotr",
     "set_active",
     "set_stacks",

@@ -4,23 +4,38 @@ from typing import final
 
 from torch import nn
 
-from lotr_tn.nn.bases import is_embedding
-from lotr_tn.nn.layer import EmbeddingUpdate, LinearUpdate, LoTRLayer
+from lotr_tn.nn.bases import is_embedding, weight_of
+from lotr_tn.nn.holding import AdaptedLayer, EmbeddingUpdate, LinearUpdate
 
-__all__ = ["LoTREmbedding", "LoTRLinear", "Switched", "adapted"]
+__all__ = ["AdaptedEmbedding", "AdaptedLinear", "Switched", "adapted"]
 
 
-class Switched(LoTRLayer):
+class Switched(AdaptedLayer):
     """Which adapter is active, and whether any is."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self._active_adapters: list[str] = []
+        self._disable_adapters = False
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The names of the active adapters."""
+        return self._active_adapters
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether all adapters are switched off."""
+        return self._disable_adapters
 
     def set_adapter(self, names: str | list[str]) -> None:
         """Make these adapters active and free what they train; the others are frozen.
 
         A name that the layer does not hold has no effect on it.
         """
-        self._active_adapter = [names] if isinstance(names, str) else list(names)
+        self._active_adapters = [names] if isinstance(names, str) else list(names)
         for name in self.scaling:
-            self.set_trainable(name, name in self._active_adapter)
+            self.set_trainable(name, name in self._active_adapters)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch all adapters on or off."""
@@ -33,13 +48,12 @@ class Switched(LoTRLayer):
             OptionError: it is merged at the moment.
         """
         self.drop(name)
-        active = self._active_adapter
-        self._active_adapter = [a for a in active if a != name]
+        self._active_adapters = [a for a in self._active_adapters if a != name]
 
     @property
     def weight(self) -> nn.Parameter:
         """The base layer's weight, which some models read."""
-        weight = self.base_layer.weight
+        weight = weight_of(self)
         assert isinstance(weight, nn.Parameter)
         return weight
 
@@ -52,12 +66,11 @@ class Switched(LoTRLayer):
 
 
 @final
-class LoTRLinear(Switched, LinearUpdate):
-    """An nn.Linear or GPT-2's Conv1D with LoTR adapters: y = base(x) + s ((x V) Gᵀ) Uᵀ.
+class AdaptedLinear(LinearUpdate, Switched):
+    """An nn.Linear or GPT-2's Conv1D with adapters: y = base(x) + s x ΔWᵀ.
 
-    U and V belong to a group of layers, and the core G to this one. The products are taken in the
-    order with the fewest operations for the number of rows, and none of them is m × n. Where
-    `torch.autocast` is on, they run in its dtype.
+    What is shared belongs to a group of layers, and the own part to this one: for LoTR
+    y = base(x) + s ((x V) Gᵀ) Uᵀ. Where `torch.autocast` is on, products run in its dtype.
 
     Args:
         base_layer: the layer; its parameters are left as they are.
@@ -66,12 +79,10 @@ class LoTRLinear(Switched, LinearUpdate):
         FormatError: the layer is of another kind.
         UnsupportedError: the layer is quantised.
 
-    Cost: for b rows 2·b·(n·r2 + r1·r2 + m·r1) flops forward, and twice that backward, at most.
-
     Examples:
         >>> import torch
         >>> from lotr_tn.nn import SharedFactors
-        >>> layer = LoTRLinear(torch.nn.Linear(4, 5))
+        >>> layer = AdaptedLinear(torch.nn.Linear(4, 5))
         >>> factors = SharedFactors(torch.ones(5, 2), torch.ones(4, 3))
         >>> layer.hold("default", factors, torch.ones(2, 3))
         >>> layer.set_adapter("default")
@@ -82,8 +93,8 @@ class LoTRLinear(Switched, LinearUpdate):
 
 
 @final
-class LoTREmbedding(Switched, EmbeddingUpdate):
-    """An nn.Embedding with LoTR adapters: looks up rows of V, then Gᵀ and Uᵀ.
+class AdaptedEmbedding(EmbeddingUpdate, Switched):
+    """An nn.Embedding with adapters: looks up rows of ΔWᵀ, for LoTR rows of V, then Gᵀ and Uᵀ.
 
     Its matrix is (m, n) = (size of a vector, number of entries), as LoRA has it.
 
@@ -98,4 +109,4 @@ class LoTREmbedding(Switched, EmbeddingUpdate):
 
 def adapted(base_layer: nn.Module) -> Switched:
     """The layer's adapted form."""
-    return LoTREmbedding(base_layer) if is_embedding(base_layer) else LoTRLinear(base_layer)
+    return AdaptedEmbedding(base_layer) if is_embedding(base_layer) else AdaptedLinear(base_layer)

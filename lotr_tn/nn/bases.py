@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from lotr_tn.errors import FormatError, UnsupportedError
 
-__all__ = ["base_of", "is_embedding", "lies_transposed", "matrix_of", "require_supported", "sizes"]
+__all__ = [
+    "base_of",
+    "is_embedding",
+    "lies_transposed",
+    "matrix_of",
+    "require_supported",
+    "sizes",
+    "weight_of",
+]
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
@@ -47,11 +55,17 @@ def lies_transposed(module: nn.Module) -> bool:
     return kind_of_layer(module) != "linear"
 
 
+def weight_of(module: nn.Module) -> Tensor:
+    """The base layer's weight."""
+    weight = base_of(module).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def matrix_of(module: nn.Module) -> Tensor:
     """A view of the layer's weight as (m, n) = (outputs, inputs), without gradient."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().mT if lies_transposed(module) else weight.detach()
+    weight = weight_of(module).detach()
+    return weight.mT if lies_transposed(module) else weight
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:
@@ -83,7 +97,6 @@ def require_supported(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _is_quantised(module: nn.Module) -> bool:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(module)
     package = type(weight.data).__module__.partition(".")[0]
     return weight.dtype not in FLOATS or weight.ndim != 2 or package in ("torchao", "bitsandbytes")

@@ -1,20 +1,18 @@
-"""Which layers share U and V, and at which ranks."""
+"""Which layers are adapted, and which of them form a group."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from lotr_tn.catalogue.grouping import group_paths
-from lotr_tn.errors import FormatError, OptionError, RankError
+from lotr_tn.catalogue.methods import Site, sites_of
+from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.nn.bases import base_of, is_embedding, require_supported, sizes
 
-__all__ = ["Group", "GroupBy", "Ranks", "find_targets", "plan_groups", "rank_pair"]
-
-Ranks: TypeAlias = int | tuple[int, int]
-"""One rank, or (r1, r2) for the output and the input side."""
+__all__ = ["Group", "GroupBy", "find_targets", "form_groups"]
 
 GroupBy: TypeAlias = str | Mapping[str, Sequence[str]]
 """`kind`, `shape`, a regular expression, or the modules of each group by its name."""
@@ -28,26 +26,32 @@ FED_TOGETHER = (
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that share U and V.
+    """Layers that share parameters, or begin together.
 
     Attributes:
         name: the group.
         modules: their paths, in stack order.
         shape: (m, n) of each.
-        ranks: (r1, r2).
+        options: those of the group's form; `ranks` (r1, r2) for LoTR.
     """
 
     name: str
     modules: tuple[str, ...]
     shape: tuple[int, int]
-    ranks: tuple[int, int]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """(L, m, n)."""
         return len(self.modules), *self.shape
 
-    def siblings(self, path: str) -> int:
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The places of its layers."""
+        found = zip(self.modules, sites_of(self.modules), strict=True)
+        return tuple(replace(site, siblings=self._siblings(path)) for path, site in found)
+
+    def _siblings(self, path: str) -> int:
         """How many of its layers, this one included, are given one input, by their names.
 
         Queries, keys and values of one attention are, and so are the two inner layers of a gated
@@ -99,13 +103,8 @@ def _is_leaf(module: nn.Module) -> bool:
     return hasattr(base_of(module), "weight") and not isinstance(module, nn.LayerNorm)
 
 
-def plan_groups(
-    modules: Mapping[str, nn.Module],
-    group_by: GroupBy,
-    r: Ranks,
-    ranks: Mapping[str, Ranks] | None = None,
-) -> dict[str, Group]:
-    """The groups of the modules that are to be adapted, by name.
+def form_groups(modules: Mapping[str, nn.Module], group_by: GroupBy) -> dict[str, Group]:
+    """The groups of the modules that are to be adapted, by name, without options.
 
     Args:
         modules: each by its path.
@@ -113,15 +112,11 @@ def plan_groups(
             as in the LoTR paper. A regular expression: equal captured groups, as `group_modules`
             has it. Or the modules of each group by the group's name, each as a path or an end of
             one.
-        r: the ranks of every group.
-        ranks: other ranks of single groups, by name.
 
     Raises:
-        OptionError: a name in `group_by` or `ranks` matches nothing, or a module is in no group or
-            in two.
+        OptionError: a name in `group_by` matches nothing, or a module is in no group or in two.
         FormatError: modules of one group differ in shape or are of different kinds.
         UnsupportedError: layers that are quantised.
-        RankError: a rank is out of its range.
     """
     bases = {path: base_of(module) for path, module in modules.items()}
     require_supported(bases)
@@ -137,11 +132,6 @@ def plan_groups(
                 members[key] = [paths[i] for i in positions]
     else:
         members = _given(list(bases), group_by)
-    if strange := [name for name in ranks or {} if name not in members]:
-        raise OptionError(
-            f"ranks are given for {', '.join(strange)}; the groups are {', '.join(members)}"
-        )
-    groups = {}
     for name, paths in members.items():
         if len({(shapes[path], is_embedding(bases[path])) for path in paths}) > 1:
             listed = ", ".join(f"{path} {shapes[path]}" for path in paths)
@@ -149,9 +139,7 @@ def plan_groups(
                 f"group {name!r} has modules of different shapes, which cannot share U and V: "
                 f"{listed}; put them into groups of one shape"
             )
-        pair = _checked(name, rank_pair((ranks or {}).get(name, r)), paths[0], shapes[paths[0]])
-        groups[name] = Group(name, tuple(paths), shapes[paths[0]], pair)
-    return groups
+    return {name: Group(name, tuple(p), shapes[p[0]]) for name, p in members.items()}
 
 
 def _given(paths: list[str], group_by: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -184,27 +172,3 @@ def _given(paths: list[str], group_by: Mapping[str, Sequence[str]]) -> dict[str,
 
 def _some(paths: list[str]) -> str:
     return ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
-
-
-def rank_pair(r: Ranks) -> tuple[int, int]:
-    """(r1, r2) of one rank or a pair.
-
-    Raises:
-        RankError: it is neither.
-    """
-    pair = (r, r) if isinstance(r, int) else tuple(r) if isinstance(r, tuple | list) else ()
-    if len(pair) != 2 or not all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
-        raise RankError(f"r must be a whole number or a pair (r1, r2); found {r!r}")
-    return pair[0], pair[1]
-
-
-def _checked(
-    name: str, pair: tuple[int, int], path: str, shape: tuple[int, int]
-) -> tuple[int, int]:
-    for label, rank, axis, most in zip(("r1", "r2"), pair, "mn", shape, strict=True):
-        if not 1 <= rank <= most:
-            raise RankError(
-                f"{label} of group {name!r} must lie in 1 … {axis} = {most}, the size of {path}; "
-                f"found {rank}"
-            )
-    return pair

@@ -1,31 +1,29 @@
-"""Models: LoTR put in, switched, merged, read out and taken away again."""
+"""Models: adapters put in, switched, merged, read out and taken away again."""
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from lotr_tn.errors import OptionError
-from lotr_tn.formats import Tucker2
+from lotr_tn.formats import Stack
 from lotr_tn.nn.adapted import Switched, adapted
-from lotr_tn.nn.bases import base_of
-from lotr_tn.nn.factors import SharedFactors
-from lotr_tn.nn.grouping import Group, GroupBy, Ranks, find_targets, plan_groups
-from lotr_tn.nn.layer import LoTRLayer, Trained, require_dropout, require_trained
-from lotr_tn.nn.starting import Start, Updates, require_start, starting_values
+from lotr_tn.nn.bases import weight_of
+from lotr_tn.nn.form import Form, form_named
+from lotr_tn.nn.grouping import GroupBy, find_targets
+from lotr_tn.nn.holding import AdaptedLayer
+from lotr_tn.nn.planning import Plan, Updates
 from lotr_tn.nn.training import lotr_layers, require_adapter
+from lotr_tn.ops.arithmetic import scale
 
 __all__ = [
-    "add_lotr",
+    "add",
     "disabled",
     "merge",
     "merged_copy",
     "remove_lotr",
-    "scale_of",
     "set_active",
     "set_stacks",
     "stacks_of",
@@ -35,60 +33,43 @@ __all__ = [
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def scale_of(alpha: float | None, ranks: tuple[int, int], *, root: bool = False) -> float:
-    """α/r, or α/√r with `root`, where r = √(r1 r2); 1 where alpha is None.
-
-    Examples:
-        >>> scale_of(16, (8, 8)), scale_of(16, (4, 16)), scale_of(None, (8, 8))
-        (2.0, 2.0, 1.0)
-    """
-    if alpha is None:
-        return 1.0
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise OptionError(f"alpha must be above 0; found {alpha}")
-    r = math.sqrt(ranks[0] * ranks[1])
-    return alpha / (math.sqrt(r) if root else r)
-
-
-def add_lotr(
+def add(
     model: Model,
     targets: str | Iterable[str],
-    r: Ranks,
+    form: str | type[Form],
+    options: Mapping[str, Any],
     *,
+    group_options: Mapping[str, Mapping[str, Any]] | None = None,
     group_by: GroupBy = "kind",
-    ranks: Mapping[str, Ranks] | None = None,
     alpha: float | None = None,
     root_scale: bool = False,
     dropout: float = 0.0,
-    init: Start | Updates = "balanced",
-    train: Trained = "all",
+    init: str | Updates | None = None,
+    train: str = "all",
     seed: int = 0,
     name: str = "default",
 ) -> Model:
-    """Adapt layers of a model in place: shared U and V for each group, a core for each layer.
+    """Adapt layers of a model in place, by any trainable form.
 
     All other parameters are frozen. The model computes at first what it computed before, bit for
-    bit where the core (or U) is zero.
+    bit where the start is zero.
 
     Args:
         model: any module.
         targets: which layers: names that are paths or ends of paths, or a regular expression for
             whole paths. Linear layers, GPT-2's Conv1D and embeddings can be adapted.
-        r: one rank, or (r1, r2) for the output and the input side.
+        form: a form, or the name of a registered one: "lotr".
+        options: those of the form, such as {"ranks": (8, 4)}.
+        group_options: other options for single groups, by name.
         group_by: `kind`: layers that differ by block indices only share. `shape`: layers of one
             size share, as in the paper. A regular expression, as for `group_modules`. Or the
             layers of each group, by the group's name.
-        ranks: other ranks for single groups, by name.
-        alpha: the update is multiplied by alpha/r, with r = √(r1 r2); by 1 where left out.
+        alpha: the update is multiplied by alpha/r, with the form's r; by 1 where left out.
         root_scale: by alpha/√r instead.
         dropout: the share of the update's input that is dropped while training.
-        init: "balanced", "orthonormal" and "equalised" are the gauges of `random_factors`, around
-            cores of zeros. "reference" has entries N(0, 1), as the authors' code. "zero-u" has U
-            zero and unit cores. "weights" has the leading directions of the pretrained weights
-            around cores of zeros. "principal" takes the leading part of the weights out of them and
-            trains it. Or low-rank updates to continue with, by module path: exact where the
-            ranks are those of the updates together.
-        train: "all", "cores" or "factors"; `train_only` changes it later.
+        init: one of the form's starts, the first where left out. Or low-rank updates to continue
+            with, by module path.
+        train: "all", or one part of the form's parameters; `train_only` changes it later.
         seed: of all random numbers.
         name: the adapter's name. It becomes the active one.
 
@@ -96,83 +77,43 @@ def add_lotr(
         The same model.
 
     Raises:
-        OptionError: targets, groups, ranks or names that match nothing; the adapter exists.
+        OptionError: targets, groups, options or names that match nothing; the adapter exists.
         FormatError: layers that cannot be adapted, or that cannot share.
-        UnsupportedError: quantised layers.
+        UnsupportedError: quantised layers; embeddings, where the form has no rule for them.
         RankError: a rank is out of its range.
-
-    Cost: memory of the factors; for the starts from weights that of `initial_factors_of_weights`.
-
-    Examples:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 6))
-        >>> model = add_lotr(model, ["0", "1"], r=(2, 3))
-        >>> [tuple(p.shape) for p in model.parameters() if p.requires_grad]
-        [(2, 3), (5, 2), (6, 3), (2, 3), (6, 2), (5, 3)]
     """
-    require_start(init, train)
-    require_trained(train)
-    require_dropout(dropout)
+    kind = form_named(form)
+    plan = Plan(
+        kind, options, group_options or {}, group_by, alpha, root_scale, dropout,
+        kind.starts[0] if init is None else init, train, seed,
+    )  # fmt: skip
+    plan.require_sense()
     if any(name in layer.scaling for layer in lotr_layers(model).values()):
         raise OptionError(f"the model has an adapter {name!r} already; give another name")
     if not name or "." in name:
         raise OptionError(f"an adapter's name must not be empty or contain a dot; found {name!r}")
     modules = find_targets(model, targets)
-    groups = plan_groups(modules, group_by, r, ranks)
+    groups = plan.groups(modules)
     if init == "principal":
         require_untied(model, modules)
-    groups = dict(sorted(groups.items()))  # seeds do not depend on the order of targets
-    scales = [scale_of(alpha, group.ranks, root=root_scale) for group in groups.values()]
-    begun = [
-        begin(group, modules, init, seed=seed + index)
-        for index, group in enumerate(groups.values())
-    ]
+    places = plan.places(groups, modules)
     # whatever could be refused has been: from here on the model is changed
     model.requires_grad_(False)
-    for group, scale, (factors, cores) in zip(groups.values(), scales, begun, strict=True):
+    for group in groups.values():
         layers = [_layer_at(model, path) for path in group.modules]
-        for path, layer, core in zip(group.modules, layers, cores, strict=True):
-            layer.hold(
-                name,
-                factors,
-                (core / scale).to(weight_of(layer).device),
-                scale=scale,
-                dropout=dropout,
-                trained=train,
-                siblings=group.siblings(path),
-            )
+        for path, layer in zip(group.modules, layers, strict=True):
+            plan.put(layer, name, places[path])
         if init == "principal":
             move_out(layers, name)
     set_active(model, name)
     return model
 
 
-def begin(
-    group: Group, modules: Mapping[str, nn.Module], init: Start | Updates, *, seed: int
-) -> tuple[SharedFactors, torch.Tensor]:
-    """The shared factors of a group with their first values, and the cores (L, r1, r2)."""
-    weight = weight_of(modules[group.modules[0]])
-    values = starting_values(group, modules, init, seed=seed, dtype=weight.dtype)
-    u, v = values.u.to(weight.device), values.v.to(weight.device)
-    factors = SharedFactors(u, v, group.name)
-    return factors, values.core
-
-
-def weight_of(module: nn.Module) -> torch.Tensor:
-    """The base layer's weight."""
-    weight = base_of(module).weight
-    assert isinstance(weight, torch.Tensor)
-    return weight
-
-
-def move_out(layers: Iterable[LoTRLayer], name: str) -> None:
+def move_out(layers: Iterable[AdaptedLayer], name: str) -> None:
     """Take what a group's layers begin with out of their base weights."""
     frozen = None
     for layer in layers:
-        if frozen is None:
-            frozen = layer.move_out(name)
-        else:
-            layer.keep_moved(name, frozen)
+        frozen = layer.move_out(name, frozen)
 
 
 def require_untied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -185,18 +126,19 @@ def require_untied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         users.setdefault(id(parameter), []).append(name)
     for path, layer in layers.items():
-        own = weight_of(layer)
-        if others := [n for n in users.get(id(own), []) if not n.startswith(f"{path}.")]:
+        if others := [
+            n for n in users.get(id(weight_of(layer)), []) if not n.startswith(f"{path}.")
+        ]:
             raise OptionError(
                 f"the weight of {path} is also {others[0]}, which would change with it; untie them "
                 "first, such as by loading the model with tie_word_embeddings=False"
             )
 
 
-def _layer_at(model: nn.Module, path: str) -> LoTRLayer:
+def _layer_at(model: nn.Module, path: str) -> AdaptedLayer:
     """The adapted layer at a path, put there where there is none yet."""
     found = model.get_submodule(path)
-    if isinstance(found, LoTRLayer):
+    if isinstance(found, AdaptedLayer):
         return found
     layer = adapted(found)
     layer.train(found.training)
@@ -267,11 +209,11 @@ def remove_lotr(model: Model, *, merged: bool = False) -> Model:
     """Put the base layers back, in place.
 
     Args:
-        model: a model with LoTR layers.
+        model: a model with adapted layers.
         merged: whether the active adapters stay, as part of the weights.
 
     Returns:
-        The same model, without LoTR layers.
+        The same model, without adapted layers.
 
     Raises:
         OptionError: the layers are PEFT's; or they are to be merged, and their weights are also
@@ -298,52 +240,71 @@ def merged_copy(model: Model) -> Model:
     return remove_lotr(copy.deepcopy(model), merged=True)
 
 
-def stacks_of(model: nn.Module, adapter: str = "default") -> dict[str, Tucker2]:
+def stacks_of(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     """The updates of an adapter by group, scale inside, for all functions of the library.
 
     The layers are in the model's order. For an adapter that began with "principal" these are the
     trained parts, which stand beside base weights that lack what they began with.
 
+    Returns:
+        For each group a stack of the format of its form: a `Tucker2` for LoTR.
+
     Raises:
         OptionError: there is no such adapter.
     """
-    cores: dict[str, list[torch.Tensor]] = {}
-    factors: dict[str, SharedFactors] = {}
+    return {
+        group: scale(_unscaled(layers, adapter), [layer.scaling[adapter] for layer in layers])
+        for group, layers in _by_group(model, adapter).items()
+    }
+
+
+def _by_group(model: nn.Module, adapter: str) -> dict[str, list[AdaptedLayer]]:
+    layers: dict[str, list[AdaptedLayer]] = {}
     for layer in require_adapter(model, adapter).values():
-        own = layer.lotr_factors[adapter]
-        assert isinstance(own, SharedFactors)
-        factors[own.group] = own
-        cores.setdefault(own.group, []).append(
-            layer.scaling[adapter] * layer.lotr_core[adapter].detach()
-        )
-    return {group: factors[group].stack(found) for group, found in cores.items()}
+        layers.setdefault(layer.form_of(adapter).group, []).append(layer)
+    return layers
 
 
-def set_stacks(model: nn.Module, stacks: Mapping[str, Tucker2], adapter: str = "default") -> None:
-    """Give factors and cores of groups the values of stacks, scale inside.
+def _unscaled(layers: list[AdaptedLayer], adapter: str) -> Stack:
+    owns = [layer.own_of(adapter) for layer in layers]
+    return layers[0].form_of(adapter).stack(owns, [layer.sites[adapter] for layer in layers])
+
+
+def set_stacks(model: nn.Module, stacks: Mapping[str, Stack], adapter: str = "default") -> None:
+    """Give the parameters of groups the values of stacks, scale inside.
 
     Raises:
-        OptionError: there is no such adapter or group, or a stack has another shape or other ranks.
+        OptionError: there is no such adapter or group, or a stack has another format, shape or
+            other ranks.
     """
-    own = stacks_of(model, adapter)
+    members = _by_group(model, adapter)
     for group, stack in stacks.items():
-        if group not in own:
-            raise OptionError(f"no group is called {group!r}; there are {', '.join(own)}")
-        if (stack.shape, stack.ranks) != (own[group].shape, own[group].ranks):
+        if group not in members:
+            raise OptionError(f"no group is called {group!r}; there are {', '.join(members)}")
+        own = _unscaled(members[group], adapter)
+        if type(stack) is not type(own):
             raise OptionError(
-                f"group {group!r} has shape {own[group].shape} and ranks {own[group].ranks}; found "
-                f"{stack.shape} and {stack.ranks}"
+                f"group {group!r} is a {type(own).__name__}; found a {type(stack).__name__}: "
+                "convert it first"
             )
-    counts = dict.fromkeys(stacks, 0)
-    with torch.no_grad():
-        for layer in require_adapter(model, adapter).values():
-            factors = layer.lotr_factors[adapter]
-            assert isinstance(factors, SharedFactors)
-            if (stack := stacks.get(factors.group)) is None:
-                continue
-            index = counts[factors.group]
-            factors.u.copy_(torch.as_tensor(stack.u))
-            factors.v.copy_(torch.as_tensor(stack.v))
-            core = torch.as_tensor(stack.core[index])
-            layer.lotr_core[adapter].copy_(core / layer.scaling[adapter])
-            counts[factors.group] = index + 1
+        options = members[group][0].form_of(adapter).method.options
+        has, given = options(own), options(stack)
+        if (stack.shape, given) != (own.shape, has):
+            raise OptionError(
+                f"group {group!r} has shape {own.shape} and {_words(has)}; found {stack.shape} and "
+                f"{', '.join(str(value) for value in given.values())}"
+            )
+    for group, stack in stacks.items():
+        layers = members[group]
+        owns = (
+            layers[0]
+            .form_of(adapter)
+            .load(scale(stack, [1 / layer.scaling[adapter] for layer in layers]))
+        )
+        for layer, own in zip(layers, owns, strict=True):
+            for key, kept in layer.own_of(adapter).items():
+                kept.detach().copy_(own[key])
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return " and ".join(f"{name} {value}" for name, value in options.items())

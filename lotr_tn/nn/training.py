@@ -1,13 +1,12 @@
 """What is trained, how fast, and how much of it there is."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from lotr_tn.errors import OptionError
-from lotr_tn.nn.factors import SharedFactors
-from lotr_tn.nn.layer import LoTRLayer, Trained, names_of, require_trained
+from lotr_tn.nn.holding import AdaptedLayer, names_of
 
 __all__ = [
     "lotr_layers",
@@ -19,12 +18,12 @@ __all__ = [
 ]
 
 
-def lotr_layers(model: nn.Module) -> dict[str, LoTRLayer]:
+def lotr_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     """The adapted layers of a model, by path, with PEFT or without it."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoTRLayer)}
+    return {path: m for path, m in model.named_modules() if isinstance(m, AdaptedLayer)}
 
 
-def require_adapter(model: nn.Module, name: str) -> dict[str, LoTRLayer]:
+def require_adapter(model: nn.Module, name: str) -> dict[str, AdaptedLayer]:
     """The layers that hold an adapter.
 
     Raises:
@@ -38,62 +37,63 @@ def require_adapter(model: nn.Module, name: str) -> dict[str, LoTRLayer]:
     return held
 
 
-def shared_factors(model: nn.Module, adapter: str = "default") -> dict[str, SharedFactors]:
-    """The shared factors of an adapter, by group: each once.
+def shared_factors(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
+    """What the layers of an adapter share, by group: the one `Form` of each, U and V for LoTR.
 
     Raises:
         OptionError: there is no such adapter.
     """
-    found: dict[str, SharedFactors] = {}
-    for layer in require_adapter(model, adapter).values():
-        factors = layer.lotr_factors[adapter]
-        assert isinstance(factors, SharedFactors)
-        found.setdefault(factors.group, factors)
-    return found
+    forms = [layer.form_of(adapter) for layer in require_adapter(model, adapter).values()]
+    return {form.group: form for form in forms}
 
 
 def shared_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """All U and V of a model, of every adapter, each once."""
+    """All that groups share, of every adapter, each once: U and V for LoTR."""
     return {
         parameter
         for layer in lotr_layers(model).values()
-        for factors in (*layer.lotr_factors.values(), *layer.lotr_moved_factors.values())
-        for parameter in factors.parameters()
+        for name in layer.scaling
+        for moved in (False, True)
+        if not moved or name in layer.moved_adapters
+        for parameter in layer.form_of(name, moved=moved).parameters()
     }
 
 
-def train_only(model: nn.Module, what: Trained, adapter: str = "default") -> None:
+def train_only(model: nn.Module, what: str, adapter: str = "default") -> None:
     """Choose what a training of an adapter changes from now on.
 
     Frozen parameters keep no gradient, so an optimiser that has them already passes them by.
 
     Args:
-        model: a model with LoTR layers.
-        what: "all"; "cores", which are L·r1·r2 numbers and independent of the model's width; or
-            "factors", U and V alone, which have no gradient while the cores are zero.
+        model: a model with adapted layers.
+        what: "all", or a part of the form's parameters; for LoTR "cores", which are L·r1·r2
+            numbers and independent of the model's width, or "factors", U and V alone, which have
+            no gradient while the cores are zero.
         adapter: its name.
 
     Raises:
         OptionError: an unknown choice or adapter.
     """
-    require_trained(what)
-    for layer in require_adapter(model, adapter).values():
+    layers = require_adapter(model, adapter).values()
+    for layer in layers:
+        layer.form_of(adapter).require_trained(what)
+    for layer in layers:
         layer.trained[adapter] = what
         layer.set_trainable(adapter, adapter in layer.names_in_effect())
-    for factors in shared_factors(model, adapter).values():
-        for parameter in factors.parameters():
+    for form in shared_factors(model, adapter).values():
+        for parameter in form.parameters():
             parameter.grad = parameter.grad if parameter.requires_grad else None
 
 
-def _parts(
-    model: nn.Module, adapter: str | None
-) -> Iterator[tuple[Literal["factors", "cores"], Tensor]]:
+def _parts(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, bool, Tensor]]:
+    """The parameters of adapters: what each is called, whether it is a layer's own, and itself."""
     for layer in lotr_layers(model).values():
         for name in layer.scaling:
             if adapter in (None, name):
-                yield "cores", layer.lotr_core[name]
-                for parameter in layer.lotr_factors[name].parameters():
-                    yield "factors", parameter
+                form, own = layer.form_of(name), layer.own_of(name)
+                for part, parameters in form.parts(own).items():
+                    for parameter in parameters:
+                        yield part, part != form.part_names[0], parameter
 
 
 def parameter_count(
@@ -102,7 +102,7 @@ def parameter_count(
     """The entries of factors and cores, what is shared counted once: m·r1 + n·r2 + L·r1·r2 a group.
 
     Args:
-        model: a model with LoTR layers.
+        model: a model with adapted layers.
         adapter: one adapter's name; all of them where left out.
         trainable: count only what is being trained.
 
@@ -114,7 +114,7 @@ def parameter_count(
         >>> parameter_count(model)
         3080
     """
-    unique = {id(p): p for _, p in _parts(model, adapter) if p.requires_grad or not trainable}
+    unique = {id(p): p for *_, p in _parts(model, adapter) if p.requires_grad or not trainable}
     return sum(p.numel() for p in unique.values())
 
 
@@ -129,28 +129,29 @@ def parameter_groups(
     """Everything that is trained, once each, as groups for an optimiser of torch.
 
     Args:
-        model: a model with LoTR layers.
-        lr: learning rate of U and V.
-        core_lr: that of the cores; `lr` where left out.
+        model: a model with adapted layers.
+        lr: learning rate of what is shared, U and V.
+        core_lr: that of the layers' own parameters, the cores; `lr` where left out.
         other_lr: that of everything else that is trained, such as a new head; `lr` where left out.
         weight_decay: of all groups.
 
     Returns:
-        Groups named "factors", "cores" and "other"; those without parameters are left out.
+        Groups named "factors", "cores" and "other", or as the form calls its parts; those without
+        parameters are left out.
 
     Raises:
         OptionError: nothing is trained.
     """
-    kinds = {id(parameter): kind for kind, parameter in _parts(model, None)}
-    members: dict[str, list[Tensor]] = {"factors": [], "cores": [], "other": []}
+    kinds: dict[int, str] = {}
+    rates: dict[str, float] = {}
+    for part, own, parameter in _parts(model, None):
+        kinds[id(parameter)] = part
+        rates[part] = lr if not own or core_lr is None else core_lr
+    rates["other"] = lr if other_lr is None else other_lr
+    members: dict[str, list[Tensor]] = {name: [] for name in rates}
     for parameter in model.parameters():  # each once
         if parameter.requires_grad:
             members[kinds.get(id(parameter), "other")].append(parameter)
-    rates = {
-        "factors": lr,
-        "cores": lr if core_lr is None else core_lr,
-        "other": lr if other_lr is None else other_lr,
-    }
     groups = [
         {"name": name, "params": found, "lr": rates[name], "weight_decay": weight_decay}
         for name, found in members.items()

@@ -1,33 +1,39 @@
-"""LoTR as a method of PEFT: importing this module makes PEFT know it.
+"""Trainable forms as methods of PEFT: importing this module makes PEFT know LoTR.
 
 `get_peft_model(model, LotrConfig(...))` then works as for PEFT's own methods, and so do its
 loaders, as long as this module was imported before. Nothing of PEFT is changed: the method is
-entered into the mappings by which PEFT finds configs and models.
+entered into the mappings by which PEFT finds configs and models. `entered` does it for a form of
+one's own.
 """
 
 import peft
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from peft.tuners.tuners_utils import BaseTuner
 
 from lotr_tn.errors import UnsupportedError
-from lotr_tn.peft.config import LotrConfig, LotrType
-from lotr_tn.peft.layer import LotrEmbedding, LotrLinear
-from lotr_tn.peft.model import LotrModel
+from lotr_tn.peft.config import AdapterConfig, FormConfig, LotrConfig
+from lotr_tn.peft.entering import entered
+from lotr_tn.peft.layer import TunerEmbedding, TunerLinear
+from lotr_tn.peft.model import FormModel
 
-__all__ = ["LotrConfig", "LotrEmbedding", "LotrLinear", "LotrModel"]
+# names from when there was one form
+LotrModel, LotrLinear, LotrEmbedding = FormModel, TunerLinear, TunerEmbedding
+
+__all__ = [
+    "AdapterConfig",
+    "FormConfig",
+    "FormModel",
+    "LotrConfig",
+    "LotrEmbedding",
+    "LotrLinear",
+    "LotrModel",
+    "TunerEmbedding",
+    "TunerLinear",
+    "entered",
+]
 
 if not hasattr(BaseTuner, "_get_adapter_state_dict"):
     raise UnsupportedError(
         f"peft {peft.__version__} lets no method choose what it saves; needed 0.21.2 or later"
     )
 
-for _mapping, _entry in (
-    (PEFT_TYPE_TO_CONFIG_MAPPING, LotrConfig),
-    (PEFT_TYPE_TO_TUNER_MAPPING, LotrModel),
-    (PEFT_TYPE_TO_PREFIX_MAPPING, LotrModel.prefix),
-):
-    _mapping[LotrType.LOTR] = _entry  # pyright: ignore[reportArgumentType]
+entered(LotrConfig)

@@ -1,28 +1,137 @@
-"""What PEFT stores in adapter_config.json for LoTR."""
+"""What PEFT stores in adapter_config.json: for LoTR, and for a form of one's own."""
 
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 
 from lotr_tn.errors import OptionError
-from lotr_tn.nn.grouping import rank_pair
-from lotr_tn.nn.layer import require_dropout, require_trained
+from lotr_tn.nn.form import Form
+from lotr_tn.nn.forms.tucker2 import Tucker2Form, rank_pair
+from lotr_tn.nn.holding import require_dropout
+from lotr_tn.nn.planning import Plan
 
-__all__ = ["LotrConfig", "LotrType"]
-
-BIASES = ("none", "all", "lotr_only")
+__all__ = ["AdapterConfig", "FormConfig", "LotrConfig"]
 
 
-class LotrType(str, Enum):  # noqa: UP042 - PEFT reads the text of its own kind of enumeration
-    """The name of the method: PEFT's own list of methods cannot be added to from outside."""
+class Kind(str, Enum):  # noqa: UP042 - PEFT reads the text of its own kind of enumeration
+    """The name of a method: PEFT's own list of methods cannot be added to from outside."""
 
-    LOTR = "LOTR"
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """By its text, as the class is made when it is asked for."""
+        return kind, (self.value,)
+
+
+@functools.cache
+def kind(name: str) -> Kind:
+    """The name of a method as PEFT has it."""
+    enumeration: Any = Kind
+    return enumeration(f"{name.title()}Type", {name: name})[name]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What each configuration says under names of its own."""
+
+    options: Mapping[str, Any]
+    group_options: Mapping[str, Mapping[str, Any]]
+    alpha: float | None
+    dropout: float
 
 
 @dataclass
-class LotrConfig(PeftConfig):
+class AdapterConfig(PeftConfig, ABC):
+    """What the configurations of all forms have; `LotrConfig` describes the fields.
+
+    Raises:
+        OptionError: a value that makes no sense.
+    """
+
+    form: ClassVar[type[Form]]
+
+    target_modules: Any = field(default=None)
+    exclude_modules: Any = field(default=None)
+    group_by: Any = field(default="kind")
+    use_rslora: bool = field(default=False)
+    init: Any = field(default=None)
+    train: str = field(default="all")
+    seed: int = field(default=0)
+    bias: str = field(default="none")
+    modules_to_save: list[str] | None = field(default=None)
+    layers_to_transform: Any = field(default=None)
+    layers_pattern: Any = field(default=None)
+    groups: dict[str, list[str]] | None = field(default=None)
+    fan_in_fan_out: bool = field(default=False)
+    target_parameters: None = field(default=None)
+
+    @abstractmethod
+    def asked(self) -> Asked:
+        """The form's options, those of single groups, alpha and the dropout."""
+
+    def plan(self) -> Plan:
+        """What the adapter is to be."""
+        asked = self.asked()
+        return Plan(
+            self.form, asked.options, asked.group_options, self.group_by, asked.alpha,
+            self.use_rslora, asked.dropout, self.init, self.train, self.seed,
+        )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._put_in = False  # set once a model has it: until then `groups` are those of a file
+        method = self.form.method
+        self.peft_type = kind(method.kind)  # pyright: ignore[reportAttributeAccessIssue]
+        self.init = self.form.starts[0] if self.init is None else self.init
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):
+                setattr(self, name, set(value))
+        self.form.require_trained(self.train)
+        require_dropout(self.asked().dropout)
+        biases = ("none", "all", f"{method.name}_only")
+        if self.bias not in biases:
+            raise OptionError(f"bias must be {', '.join(biases)}; found {self.bias!r}")
+        if self.target_parameters:
+            raise OptionError(
+                f"{method.label} adapts modules and no single parameters; name the layers in "
+                "target_modules"
+            )
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise OptionError(
+                "layers_to_transform goes with a list of target_modules; write the numbers into "
+                "the regular expression"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise OptionError("layers_pattern needs layers_to_transform; give both or neither")
+
+
+@dataclass
+class FormConfig(AdapterConfig, ABC):
+    """The configuration of a form of one's own: a subclass names the `form`, and is `entered`.
+
+    Attributes:
+        options: those of the form.
+        group_options: other options for single groups, by name.
+        alpha: the update is multiplied by alpha / r, with the form's r; by 1 where left out.
+        dropout: the share of the update's input that is dropped while training.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    group_options: dict[str, dict[str, Any]] | None = field(default=None)
+    alpha: float | None = field(default=None)
+    dropout: float = field(default=0.0)
+
+    def asked(self) -> Asked:
+        """The fields of these names."""
+        return Asked(self.options, self.group_options or {}, self.alpha, self.dropout)
+
+
+@dataclass
+class LotrConfig(AdapterConfig):
     """A LoTR adapter for `peft.get_peft_model`: U and V shared by groups of layers, own cores.
 
     Attributes:
@@ -61,50 +170,22 @@ class LotrConfig(PeftConfig):
         ((8, 4), 'LOTR')
     """
 
+    form = Tucker2Form
+
     r: Any = field(default=8)
-    target_modules: Any = field(default=None)
-    exclude_modules: Any = field(default=None)
-    group_by: Any = field(default="kind")
     group_ranks: dict[str, Any] | None = field(default=None)
     lotr_alpha: float | None = field(default=None)
-    use_rslora: bool = field(default=False)
     lotr_dropout: float = field(default=0.0)
-    init: str = field(default="balanced")
-    train: str = field(default="all")
-    seed: int = field(default=0)
-    bias: str = field(default="none")
-    modules_to_save: list[str] | None = field(default=None)
-    layers_to_transform: Any = field(default=None)
-    layers_pattern: Any = field(default=None)
-    groups: dict[str, list[str]] | None = field(default=None)
-    fan_in_fan_out: bool = field(default=False)
-    target_parameters: None = field(default=None)
+
+    def asked(self) -> Asked:
+        """The ranks, alpha and dropout."""
+        by_group = {name: {"ranks": pair} for name, pair in (self.group_ranks or {}).items()}
+        return Asked({"ranks": self.r}, by_group, self.lotr_alpha, self.lotr_dropout)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self._put_in = False  # set once a model has it: until then `groups` are those of a file
-        self.peft_type = LotrType.LOTR  # pyright: ignore[reportAttributeAccessIssue]
         self.r = _narrowest(self.r)
         self.group_ranks = {k: _narrowest(v) for k, v in (self.group_ranks or {}).items()} or None
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if isinstance(value, list | tuple):
-                setattr(self, name, set(value))
-        require_trained(self.train)
-        require_dropout(self.lotr_dropout)
-        if self.bias not in BIASES:
-            raise OptionError(f"bias must be {', '.join(BIASES)}; found {self.bias!r}")
-        if self.target_parameters:
-            raise OptionError(
-                "LoTR adapts modules and no single parameters; name the layers in target_modules"
-            )
-        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
-            raise OptionError(
-                "layers_to_transform goes with a list of target_modules; write the numbers into "
-                "the regular expression"
-            )
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise OptionError("layers_pattern needs layers_to_transform; give both or neither")
+        super().__post_init__()
 
 
 def _narrowest(r: Any) -> int | tuple[int, int]:

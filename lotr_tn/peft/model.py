@@ -1,10 +1,10 @@
-"""The tuner: LoTR put into a model by PEFT, and its file's tensors."""
+"""The tuner: adapters put into a model by PEFT, and its file's tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
@@ -15,49 +15,38 @@ from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.doors.loading import load_adapter
 from lotr_tn.errors import OptionError
-from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed
-from lotr_tn.nn.factors import SharedFactors
-from lotr_tn.nn.grouping import Group, GroupBy, plan_groups
-from lotr_tn.nn.layer import LoTRLayer, Trained
-from lotr_tn.nn.model import begin, move_out, require_untied, scale_of, weight_of
-from lotr_tn.nn.starting import STARTS, Updates, require_start
+from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed, weight_of
+from lotr_tn.nn.form import Form, Own
+from lotr_tn.nn.grouping import GroupBy
+from lotr_tn.nn.holding import AdaptedLayer
+from lotr_tn.nn.model import move_out, require_untied
+from lotr_tn.nn.planning import Place, Updates
 from lotr_tn.nn.training import lotr_layers
-from lotr_tn.peft.config import LotrConfig
-from lotr_tn.peft.layer import LotrTunerLayer, tuner_layer
+from lotr_tn.peft.config import AdapterConfig
+from lotr_tn.peft.layer import TunerLayer, tuner_layer
 
-__all__ = ["LotrModel"]
-
-
-@dataclass
-class _Place:
-    """What a module is to be given: its group's factors, and its own core."""
-
-    group: Group
-    factors: SharedFactors
-    core: Tensor
-    scale: float
+__all__ = ["FormModel"]
 
 
 @final
-class LotrModel(BaseTuner):
-    """The model inside a `PeftModel` whose config is a `LotrConfig`.
+class FormModel(BaseTuner):
+    """The model inside a `PeftModel` whose config is a `LotrConfig`, or one of another form.
 
-    PEFT makes it. Factors are held by the layers alone, each group's one module by all of its
+    PEFT makes it. Forms are held by the layers alone, each group's one module by all of its
     layers, so there is nothing here that could get out of step with them.
     """
 
-    prefix = "lotr_"
-    tuner_layer_cls = LotrTunerLayer
+    tuner_layer_cls = TunerLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         """Put an adapter in; the whole of it is planned before any layer is changed."""
-        self._name, self._places = adapter_name, dict[str, _Place]()
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = self.peft_config[adapter_name]
-        assert isinstance(config, LotrConfig)
+        assert isinstance(config, AdapterConfig)
+        self.prefix, self._places = f"{config.form.method.name}_", dict[str, Place]()
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._finish(config, adapter_name)
         del self._places
 
@@ -74,34 +63,32 @@ class LotrModel(BaseTuner):
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         config = _maybe_include_all_linear_layers(peft_config, model)
-        assert isinstance(config, LotrConfig)
-        continued = config.init not in STARTS
-        require_start("principal" if continued else config.init, config.train)
+        assert isinstance(config, AdapterConfig)
+        self._plan = plan = config.plan()
+        continued = config.init not in plan.form.starts
+        replace(plan, init={} if continued else plan.init).require_sense()
         modules = self._targets(config, model)
         if not modules:
             return  # PEFT says so, and why
-        groups = plan_groups(modules, self._group_by(config, modules), config.r, config.group_ranks)
+        groups = replace(plan, group_by=self._group_by(config, modules)).groups(modules)
         self._from_file = config.groups is not None and not config._put_in
-        init: Any = _updates(config.init) if continued else config.init
-        if init == "principal":
+        if config.init == "principal":
             require_untied(model, modules)
-        if self._from_file:
-            init = "balanced"  # all values come from the file
-        for index, (_, group) in enumerate(sorted(groups.items())):
-            scale = scale_of(config.lotr_alpha, group.ranks, root=config.use_rslora)
-            factors, cores = begin(group, modules, init, seed=config.seed + index)
-            for path, core in zip(group.modules, cores, strict=True):
-                self._places[path] = _Place(group, factors, core / scale, scale)
+        if self._from_file:  # all values come from the file
+            plan = replace(plan, init=plan.form.starts[0])
+        elif continued:
+            plan = replace(plan, init=_updates(config.init, plan.form))
+        self._places = plan.places(groups, modules)
         config.groups = {name: list(group.modules) for name, group in groups.items()}
         config._put_in = True
         transposed = {lies_transposed(base_of(m)) for m in modules.values() if not _looks_up(m)}
         config.fan_in_fan_out = transposed == {True}
         if continued:  # the file will hold it; where it came from may not be there any more
-            config.init = "balanced"
+            config.init = plan.form.starts[0]
 
-    def _targets(self, config: LotrConfig, model: nn.Module) -> dict[str, nn.Module]:
+    def _targets(self, config: AdapterConfig, model: nn.Module) -> dict[str, nn.Module]:
         named = dict(model.named_modules())
-        inside = tuple(f"{k}." for k, m in named.items() if isinstance(m, LotrTunerLayer))
+        inside = tuple(f"{k}." for k, m in named.items() if isinstance(m, TunerLayer))
         return {
             key: module
             for key, module in named.items()
@@ -111,7 +98,7 @@ class LotrModel(BaseTuner):
         }
 
     @staticmethod
-    def _group_by(config: LotrConfig, modules: dict[str, nn.Module]) -> GroupBy:
+    def _group_by(config: AdapterConfig, modules: dict[str, nn.Module]) -> GroupBy:
         """The groups of a file, or else the rule."""
         if config.groups is None or config._put_in:
             return config.group_by
@@ -134,32 +121,20 @@ class LotrModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config = peft_config
         if current_key not in self._places:
             raise OptionError(f"{current_key} is no target of the config; name it there")
-        if isinstance(target, LoTRLayer):
-            self._hold(target, config, adapter_name, current_key)
+        place = self._places[current_key]
+        if isinstance(target, TunerLayer):
+            self._plan.put(target, adapter_name, place)
             target.set_trainable(adapter_name, adapter_name in self.active_adapters)
             return
         layer = tuner_layer(target)
-        self._hold(layer, config, adapter_name, current_key)
+        self._plan.put(layer, adapter_name, place)
         layer.set_adapter(self.active_adapters)
         layer.train(target.training)
         self._replace_module(parent, target_name, layer, target)
 
-    def _hold(self, layer: LoTRLayer, config: LotrConfig, name: str, path: str) -> None:
-        place = self._places[path]
-        layer.hold(
-            name,
-            place.factors,
-            place.core.to(weight_of(layer).device),
-            scale=place.scale,
-            dropout=config.lotr_dropout,
-            trained=cast("Trained", config.train),
-            siblings=place.group.siblings(path),
-        )
-
-    def _finish(self, config: LotrConfig, name: str) -> None:
+    def _finish(self, config: AdapterConfig, name: str) -> None:
         """Take what the adapter begins with out of the base weights, where that was asked for."""
         if config.init != "principal" or self._from_file:
             return
@@ -224,31 +199,40 @@ class LotrModel(BaseTuner):
 
 def _take_out(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
     """Take out of the base weights what a file says was taken out when its training began."""
-    begun: dict[str, SharedFactors] = {}
+    begun: dict[str, Form] = {}
     for path, layer in lotr_layers(model).items():
-        path = path.removeprefix("base_model.model.")
-        stored = "lotr_moved_embedding_core" if _looks_up(layer) else "lotr_moved_core"
-        core = tensors.get(f"base_model.model.{path}.{stored}", tensors.get(f"{path}.{stored}"))
-        if name not in layer.scaling or core is None:
+        if name not in layer.scaling:
             continue
-        group = str(layer.lotr_factors[name].group)
-        if group not in begun:
-            u, v = (tensors[f"base_model.lotr_moved_factors.{group}.{side}"] for side in "uv")
+        form, path = layer.form_of(name), path.removeprefix("base_model.model.")
+        looks_up = _looks_up(layer)
+        whole = looks_up and not layer.own_of(name)
+        held = f"base_model.{form.method.held(moved=True, looks_up=whole)}.{form.group}"
+        shared = {
+            key: tensors[f"{held}.{key}"] for key in form.shared() if f"{held}.{key}" in tensors
+        }
+        own = {}
+        for key in layer.own_of(name):
+            stored = form.method.kept(key, moved=True, looks_up=looks_up)
+            for full in (f"base_model.model.{path}.{stored}", f"{path}.{stored}"):
+                if full in tensors:
+                    own[key] = tensors[full]
+        if not own and not shared:
+            continue
+        if form.group not in begun:
             device = weight_of(layer).device
-            begun[group] = SharedFactors(u.to(device), v.to(device), group).requires_grad_(False)
-        if not _is_out(layer, name, begun[group], core):
+            begun[form.group] = form.frozen({k: x.to(device) for k, x in shared.items()})
+        if not _is_out(layer, name, begun[form.group], own):
             layer.give_back(name)
-            layer.take_out(name, begun[group], core)
+            layer.take_out(name, begun[form.group], own)
 
 
-def _is_out(layer: LoTRLayer, name: str, factors: SharedFactors, core: Tensor) -> bool:
+def _is_out(layer: AdaptedLayer, name: str, form: Form, own: Own) -> bool:
     """Whether just this has been taken out already, as when a training is resumed."""
-    if name not in layer.lotr_moved_core:
+    if name not in layer.moved_adapters:
         return False
-    own = layer.lotr_moved_factors[name]
-    assert isinstance(own, SharedFactors)
-    both = ((layer.lotr_moved_core[name], core), (own.u, factors.u), (own.v, factors.v))
-    return all(torch.equal(have.cpu(), want.to(have.dtype).cpu()) for have, want in both)
+    have = layer.own_of(name, moved=True) | layer.form_of(name, moved=True).shared()
+    wanted = {**own, **form.shared()}
+    return all(torch.equal(x.cpu(), wanted[key].to(x.dtype).cpu()) for key, x in have.items())
 
 
 def _looks_up(module: nn.Module) -> bool:
@@ -261,26 +245,27 @@ def _keys(model: nn.Module, name: str) -> Iterator[tuple[str, str]]:
         path = path.removeprefix("_fsdp_wrapped_module.")
         if name not in layer.scaling:
             continue
-        kinds = [("lotr_core", "lotr_factors")]
-        if name in layer.lotr_moved_core:
-            kinds.append(("lotr_moved_core", "lotr_moved_factors"))
-        for core, factors in kinds:
-            group = layer.lotr_factors[name].group
-            stored = core.replace("core", "embedding_core") if _looks_up(layer) else core
-            yield f"{path}.{core}.{name}", f"{path}.{stored}.{name}"
-            for side in "uv":
+        method, looks_up = layer.form_of(name).method, _looks_up(layer)
+        for moved in (False, True) if name in layer.moved_adapters else (False,):
+            room = layer.rooms[name][moved]
+            for key, attribute in room.own.items():
+                stored = method.kept(key, moved=moved, looks_up=looks_up)
+                yield f"{path}.{attribute}.{name}", f"{path}.{stored}.{name}"
+            held = method.held(moved=moved, looks_up=looks_up and not room.own)
+            group = layer.form_of(name).group
+            for key in method.shared:
                 yield (
-                    f"{path}.{factors}.{name}.{side}",
-                    f"base_model.{factors}.{group}.{name}.{side}",
+                    f"{path}.{room.form}.{name}.{key}",
+                    f"base_model.{held}.{group}.{name}.{key}",
                 )
 
 
-def _updates(init: str) -> Updates:
+def _updates(init: str, form: type[Form]) -> Updates:
     """Low-rank updates of an adapter on disk, by module path."""
     path = Path(init)
     if not path.exists():
         raise OptionError(
-            f"init must be {', '.join(STARTS)}, or the path of an adapter; found {init!r}"
+            f"init must be {', '.join(form.starts)}, or the path of an adapter; found {init!r}"
         )
     adapter = load_adapter(path)
     if not isinstance(adapter, LoRAAdapter):

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 import lotr_tn as lt
 import lotr_tn.nn as ln
 from lotr_tn.errors import FormatError, OptionError, UnsupportedError
-from lotr_tn.nn.product import folds_left, folds_right
+from lotr_tn.nn.forms.tucker2 import folds_left, folds_right
 from tests.nn.blocks import TOKENS, model, pairs, shake
 from tests.tripwire import LargestTensor
 
@@ -105,12 +105,11 @@ def test_gradcheck(rows):
 
 def test_no_matrix_of_the_layers_size_is_made():
     m, n, rows = 3000, 2000, 5
-    layer = ln.LoTRLinear(nn.Linear(2, 2))
     factors = ln.SharedFactors(torch.randn(m, 4), torch.randn(n, 3))
     core = nn.Parameter(torch.randn(4, 3))
     x = torch.randn(rows, n, requires_grad=True)
     with LargestTensor() as seen:
-        layer._added(torch.zeros(rows, m), x, factors, core, 1.0).sum().backward()
+        factors.added(torch.zeros(rows, m), x, {"core": core}, ln.Site(), 1.0).sum().backward()
     assert x.grad is not None
     assert seen.entries <= m * rows
 
@@ -129,7 +128,7 @@ def test_one_product_serves_both_layers_that_are_given_one_input():
     with Products() as seen:
         adapted(TOKENS).sum().backward()
     assert seen.shapes.count(((8, 20), (20, 3))) == 3  # V's gradient, once a block
-    assert ln.shared_factors(adapted)["12x8"]._seen is None
+    assert ln.shared_factors(adapted)["12x8"].product.seen is None
 
 
 def test_a_product_is_not_reused_when_anything_changed():

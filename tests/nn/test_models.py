@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 import lotr_tn as lt
 import lotr_tn.nn as ln
 from lotr_tn.errors import FormatError, OptionError, RankError, UnsupportedError
-from lotr_tn.nn.starting import STARTS
+from lotr_tn.nn.forms.tucker2_starts import STARTS
 from tests.nn.blocks import TOKENS, model, pairs, shake
 
 TARGETS = ["q", "v", "embed"]
@@ -149,7 +150,7 @@ def test_gradient_of_shared_factors_is_the_sum_over_layers():
         alone.zero_grad()
         own = alone.get_submodule(path)
         own.lotr_factors["default"] = copy.deepcopy(own.lotr_factors["default"])
-        own.siblings["default"] = 1
+        own.sites["default"] = replace(own.sites["default"], siblings=1)
         alone(TOKENS).square().sum().backward()
         parts.append(own.lotr_factors["default"].u.grad)
         assert layer.lotr_factors["default"] is found
@@ -426,7 +427,7 @@ def test_different_inputs_in_one_block_and_checkpointing():
     torch.manual_seed(0)
     blocks = nn.ModuleList(Crossing() for _ in range(3))
     shake(ln.add_lotr(blocks, ["q", "k", "v"], r=2, group_by="shape"))
-    assert blocks[0].k.siblings == {"default": 3}
+    assert blocks[0].k.sites["default"].siblings == 3
     x, y = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8)
 
     def gradients(run):

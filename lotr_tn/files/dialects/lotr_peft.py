@@ -1,13 +1,13 @@
-"""LoTR as PEFT stores it: a folder to go on training from, with `lotr_tn.peft` imported.
+"""LoTR and other trained forms as PEFT stores them, to go on training with `lotr_tn.peft`.
 
-adapter_model.safetensors has for each group `base_model.lotr_factors.<group>.u` (m, r1) and `.v`
-(n, r2), once, and for each module `base_model.model.<path>.lotr_core` (r1, r2), or
-`.lotr_embedding_core` where it looks rows up. adapter_config.json names the groups' modules in
-stack order. The update of a module is s U G Vᵀ, with s = lotr_alpha / √(r1 r2), or 1 without alpha.
+For LoTR, adapter_model.safetensors has for each group `base_model.lotr_factors.<group>.u` (m, r1)
+and `.v` (n, r2), once, and for each module `base_model.model.<path>.lotr_core` (r1, r2), or
+`.lotr_embedding_core` where it looks rows up. The update of a module is s U G Vᵀ, with
+s = lotr_alpha / √(r1 r2), or 1 without alpha. Other forms have the names of their `Method`.
+adapter_config.json names the groups' modules in stack order.
 """
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -27,6 +27,7 @@ from lotr_tn.adapters.adapter import (
 )
 from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.raw_tensor import RawTensor
+from lotr_tn.catalogue.methods import LOTR, METHODS, Method, Site, Tensors, sites_of
 from lotr_tn.decompose import hosvd, random_factors, regauge
 from lotr_tn.errors import CheckpointError, LotrError, UnsupportedError
 from lotr_tn.files.dialects.contents import Contents, read_config
@@ -36,23 +37,23 @@ from lotr_tn.files.tensors import read_pickle, read_safetensors, write_safetenso
 from lotr_tn.files.writing import write_folder
 from lotr_tn.formats import Tucker2
 from lotr_tn.linalg import RelativeError
+from lotr_tn.ops.arithmetic import scale, subtract
+from lotr_tn.ops.layers import layer_of
+from lotr_tn.ops.moving import astype
 
 __all__ = ["is_lotr_peft", "load_lotr_peft", "save_lotr_peft"]
 
-METHOD = "LOTR"
-FACTORS, MOVED = "lotr_factors", "lotr_moved_factors"
-CORES = {FACTORS: "lotr_core", MOVED: "lotr_moved_core"}
 KEPT = ("auto_mapping", "base_model_name_or_path", "modules_to_save", "revision", "task_type")
 """What a configuration says beside the method."""
 
 
 def is_lotr_peft(contents: Contents) -> bool:
-    """Whether it is a folder that PEFT wrote for LoTR, or the weights file in one."""
-    return contents.config.get("peft_type") == METHOD
+    """Whether it is a folder that PEFT wrote for a known method, or the weights file in one."""
+    return contents.config.get("peft_type") in METHODS
 
 
 def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
-    """Read a LoTR adapter that PEFT saved, scale inside the cores.
+    """Read an adapter that PEFT saved for LoTR or another known method, scale inside the stacks.
 
     For an adapter that began with the principal part of the weights, the updates are the trained
     part minus what was taken out of the base: they belong to the unchanged base model.
@@ -71,70 +72,95 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     listed = config.get("groups")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{folder / CONFIG} names no groups of modules; save it again")
-    reader = _Reader(weights, tensors)
+    method = METHODS.get(config.get("peft_type", ""), LOTR)
+    reader = _Reader(weights, tensors, method, config)
     try:
-        groups = {name: reader.group(name, paths, config) for name, paths in listed.items()}
+        groups = {name: reader.group(name, paths) for name, paths in listed.items()}
     except CheckpointError:
         raise
     except (LotrError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     extras = {key: tensor for key, tensor in tensors.items() if key not in reader.used}
-    if strange := [key for key in extras if _is_ours(key)]:
+    if strange := [key for key in extras if _is_of(method, key)]:
         raise CheckpointError(f"{weights}: {strange[0]!r} belongs to no module of the groups")
     dtype = min((g.dtype for g in groups.values()), key=lambda name: UNIT_ROUNDOFF[name])
     origin = {"format": "lotr-peft", "dtype": dtype, "group_by": config.get("group_by", "kind")}
-    return LoTRAdapter(groups, extras, config_text(_as_lora(config, groups)), origin, path)
+    return LoTRAdapter(groups, extras, config_text(_as_lora(config, groups, method)), origin, path)
 
 
-def _is_ours(key: str) -> bool:
-    return key.startswith("base_model.lotr_") or key.rpartition(".")[2].startswith("lotr_")
+def _is_of(method: Method, key: str) -> bool:
+    begin = f"{method.name}_"
+    return key.startswith(f"base_model.{begin}") or key.rpartition(".")[2].startswith(begin)
 
 
 class _Reader:
     """Tensors of a file, and which of them were used."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, RawTensor]) -> None:
-        self.path, self.tensors = path, tensors
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, RawTensor],
+        method: Method,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.path, self.tensors, self.method, self.config = path, tensors, method, config
         self.used: set[str] = set()
 
-    def group(self, name: str, paths: list[str], config: Mapping[str, Any]) -> LoTRGroup:
+    def group(self, name: str, paths: list[str]) -> LoTRGroup:
         """A group with its scale inside."""
-        lookups = [f"{PREFIX}{path}.lotr_embedding_core" in self.tensors for path in paths]
-        u, core, v = self._parts(name, paths, lookups, FACTORS, config)
-        if f"base_model.{MOVED}.{name}.u" in self.tensors:
-            u0, core0, v0 = self._parts(name, paths, lookups, MOVED, config)
-            (_, a, b), (_, c, d) = core.shape, core0.shape
-            both = np.zeros((len(paths), a + c, b + d), dtype=core.dtype)
-            both[:, :a, :b], both[:, a:, b:] = core, -core0
-            u, core, v = np.concatenate([u, u0], 1), both, np.concatenate([v, v0], 1)
-        rank = min(core.shape[1:])
+        stack: Any
+        stack, lookups = self._stack(name, paths, moved=False)
+        held = f"base_model.{self.method.held(moved=True)}.{name}."
+        own = f"{PREFIX}{paths[0]}.{self.method.name}_moved_"
+        if any(key.startswith((held, own)) for key in self.tensors):
+            stack = subtract(stack, self._stack(name, paths, moved=True)[0])
         targets = tuple(
-            Target(path, Layout("embedding" if looks_up else "linear"), rank)
-            for path, looks_up in zip(paths, lookups, strict=True)
+            Target(path, Layout("embedding" if looks_up else "linear"), _rank(stack, index))
+            for index, (path, looks_up) in enumerate(zip(paths, lookups, strict=True))
         )
-        return LoTRGroup(name, targets, Tucker2(u, core, v))
+        return LoTRGroup(name, targets, stack)
 
-    def _parts(
-        self, name: str, paths: list[str], lookups: list[bool], kind: str, config: Mapping[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        u, v = (self._array(f"base_model.{kind}.{name}.{side}") for side in "uv")
-        cores = []
-        for path, looks_up in zip(paths, lookups, strict=True):
-            stored = CORES[kind].replace("core", "embedding_core") if looks_up else CORES[kind]
-            core = self._array(f"{PREFIX}{path}.{stored}")
-            if core.shape != (u.shape[1], v.shape[1]):
-                raise CheckpointError(
-                    f"{self.path}: the core of {path} has shape {core.shape}; its group needs "
-                    f"{(u.shape[1], v.shape[1])}"
-                )
-            cores.append(core)
-        core = np.stack(cores)
-        dtype = min((x.dtype.name for x in (u, core, v)), key=lambda d: UNIT_ROUNDOFF[d])
-        scale = _scale(config, core.shape[1], core.shape[2])
-        if scale != 1:
-            core = core.astype(np.float64) * scale
-        u, core, v = (narrow(x, dtype, xp=numpy_namespace) for x in (u, core, v))
-        return u, core, v
+    def _stack(self, name: str, paths: list[str], *, moved: bool) -> tuple[Any, list[bool]]:
+        """The stack of a group, or of what was moved out for it, and which layers look rows up."""
+        method = self.method
+        whole = f"base_model.{method.held(moved=moved, looks_up=True)}.{name}."
+        all_look_up = any(key.startswith(whole) for key in self.tensors)
+        held = f"base_model.{method.held(moved=moved, looks_up=all_look_up)}.{name}"
+        shared = {key: self._array(f"{held}.{key}") for key in method.shared}
+        owns, lookups = [], []
+        for path in paths:
+            own, looks_up = {}, all_look_up
+            for key, wanted in method.own(shared).items():
+                stored = f"{PREFIX}{path}.{method.kept(key, moved=moved, looks_up=True)}"
+                looks_up = stored in self.tensors
+                if not looks_up:
+                    stored = f"{PREFIX}{path}.{method.kept(key, moved=moved)}"
+                own[key] = self._array(stored)
+                if own[key].shape != wanted:
+                    raise CheckpointError(
+                        f"{self.path}: the {key} of {path} has shape {own[key].shape}; its group "
+                        f"needs {wanted}"
+                    )
+            owns.append(own)
+            lookups.append(looks_up)
+        return self._scaled(shared, owns, sites_of(paths)), lookups
+
+    def _scaled(self, shared: Tensors, owns: list[Tensors], sites: tuple[Site, ...]) -> Any:
+        """The stack in the dtype that holds all of its tensors; a scale is rounded with it."""
+        method, config = self.method, self.config
+        names = {x.dtype.name for part in (shared, *owns) for x in part.values()}
+        dtype = min(names, key=lambda name: UNIT_ROUNDOFF[name])
+        alpha = config.get(f"{method.name}_alpha", config.get("alpha"))
+        wide = dtype if alpha is None else "float64"
+        parts = [
+            {key: narrow(x, wide, xp=numpy_namespace) for key, x in part.items()}
+            for part in (shared, *owns)
+        ]
+        stack = method.stack(parts[0], parts[1:], sites)
+        if alpha is None:
+            return stack
+        root = bool(config.get("use_rslora"))
+        return astype(scale(stack, method.scale(alpha, method.options(stack), root=root)), dtype)
 
     def _array(self, key: str) -> np.ndarray:
         self.used.add(key)
@@ -146,24 +172,24 @@ class _Reader:
         return array
 
 
-def _scale(config: Mapping[str, Any], r1: int, r2: int) -> float:
-    alpha = config.get("lotr_alpha")
-    if alpha is None:
-        return 1.0
-    r = math.sqrt(r1 * r2)
-    return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
+def _rank(stack: Any, index: int) -> int:
+    """The rank with which a layer of a stack would be written as a LoRA."""
+    layer = layer_of(stack, index, xp=numpy_namespace)
+    return min(layer.left.shape[1], layer.right.shape[1])
 
 
-def _as_lora(config: Mapping[str, Any], groups: Mapping[str, LoTRGroup]) -> dict[str, Any]:
+def _as_lora(
+    config: Mapping[str, Any], groups: Mapping[str, LoTRGroup], method: Method
+) -> dict[str, Any]:
     """What the configuration of a LoRA of these updates would say."""
-    rank = max(min(group.stack.core.shape[1:]) for group in groups.values())  # pyright: ignore[reportAttributeAccessIssue]
-    names = [target.name for group in groups.values() for target in group.targets]
+    targets = [target for group in groups.values() for target in group.targets]
+    rank = max(target.rank for target in targets)
     return {name: config.get(name) for name in KEPT} | {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": sorted(names),
-        "bias": str(config.get("bias", "none")).replace("lotr", "lora"),
+        "target_modules": sorted(target.name for target in targets),
+        "bias": str(config.get("bias", "none")).replace(f"{method.name}_", "lora_"),
         "fan_in_fan_out": bool(config.get("fan_in_fan_out", False)),
         "inference_mode": True,
     }
@@ -203,11 +229,13 @@ def save_lotr_peft(
     for name, group in adapter.groups.items():
         stack = _trainable(group)
         ranks[name] = stack.ranks
-        for side, factor in (("u", stack.u), ("v", stack.v)):
-            tensors[f"base_model.{FACTORS}.{name}.{side}"] = RawTensor.of(factor)
-        for target, core in zip(group.targets, stack.core, strict=True):
-            own = "lotr_core" if target.layout.kind == "linear" else "lotr_embedding_core"
-            tensors[f"{PREFIX}{target.name}.{own}"] = RawTensor.of(core)
+        shared, owns = LOTR.apart(stack)
+        for key, factor in shared.items():
+            tensors[f"base_model.{LOTR.held()}.{name}.{key}"] = RawTensor.of(factor)
+        for target, own in zip(group.targets, owns, strict=True):
+            for key, core in own.items():
+                stored = LOTR.kept(key, looks_up=target.layout.kind == "embedding")
+                tensors[f"{PREFIX}{target.name}.{stored}"] = RawTensor.of(core)
     text = config_text(_as_lotr(adapter, ranks))
     write_folder(
         path,
@@ -236,7 +264,7 @@ def _as_lotr(adapter: LoTRAdapter, ranks: Mapping[str, tuple[int, int]]) -> dict
     groups = {name: [t.name for t in group.targets] for name, group in adapter.groups.items()}
     by = adapter.origin.get("group_by", "kind")
     return {name: source.get(name) for name in KEPT} | {
-        "peft_type": METHOD,
+        "peft_type": LOTR.kind,
         "r": list(usual),
         "group_ranks": {name: list(pair) for name, pair in ranks.items() if pair != usual} or None,
         "group_by": by,

@@ -1,0 +1,1 @@
+"""Trainable forms, one a module."""
