@@ -153,10 +153,7 @@ def _part(size: Size, rank: int) -> dict[str, Any]:
     weight = torch.randn(rows, d, device=_device())
 
     def own() -> None:
-        ys = [
-            layer._added(zero, x, factors, core, 1.0, 2)
-            for layer, core in zip(layers, cores, strict=True)
-        ]
+        ys = [factors.added(zero, x, {"core": core}, ln.Site(siblings=2), 1.0) for core in cores]
         torch.autograd.backward(ys, [weight, weight])
         _clear(block, x)
 

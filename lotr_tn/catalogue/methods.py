@@ -61,7 +61,8 @@ class Method:
         name: begins the names of its tensors, and in capitals is PEFT's name of the method.
         label: its name in sentences.
         shared: the tensors that a group has once.
-        own: the shapes of the tensors that each layer has, by name, given the shared ones.
+        own: the shapes of the tensors that each layer has, by name, given the shared ones; None
+            for a shape that they do not tell.
         stack: shared tensors, own tensors of each layer, and the layers' places, as a stack of the
             library.
         apart: the same backwards: the shared tensors of a stack, and each layer's own.
@@ -73,7 +74,7 @@ class Method:
     name: str
     label: str
     shared: tuple[str, ...]
-    own: Callable[[Tensors], Mapping[str, tuple[int, ...]]]
+    own: Callable[[Tensors], Mapping[str, tuple[int, ...] | None]]
     stack: Callable[[Tensors, Sequence[Tensors], Sequence[Site]], Stack]
     apart: Callable[[Any], tuple[Tensors, Sequence[Tensors]]]
     options: Callable[[Any], dict[str, Any]]

@@ -173,10 +173,11 @@ class Form(nn.Module, ABC):
                 f"{self.shape}; this layer has {shape}"
             )
         wanted = self.method.own(self.shared())
-        for name in wanted.keys() | own.keys():
-            found = tuple(own[name].shape) if name in own else None
-            if found != wanted.get(name):
-                raise FormatError(f"the {name} must be {wanted.get(name)}; found {found}")
+        if wanted.keys() != own.keys():
+            raise FormatError(f"a layer has {list(wanted)} of its own; found {list(own)}")
+        for name, value in own.items():
+            if wanted[name] not in (None, found := tuple(value.shape)):
+                raise FormatError(f"the {name} must be {wanted[name]}; found {found}")
 
 
 def listed(names: Sequence[str]) -> str:

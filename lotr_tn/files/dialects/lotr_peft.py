@@ -110,9 +110,12 @@ class _Reader:
         """A group with its scale inside."""
         stack: Any
         stack, lookups = self._stack(name, paths, moved=False)
-        held = f"base_model.{self.method.held(moved=True)}.{name}."
-        own = f"{PREFIX}{paths[0]}.{self.method.name}_moved_"
-        if any(key.startswith((held, own)) for key in self.tensors):
+        held = (self.method.held(moved=True, looks_up=each) for each in (False, True))
+        begins = (
+            *(f"base_model.{each}.{name}." for each in held),
+            f"{PREFIX}{paths[0]}.{self.method.name}_moved_",
+        )
+        if any(key.startswith(begins) for key in self.tensors):
             stack = subtract(stack, self._stack(name, paths, moved=True)[0])
         targets = tuple(
             Target(path, Layout("embedding" if looks_up else "linear"), _rank(stack, index))
@@ -136,7 +139,7 @@ class _Reader:
                 if not looks_up:
                     stored = f"{PREFIX}{path}.{method.kept(key, moved=moved)}"
                 own[key] = self._array(stored)
-                if own[key].shape != wanted:
+                if wanted not in (None, own[key].shape):
                     raise CheckpointError(
                         f"{self.path}: the {key} of {path} has shape {own[key].shape}; its group "
                         f"needs {wanted}"
