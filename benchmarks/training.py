@@ -147,7 +147,7 @@ def _part(size: Size, rank: int) -> dict[str, Any]:
     layers = list(ln.lotr_layers(block).values())
     block.to(_device())
     factors = ln.shared_factors(block)[f"{d}x{d}"]
-    cores = [layer.lotr_core["default"] for layer in layers]
+    cores = [layer.own_of("default")["core"] for layer in layers]
     x = torch.randn(rows, d, device=_device(), requires_grad=True)
     zero = torch.zeros(rows, d, device=_device())
     weight = torch.randn(rows, d, device=_device())
