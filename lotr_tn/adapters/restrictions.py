@@ -11,11 +11,11 @@ from lotr_tn.linalg.ranks import RankLimits
 __all__ = ["Limits", "kept_apart", "limits_of"]
 
 Limits: TypeAlias = RankLimits | Mapping[str, RankLimits] | None
-"""Limits for all groups, or for some by name."""
+"""Limits for all groups, or for some by name; those of "" are for all that are not named."""
 
 
 def limits_of(groups: Iterable[str], limits: Limits) -> dict[str, RankLimits]:
-    """The limits of every group, by its name; none for groups that are not named.
+    """The limits of every group, by its name.
 
     Raises:
         OptionError: a group is named that does not exist.
@@ -24,9 +24,10 @@ def limits_of(groups: Iterable[str], limits: Limits) -> dict[str, RankLimits]:
     if not isinstance(limits, Mapping):
         return dict.fromkeys(names, limits or RankLimits())
     for name in limits:
-        if name not in names:
+        if name and name not in names:
             raise OptionError(f"there is no group {name!r}; the groups are {', '.join(names)}")
-    return {name: limits.get(name, RankLimits()) for name in names}
+    others = limits.get("", RankLimits())
+    return {name: limits.get(name, others) for name in names}
 
 
 def kept_apart(

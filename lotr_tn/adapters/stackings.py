@@ -74,9 +74,9 @@ def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Sta
 def _of_one(adapter: LoRAAdapter, group_by: str) -> list[Stacking]:
     words = {"kind": "each kind over its layers", "shape": "all modules of a shape"}
     found = [Stacking(group_by, words.get(group_by, "as asked"), _groups(adapter, group_by))]
-    for other in ("kind", "shape"):
+    for other in (rule for rule in words if rule != group_by):
         groups = _groups(adapter, other)
-        if other != group_by and not any(_alike(groups, known.groups) for known in found):
+        if not any(_alike(groups, known.groups) for known in found):
             found.append(Stacking(other, words[other], groups))
     return found
 

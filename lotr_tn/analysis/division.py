@@ -128,20 +128,22 @@ def settle(
     subjects: Sequence[Subject],
     rule: Budget | TotalError,
     options: Options,
-    spent: int = 0,
+    division: Division,
 ) -> tuple[Division, list[Choice]]:
-    """Divide, make every group, and measure; an error that rounding exceeds is divided anew.
+    """Make every group as it was divided, and measure; what rounding exceeds is divided anew.
 
     Args:
-        stacks: gives the groups' LoRAs in order, each time it is called.
+        stacks: gives the groups' LoRAs in order, each time it is called: once for a budget.
         subjects: the groups.
         rule: as for `divide`.
         options: as for `divide`.
-        spent: as for `divide`.
+        division: of this rule.
+
+    Returns:
+        The division by which the groups were made, and the groups.
     """
     asked = rule
     for attempt in range(ATTEMPTS):
-        division = divide(subjects, asked, options, spent)
         picked = zip(stacks(), subjects, division.points, strict=True)
         choices = [choose_point(stack, subject, point, options) for stack, subject, point in picked]
         if not isinstance(rule, TotalError) or not isinstance(asked, TotalError):
@@ -151,6 +153,7 @@ def settle(
             return division, choices
         above = error**2 - rule.epsilon**2
         asked = TotalError(max(asked.epsilon**2 - 1.5 * above, 0.0) ** 0.5)
+        division = divide(subjects, asked, options)
     raise AssertionError("the last attempt returns")
 
 

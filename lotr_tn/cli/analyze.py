@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lotr_tn.adapters import group_modules
+from lotr_tn.adapters.asked import Asked
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     DtypeOption,
@@ -17,7 +17,7 @@ from lotr_tn.cli.questions import (
 )
 from lotr_tn.doors import load_adapter
 from lotr_tn.files.writing import refuse_existing, write_file
-from lotr_tn.inspection.analyze import analyze_adapters
+from lotr_tn.inspection.analyze import Analysing
 from lotr_tn.report.advice import question_text
 from lotr_tn.report.analysis import analysis_record, with_surfaces
 from lotr_tn.report.analysis_text import analysis_text
@@ -35,7 +35,7 @@ def analyze(
         typer.Argument(metavar="PATH...", help="One adapter, or several of one base model."),
     ],
     *,
-    asked: HowMuch,
+    how_much: HowMuch,
     min_rank: MinRankOption = None,
     max_rank: MaxRankOption = None,
     group_by: GroupByOption = "kind",
@@ -59,25 +59,16 @@ def analyze(
     Ask for an error or a size; without a question, 5% error in each group. What is recommended is
     what `lotr convert --format auto` with the same question writes.
     """
-    rule = asked.question()
+    limits = asked_limits(min_rank, max_rank)
+    asked = Asked(how_much.question(), "auto", group_by=group_by, dtype=dtype, limits=limits)
     if plot is not None:
         refuse_plot(plot, force=out.force)
     if html is not None:
         refuse_existing(html, force=out.force)
     adapters = [load_adapter(source) for source in sources]
-    groups = [name for adapter in adapters for name in group_modules(adapter, group_by)]
-    limits = asked_limits(min_rank, max_rank, groups)
-    with out.progress(len(groups)) as step:
-        analysis = analyze_adapters(
-            adapters,
-            rule,
-            group_by=group_by,
-            groups=group or (),
-            dtype=dtype,
-            limits=limits,
-            stack_all=stack_all,
-            progress=step,
-        )
+    analysing = Analysing.of(adapters, asked, group or (), stack_all=stack_all)
+    with out.progress(analysing.steps) as step:
+        analysis = analysing.run(step)
     record = analysis_record(analysis)
     if plot is not None:
         save_plot(record, plot, force=out.force)

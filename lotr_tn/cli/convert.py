@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lotr_tn.adapters import LoRAAdapter, group_modules
+from lotr_tn.adapters.asked import Asked, Where
 from lotr_tn.cli.bank.make import Making
 from lotr_tn.cli.commands import HIDDEN, typed
 from lotr_tn.cli.console import REPLACE, Output, file_size, missed
@@ -21,13 +21,12 @@ from lotr_tn.cli.questions import (
     asked_limits,
     asked_text,
 )
-from lotr_tn.conversion import convert_adapter
+from lotr_tn.conversion.convert import Converting
 from lotr_tn.doors import load_adapter, save_adapter
 from lotr_tn.doors.sources import is_collection
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import OptionError
 from lotr_tn.files.dialects.lotr_peft import save_lotr_peft
 from lotr_tn.files.writing import refuse_existing
-from lotr_tn.linalg.ranks import Budget, TotalError
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text
 
@@ -48,7 +47,7 @@ def convert(
     ],
     others: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     *,
-    asked: OrEnergy,
+    how_much: OrEnergy,
     format: FormatOption = None,
     to: Annotated[
         Literal["file", "lotr-peft"],
@@ -88,31 +87,16 @@ def convert(
             "lotr convert takes one adapter; several are put into a bank: lotr bank make "
             f"{shlex.join(typed(context))}{named}"
         )
-    rule = asked.any_rule()
+    rule = how_much.any_rule()
+    asked = Asked(
+        rule, format or "lotr", method, group_by, dtype, asked_limits(min_rank, max_rank), keep
+    )
     ending = ".lotr.safetensors" if to == "file" else "-lotr-peft"
     destination = destination or Path(f"{_plain_name(source)}{ending}")
     refuse_existing(destination, force=out.force)
-    adapter = load_adapter(source)
-    if not isinstance(adapter, LoRAAdapter):
-        raise CheckpointError(
-            f"{source} is a LoTR file already; export it to a LoRA first to convert it anew"
-        )
-    groups = group_modules(adapter, group_by)
-    steps = len(groups) * (2 if isinstance(rule, Budget | TotalError) else 1)
-    with out.progress(steps) as step:
-        conversion = convert_adapter(
-            adapter,
-            rule,
-            format=format or "lotr",
-            method=method,
-            group_by=group_by,
-            dtype=dtype,
-            limits=asked_limits(min_rank, max_rank, groups),
-            keep=keep,
-            backend=backend,
-            device=device,
-            progress=step,
-        )
+    converting = Converting.of(load_adapter(source), asked, Where(backend, device))
+    with out.progress(converting.steps) as step:
+        conversion = converting.run(step)
         save = save_adapter if to == "file" else save_lotr_peft
         save(conversion.adapter, destination, force=out.force)
     sizes = file_size(source), file_size(destination)

@@ -1,11 +1,12 @@
 """How the command line asks for an error or a size: the options that commands share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from lotr_tn.adapters.restrictions import Limits
 from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RelativeError, TotalError
 
 __all__ = [
@@ -143,28 +144,24 @@ class OrEnergy(OrRanks):
         return self.rule() if self.energy is None or self.given > 1 else Energy(self.energy)
 
 
-def asked_limits(
-    least: Sequence[str] | None, most: Sequence[str] | None, groups: Iterable[str]
-) -> RankLimits | dict[str, RankLimits]:
-    """The limits on the ranks of all groups, or of each by its name."""
+def asked_limits(least: Sequence[str] | None, most: Sequence[str] | None) -> Limits:
+    """The limits on the ranks of all groups, and of those that are named."""
     low, high = _by_group("--min-rank", least), _by_group("--max-rank", most)
-    if not {*low, *high} - {None}:
-        return RankLimits(low.get(None, 0), high.get(None))
-    named = [name for name in {**low, **high} if name is not None]
-    return {
-        name: RankLimits(low.get(name, low.get(None, 0)), high.get(name, high.get(None)))
-        for name in dict.fromkeys([*groups, *named])
+    found = {
+        name: RankLimits(low.get(name, low.get("", 0)), high.get(name, high.get("")))
+        for name in {"": 0, **low, **high}
     }
+    return found if len(found) > 1 else found[""]
 
 
-def _by_group(option: str, values: Sequence[str] | None) -> dict[str | None, int]:
-    """Ranks by group name; None stands for all groups."""
-    found: dict[str | None, int] = {}
+def _by_group(option: str, values: Sequence[str] | None) -> dict[str, int]:
+    """Ranks by group name; "" stands for all groups."""
+    found: dict[str, int] = {}
     for value in values or ():
         name, equals, rank = value.rpartition("=")
         if not rank.isdecimal():
             raise typer.BadParameter(f"{option} takes R or GROUP=R, such as 8; found {value!r}")
-        found[name if equals else None] = int(rank)
+        found[name if equals else ""] = int(rank)
     return found
 
 

@@ -1,7 +1,8 @@
 """One adapter in, one out: converted, exported, merged."""
 
-from lotr_tn.conversion.convert import Conversion, GroupConversion, convert_adapter
+from lotr_tn.conversion.convert import convert_adapter
 from lotr_tn.conversion.merge import Merged, MergedModule, merge_adapters
+from lotr_tn.conversion.outcome import Conversion, GroupConversion
 
 __all__ = [
     "Conversion",

@@ -1,33 +1,32 @@
 """LoRA adapters to compressed ones, group by group or under one budget for all."""
 
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from lotr_tn._arrays import suits_float16, to_numpy
 from lotr_tn.adapters.adapter import (
+    Adapter,
     Compressed,
     LoRAAdapter,
     LoRAGroup,
     LoTRAdapter,
     LoTRGroup,
 )
+from lotr_tn.adapters.asked import Asked, Where
 from lotr_tn.adapters.grouping import lora_groups
+from lotr_tn.adapters.question import Question, is_met, measure, subject_of
 from lotr_tn.adapters.restrictions import Limits, kept_apart, limits_of
-from lotr_tn.adapters.storage import AdapterRule, format_of, storage_dtype_for, stored_ranks
-from lotr_tn.analysis.candidates import Subject
+from lotr_tn.adapters.storage import AdapterRule, format_of, stored_ranks
 from lotr_tn.analysis.choice import Choice, choose_within
-from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.division import Division, settle
-from lotr_tn.analysis.forms import FORMS, Form, FormatName, Options, auto_forms, form_named
-from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
-from lotr_tn.analysis.truncation import truncated_parameters
+from lotr_tn.analysis.forms import FORMS, Form, FormatName, Options
+from lotr_tn.analysis.truncation import cut_parameters, cut_tails
+from lotr_tn.conversion.outcome import Conversion, GroupConversion
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
-from lotr_tn.files.dialects.native import overhead
+from lotr_tn.files.budget import spent_beside
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg.ranks import (
     Budget,
@@ -42,73 +41,9 @@ from lotr_tn.linalg.ranks import (
 from lotr_tn.ops.arrays import arrays_of
 from lotr_tn.ops.norms import layer_norms
 
-__all__ = ["METHODS", "Conversion", "GroupConversion", "convert_adapter"]
+__all__ = ["Converting", "Method", "convert_adapter"]
 
 Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
-METHODS = DECOMPOSITIONS
-
-
-@dataclass(frozen=True)
-class GroupConversion:
-    """What converting one group cost and lost.
-
-    Attributes:
-        name: the group.
-        shape: (L, m, n).
-        parameters_before: entries of its LoRA factors.
-        parameters_after: entries stored for it.
-        parameters_truncated: entries that the cheapest per-layer rank truncation would need to
-            reach the same relative error.
-        certificate: the measured errors and their bounds.
-        ranks: (r1, r2) of a LoTR, and with low-rank cores then each core's; r of one shared side;
-            else each layer's rank.
-        modules: the modules' paths in stack order.
-        met: whether the rank rule was met.
-        format: in which it is stored.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    parameters_before: int
-    parameters_after: int
-    parameters_truncated: int
-    certificate: Certificate
-    ranks: tuple[int, ...]
-    modules: tuple[str, ...]
-    met: bool
-    format: FormatName = "lotr"
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A converted adapter, and what each group cost and lost.
-
-    Attributes:
-        adapter: the adapter.
-        groups: the figures of each group.
-        met: whether the rule was met.
-        bound: where a budget or an error was divided over the groups, what no other division of
-            the same groups goes below: the relative error for a budget, the bytes for an error;
-            else None.
-        bound_unit: `relative error` or `bytes`.
-    """
-
-    adapter: LoTRAdapter
-    groups: tuple[GroupConversion, ...]
-    met: bool = True
-    bound: float | None = None
-    bound_unit: Literal["bytes", "relative error"] | None = None
-
-    @property
-    def relative_error(self) -> float:
-        """‖T − T̂‖ / ‖T‖ of all converted updates together."""
-        lost = np.array([group.certificate.distance for group in self.groups])
-        size = np.array([group.certificate.norm for group in self.groups])
-        return float(np.linalg.norm(lost) / np.linalg.norm(size)) if size.any() else 0.0
-
-    def total(self, field: str) -> int:
-        """The sum over the groups of a count, such as `parameters_after`."""
-        return sum(getattr(group, field) for group in self.groups)
 
 
 def convert_adapter(
@@ -158,100 +93,127 @@ def convert_adapter(
     Cost: that of the decomposition of each group, with its curves where a format or a budget is
     to be chosen; memory of one group's factors at a time, beside the result.
     """
-    if not isinstance(adapter, LoRAAdapter):
-        raise CheckpointError(
-            f"{adapter.source} is a LoTR file already; export it to LoRA first to convert it anew"
-        )
     rule = ranks if isinstance(ranks, TotalError | Budget) else as_rule(ranks)
-    formats = auto_forms() if format == "auto" else (form_named(format).name,)
-    if isinstance(rule, FixedRank) and (len(formats) > 1 or FORMS[format].kept):
-        raise OptionError(
-            f"--format {format} has no ranks to be told; ask for an error or a size, or for "
-            "another format"
-        )
-    chosen = storage_dtype_for(adapter.dtype, rule) if dtype == "auto" else dtype
-    groups, kept = kept_apart(lora_groups(adapter, group_by), keep)
-    job = _Job(
-        adapter,
-        groups,
-        kept,
-        Options(formats, chosen, method),
-        limits_of(groups, limits),
-        group_by,
-        backend,
-        device,
-        progress,
-        may_widen=dtype == "auto",
-    )
-    if isinstance(rule, Budget | TotalError):
-        return job.together(rule)
-    return job.each(rule)
+    asked = Asked(rule, format, method, group_by, dtype, limits, keep)
+    return Converting.of(adapter, asked, Where(backend, device)).run(progress)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One conversion: what is converted, and how."""
+class Converting:
+    """One conversion: the groups of an adapter, and what is asked of them.
+
+    Attributes:
+        adapter: the adapter.
+        asked: what is asked.
+        where: where it is worked out.
+        options: how candidates are made.
+        groups: what is converted.
+        kept: what is kept as it is.
+    """
 
     adapter: LoRAAdapter
+    asked: Asked
+    where: Where
+    options: Options
     groups: Mapping[str, LoRAGroup]
     kept: Mapping[str, LoRAGroup]
-    options: Options
-    limits: Mapping[str, RankLimits]
-    group_by: str
-    backend: str
-    device: str | None
-    progress: Callable[[str], None] | None
-    may_widen: bool
 
-    def each(self, rule: RankRule) -> Conversion:
-        """Every group by the same rule."""
-        converted = []
-        for name, stack in self._stacks():
-            group = self.groups[name]
-            free = self.limits[name] == RankLimits()
-            form = FORMS[self.options.formats[0]]
-            if len(self.options.formats) == 1 and form.within is not None and free:
-                made: LoTRGroup | LoRAGroup = self._alone(group, stack, form, rule)
-            elif isinstance(rule, FixedRank):
-                fixed = form.at_ranks(stack, rule, self.options)
-                made = _stored(group, fixed)
-            else:
-                assert isinstance(rule, RelativeError | Energy)
-                subject = self._subject(group, stack)
-                made = _chosen(group, choose_within(stack, subject, rule, self.options))
-            met = isinstance(rule, FixedRank | Budget) or _keeps_to(made, rule.epsilon)
-            converted.append((made, self._report(group, stack, made, met)))
-        return self._finished(converted)
+    @classmethod
+    def of(cls, adapter: Adapter, asked: Asked, where: Where) -> "Converting":
+        """The conversion of an adapter; refused as by `convert_adapter`."""
+        if not isinstance(adapter, LoRAAdapter):
+            raise CheckpointError(
+                f"{adapter.source} is a LoTR file already; export it to LoRA first to convert it "
+                "anew"
+            )
+        options = asked.options(adapter.dtype)
+        several = len(options.formats) > 1
+        if isinstance(asked.rule, FixedRank) and (several or FORMS[asked.form].kept):
+            raise OptionError(
+                f"--format {asked.form} has no ranks to be told; ask for an error or a size, or "
+                "for another format"
+            )
+        groups, kept = kept_apart(lora_groups(adapter, asked.group_by), asked.keep)
+        limits_of(groups, asked.limits)
+        return cls(adapter, asked, where, options, groups, kept)
 
-    def together(self, rule: Budget | TotalError) -> Conversion:
-        """A budget or an error divided over all groups."""
-        subjects = [self._subject(self.groups[name], stack) for name, stack in self._stacks()]
-        size = Norms(sum(s.coordinates.energy for s in subjects), self._kept_energy())
-        spent = self._spent(rule)
-        only = _without_kept(rule, size)
-        division, choices = settle(self._each_stack, subjects, only, self.options, spent)
-        converted = []
-        for group, choice in zip(self.groups.values(), choices, strict=True):
-            made = _chosen(group, choice)
-            converted.append((made, self._report(group, group.stack, made, met=True)))
-        conversion = self._finished(converted)
-        met = isinstance(rule, Budget) or conversion.relative_error <= rule.epsilon
-        bound = _bound(rule, division, size)
-        unit = "bytes" if isinstance(rule, TotalError) else "relative error"
-        return dataclasses.replace(conversion, met=met, bound=bound, bound_unit=unit)
+    @property
+    def steps(self) -> int:
+        """How often `run` tells of its progress, unless an error has to be divided anew."""
+        return len(self.groups) * (2 if isinstance(self.asked.rule, Budget | TotalError) else 1)
 
-    def _each_stack(self) -> Iterator[LoRAStack]:
-        return (stack for _, stack in self._stacks())
+    def run(self, progress: Callable[[str], None] | None = None) -> Conversion:
+        """Convert; `progress` is called with the name of each group."""
+        rule = self.asked.rule
+        tell = progress or (lambda name: None)
+        if isinstance(rule, Budget | TotalError):
+            return self._together(rule, tell)
+        return self._each(rule, tell)
 
-    def _stacks(self) -> Iterator[tuple[str, LoRAStack]]:
+    def _each(self, rule: RankRule, tell: Callable[[str], None]) -> Conversion:
+        """Every group by the same rule, in the memory of one."""
+        limits = limits_of(self.groups, self.asked.limits)
+        made = []
         for name, group in self.groups.items():
-            if self.progress is not None:
-                self.progress(name)
-            yield name, group.to_stack(self.backend, self.device)
+            tell(name)
+            stack = self.where.stack(group)
+            options = replace(self.options, limits=limits[name])
+            done = self._by(rule, group, stack, options)
+            met = isinstance(rule, FixedRank) or is_met(
+                rule, [_certificate(done).relative_error], 0
+            )
+            made.append(_Made(group, done, cut_tails(stack), met))
+        return self._finished([*made, *self._as_they_are()])
 
-    def _subject(self, group: LoRAGroup, stack: LoRAStack) -> Subject:
-        options = dataclasses.replace(self.options, limits=self.limits[group.name])
-        return Subject.of(coordinates_of(stack), group.stored, group.dtype, options)
+    def _by(
+        self, rule: RankRule, group: LoRAGroup, stack: LoRAStack, options: Options
+    ) -> LoTRGroup | LoRAGroup:
+        form, free = FORMS[options.formats[0]], options.limits == RankLimits()
+        if len(options.formats) == 1 and form.within is not None and free:
+            return self._alone(group, stack, form, rule)
+        if isinstance(rule, FixedRank):
+            return _stored(group, form.at_ranks(stack, rule, self.options))
+        assert isinstance(rule, RelativeError | Energy)
+        subject = subject_of(group, stack, options)
+        return _chosen(group, choose_within(stack, subject, rule, self.options))
+
+    def _together(self, rule: Budget | TotalError, tell: Callable[[str], None]) -> Conversion:
+        """A budget or an error divided over all groups."""
+        groups = list(self.groups.values())
+        measured = measure(groups, self.options, self.asked.limits, self.where, tell)
+        kept = self._as_they_are()
+        spent = spent_beside(rule, [self.adapter], self.groups, self.kept, self.asked.group_by)
+        converted = sum(one.subject.coordinates.energy for one in measured)
+        whole = converted + sum(_energy(one.made) for one in kept)
+        only = _without_kept(rule, converted, whole)
+        question = Question(only, self.options, measured, spent)
+        tails: dict[str, np.ndarray] = {}
+
+        def look(group: LoRAGroup, stack: LoRAStack) -> None:
+            tell(group.name)
+            if group.name not in tails:
+                tails[group.name] = cut_tails(stack)
+
+        division, choices = question.answers(look)
+        made = [
+            _Made(group, _chosen(group, choice), tails[group.name], met=True)
+            for group, choice in zip(groups, choices, strict=True)
+        ]
+        conversion = self._finished([*made, *kept])
+        return replace(
+            conversion,
+            met=is_met(rule, (), conversion.relative_error),
+            bound=question.bound(division, whole),
+            bound_unit="bytes" if isinstance(rule, TotalError) else "relative error",
+        )
+
+    def _as_they_are(self) -> "list[_Made]":
+        """The groups that are kept."""
+        found = []
+        for group in self.kept.values():
+            stack = group.stack
+            found.append(_Made(group, kept_as_is(group, stack), cut_tails(stack), met=True))
+        return found
 
     def _alone(self, group: LoRAGroup, stack: LoRAStack, form: Form, rule: RankRule) -> LoTRGroup:
         """By the form's own search; where float16 has no room for its cores, in float32."""
@@ -263,98 +225,68 @@ class _Job:
                 made = decompose(stack, rule, options)
                 own = [to_numpy(layer) for name in form.own for layer in arrays_of(made)[name]]
                 roomy = dtype != "float16" or all(map(suits_float16, own))
-                if roomy or not self.may_widen:
+                if roomy or self.asked.dtype != "auto":
                     return _stored(group, made)
             except FormatError:
-                if not self.may_widen:
+                if self.asked.dtype != "auto":
                     raise
-            wide = dataclasses.replace(options, dtype="float32")
+            wide = replace(options, dtype="float32")
             return _stored(group, decompose(stack, rule, wide))
 
-    def _kept_energy(self) -> float:
-        return sum(float((layer_norms(g.stack) ** 2).sum()) for g in self.kept.values())
+    def _finished(self, made: "list[_Made]") -> Conversion:
+        origin = {
+            "format": "peft-lora",
+            "dtype": self.adapter.dtype,
+            "group_by": self.asked.group_by,
+        }
+        groups = {one.made.name: one.made for one in made}
+        adapter = LoTRAdapter(groups, self.adapter.extras, self.adapter.config_text, origin)
+        return Conversion(adapter, tuple(one.report for one in made), all(one.met for one in made))
 
-    def _spent(self, rule: Budget | TotalError) -> int:
-        """What of a budget the modules that are kept take, and of bytes all that is no number."""
-        if not isinstance(rule, Budget):
-            return 0
-        if rule.params is not None:
-            return sum(group.stored for group in self.kept.values())
-        own = sum(_bytes_of(group) for group in self.kept.values())
-        return own + overhead(self.adapter, {**self.groups, **self.kept}, self.group_by)
 
-    def _report(
-        self, group: LoRAGroup, stack: LoRAStack, made: LoTRGroup | LoRAGroup, met: bool
-    ) -> GroupConversion:
-        certificate = made.certificate
-        assert certificate is not None
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A group before and after, with the losses of cutting each layer's own rank."""
+
+    group: LoRAGroup
+    made: LoTRGroup | LoRAGroup
+    tails: np.ndarray
+    met: bool
+
+    @property
+    def report(self) -> GroupConversion:
+        certificate, group = _certificate(self.made), self.group
         return GroupConversion(
             name=group.name,
             shape=group.shape,
             parameters_before=group.stored,
-            parameters_after=made.stored,
-            parameters_truncated=truncated_parameters(stack, certificate.relative_error),
+            parameters_after=self.made.stored,
+            parameters_truncated=cut_parameters(
+                self.tails, group.shape, certificate.relative_error
+            ),
             certificate=certificate,
-            ranks=tuple(stored_ranks(made)),
+            ranks=tuple(stored_ranks(self.made)),
             modules=tuple(target.name for target in group.targets),
-            met=met,
-            format=format_of(made),
+            met=self.met,
+            format=format_of(self.made),
         )
 
-    def _finished(
-        self, converted: list[tuple[LoTRGroup | LoRAGroup, GroupConversion]]
-    ) -> Conversion:
-        groups = {made.name: made for made, _ in converted}
-        reports = [report for _, report in converted]
-        for name, group in self.kept.items():
-            stack = group.stack
-            groups[name] = kept_as_is(group, stack)
-            reports.append(self._report(group, stack, groups[name], met=True))
-        origin = {
-            "format": "peft-lora",
-            "dtype": self.adapter.dtype,
-            "group_by": self.group_by,
-        }
-        adapter = LoTRAdapter(groups, self.adapter.extras, self.adapter.config_text, origin)
-        return Conversion(adapter, tuple(reports), all(report.met for report in reports))
 
-
-@dataclass(frozen=True)
-class Norms:
-    """Squared norms of what is converted and of what is kept as it is."""
-
-    converted: float
-    kept: float
-
-    @property
-    def share(self) -> float:
-        """The share of the whole norm that is converted."""
-        whole = self.converted + self.kept
-        return (self.converted / whole) ** 0.5 if whole else 1.0
-
-
-def _without_kept(rule: Budget | TotalError, size: Norms) -> Budget | TotalError:
-    """The rule for the groups that are converted: those that are kept lose nothing."""
-    if isinstance(rule, Budget) or size.share in (0.0, 1.0):
+def _without_kept(rule: Budget | TotalError, converted: float, whole: float) -> Budget | TotalError:
+    """The rule for the groups that are converted, of squared norms: the others lose nothing."""
+    if isinstance(rule, Budget) or not 0 < converted < whole:
         return rule
-    return TotalError(min(rule.epsilon / size.share, 1 - 1e-9))
+    return TotalError(min(rule.epsilon / (converted / whole) ** 0.5, 1 - 1e-9))
 
 
-def _bound(rule: Budget | TotalError, division: Division, size: Norms) -> float:
-    if isinstance(rule, TotalError):
-        return division.bound
-    whole = size.converted + size.kept
-    return (division.bound / whole) ** 0.5 if whole else 0.0
-
-
-def _keeps_to(made: LoTRGroup | LoRAGroup, epsilon: float) -> bool:
+def _certificate(made: LoTRGroup | LoRAGroup) -> Certificate:
     certificate = made.certificate
     assert certificate is not None
-    return epsilon == 0 or certificate.relative_error <= epsilon
+    return certificate
 
 
-def _bytes_of(group: LoRAGroup) -> int:
-    return sum(module.up.nbytes + module.down.nbytes for module in group.modules)
+def _energy(made: LoTRGroup | LoRAGroup) -> float:
+    return float((_certificate(made).norms ** 2).sum())
 
 
 def _chosen(group: LoRAGroup, choice: Choice) -> LoTRGroup | LoRAGroup:
@@ -376,7 +308,7 @@ def _stored(group: LoRAGroup, stack: Compressed) -> LoTRGroup:
     """The group as a compressed stack on NumPy."""
     certificate = stack.certificate
     assert certificate is not None
-    on_host = dataclasses.replace(
+    on_host = replace(
         certificate,
         distances=to_numpy(certificate.distances),
         norms=to_numpy(certificate.norms),
@@ -384,5 +316,5 @@ def _stored(group: LoRAGroup, stack: Compressed) -> LoTRGroup:
         upper=np.float64(float(certificate.upper)),
     )
     arrays = {name: to_numpy(array) for name, array in arrays_of(stack).items()}
-    on_numpy = dataclasses.replace(stack, **arrays, certificate=on_host)
+    on_numpy = replace(stack, **arrays, certificate=on_host)
     return LoTRGroup(group.name, group.targets, on_numpy)

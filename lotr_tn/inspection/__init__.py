@@ -1,6 +1,7 @@
 """What adapters are like: nothing is written."""
 
-from lotr_tn.inspection.analyze import Analysis, GroupAnalysis, StackingCost, analyze_adapters
+from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
+from lotr_tn.inspection.analyze import analyze_adapters
 from lotr_tn.inspection.compare import Comparison, ModuleComparison, compare_adapters
 from lotr_tn.inspection.likeness import Likeness, compare_many
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from lotr_tn.adapters.question import Rule
 from lotr_tn.analysis.break_even import break_even_layers
 from lotr_tn.analysis.candidates import Candidate, joint_error
 from lotr_tn.analysis.curve import Curve, best_point
@@ -12,7 +13,7 @@ from lotr_tn.analysis.forms import FormatName
 from lotr_tn.analysis.forms.truncated import layer_ranks
 from lotr_tn.analysis.spectra import Spectra
 from lotr_tn.formats import LoRAStack
-from lotr_tn.inspection.analyze import Analysis, GroupAnalysis, Question
+from lotr_tn.inspection.analysis import Analysis, GroupAnalysis
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 from lotr_tn.report.advice import group_advice, verdict
 from lotr_tn.report.numbers import rank_range
@@ -83,7 +84,7 @@ def _bound_unit(analysis: Analysis) -> str | None:
     return "relative error" if isinstance(analysis.question, Budget) else "bytes"
 
 
-def question_record(question: Question) -> dict[str, Any]:
+def question_record(question: Rule) -> dict[str, Any]:
     """A question as its kind and its value."""
     match question:
         case Budget():

@@ -7,7 +7,7 @@ from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoTRAdapter
 from lotr_tn.adapters.as_lora import Export
 from lotr_tn.adapters.grouping import lora_groups
 from lotr_tn.adapters.storage import format_of, stored_ranks
-from lotr_tn.conversion.convert import Conversion, GroupConversion
+from lotr_tn.conversion.outcome import Conversion, GroupConversion
 from lotr_tn.inspection.compare import Comparison
 
 __all__ = ["comparison_record", "conversion_record", "export_record", "inspection_record"]

@@ -146,7 +146,9 @@ def test_what_is_settled_is_made(mix, rule):
     subjects = subjects_of(stacks, options, "float64")
     if rule == "budget":
         rule = lt.Budget(sum(subject.stored for subject in subjects) // 3)
-    division, choices = settle(lambda: stacks, subjects, rule, options)
+    division, choices = settle(
+        lambda: stacks, subjects, rule, options, divide(subjects, rule, options)
+    )
     energy, lost, size = 0.0, 0.0, 0
     for stack, choice in zip(stacks, choices, strict=True):
         dense = dense_of(stack)
@@ -185,7 +187,9 @@ def test_an_error_that_rounding_exceeds_is_divided_anew():
     ]
     found = joint_error([choice.candidate for choice in made], subjects)
     assert found > rule.epsilon, "nothing is tested"
-    division, choices = settle(lambda: stacks, subjects, rule, options)
+    division, choices = settle(
+        lambda: stacks, subjects, rule, options, divide(subjects, rule, options)
+    )
     assert joint_error([choice.candidate for choice in choices], subjects) <= rule.epsilon
     assert division.points != first.points
     assert sum(c.candidate.parameters for c in choices) < lt.parameter_count(coarse) + 10 * 24
@@ -238,7 +242,9 @@ def test_limits(limits):
     options = Options(("truncated", "lotr", "lotr-low-rank"), "float64", "hosvd", limits)
     subjects = subjects_of(stacks, options)
     size = sum(subject.stored for subject in subjects)
-    _, choices = settle(lambda: stacks, subjects, lt.Budget(size), options)
+    rule = lt.Budget(size)
+    division = divide(subjects, rule, options)
+    _, choices = settle(lambda: stacks, subjects, rule, options, division)
     for stack, choice in zip(stacks, choices, strict=True):
         made = choice.stack
         if isinstance(made, lt.LoRAStack):

@@ -1,0 +1,52 @@
+"""What is asked of an adapter, and where it is worked out: built once, and handed down whole."""
+
+from dataclasses import dataclass
+
+from lotr_tn.adapters.adapter import LoRAGroup
+from lotr_tn.adapters.restrictions import Limits
+from lotr_tn.adapters.storage import AdapterRule, storage_dtype_for
+from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
+from lotr_tn.formats import LoRAStack
+
+__all__ = ["Asked", "Where"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the groups of an adapter; `convert_adapter` tells what the values mean.
+
+    Attributes:
+        rule: the ranks, or the error or the size.
+        form: in which they are stored, or `auto`.
+        method: how shared factors are found.
+        group_by: which modules are a group.
+        dtype: in which numbers are stored, or `auto`.
+        limits: the ranks that may be chosen.
+        keep: which modules are kept as they are.
+    """
+
+    rule: AdapterRule
+    form: FormatName = "lotr"
+    method: str = "hooi"
+    group_by: str = "kind"
+    dtype: str = "auto"
+    limits: Limits = None
+    keep: str | None = None
+
+    def options(self, own: str) -> Options:
+        """How candidates are made, of a LoRA that is stored in the dtype `own`."""
+        forms = auto_forms() if self.form == "auto" else (form_named(self.form).name,)
+        chosen = storage_dtype_for(own, self.rule) if self.dtype == "auto" else self.dtype
+        return Options(forms, chosen, self.method)
+
+
+@dataclass(frozen=True)
+class Where:
+    """The library that computes, and its device."""
+
+    backend: str = "numpy"
+    device: str | None = None
+
+    def stack(self, group: LoRAGroup) -> LoRAStack:
+        """The stack of a group, built there."""
+        return group.to_stack(self.backend, self.device)

@@ -1,0 +1,186 @@
+"""An error or a size asked of some groups, and its answer: a form and ranks for each of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+from lotr_tn.adapters.adapter import LoRAGroup
+from lotr_tn.adapters.asked import Where
+from lotr_tn.adapters.restrictions import Limits, limits_of
+from lotr_tn.analysis.candidates import Candidate, Subject, predicted_candidate
+from lotr_tn.analysis.choice import Choice, allowed_loss, choose_within
+from lotr_tn.analysis.coordinates import coordinates_of
+from lotr_tn.analysis.curve import best_point
+from lotr_tn.analysis.division import Division, Point, divide, settle
+from lotr_tn.analysis.forms import Options
+from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
+
+__all__ = ["Measured", "Question", "Rule", "is_met", "measure", "subject_of"]
+
+Rule: TypeAlias = RelativeError | Energy | TotalError | Budget
+
+KEPT = 2**24
+"""Numbers of all stacks together that are kept beside their coordinates (64 MiB in float32). What
+goes beyond is built again when it is made, so that memory follows one group."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A group in coordinates, with its curves.
+
+    Attributes:
+        group: the group.
+        subject: its coordinates and curves.
+        where: where its stack is built.
+        kept: its stack, where that is small.
+    """
+
+    group: LoRAGroup
+    subject: Subject
+    where: Where
+    kept: LoRAStack | None = None
+
+    @property
+    def stack(self) -> LoRAStack:
+        """Its stack; built anew where it was not kept."""
+        return self.where.stack(self.group) if self.kept is None else self.kept
+
+
+def subject_of(group: LoRAGroup, stack: LoRAStack, options: Options) -> Subject:
+    """The coordinates and the curves of a group."""
+    return Subject.of(coordinates_of(stack), group.stored, group.dtype, options)
+
+
+def measure(
+    groups: Sequence[LoRAGroup],
+    options: Options,
+    limits: Limits,
+    where: Where,
+    progress: Callable[[str], None] | None = None,
+    known: Iterable[Measured] = (),
+) -> tuple[Measured, ...]:
+    """All groups in coordinates, with their curves.
+
+    Args:
+        groups: the groups.
+        options: which forms they may have.
+        limits: on their ranks.
+        where: where stacks are built.
+        progress: called with the name of each before it is measured.
+        known: groups that have been measured already, maybe under other names.
+
+    Cost: about a HOSVD of each group; memory of O(R²) for each, of one stack, and of `KEPT`.
+    """
+    limited = limits_of([group.name for group in groups], limits)
+    before = {(one.group.modules, one.subject.limits): one for one in known}
+    found, room = [], KEPT
+    for group in groups:
+        if progress is not None:
+            progress(group.name)
+        own = limited[group.name]
+        one = before.get((group.modules, own))
+        if one is None:
+            stack = where.stack(group)
+            fits = group.stored <= room
+            room -= group.stored if fits else 0
+            subject = subject_of(group, stack, replace(options, limits=own))
+            one = Measured(group, subject, where, stack if fits else None)
+        found.append(replace(one, group=group))
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked of groups that have been measured.
+
+    Attributes:
+        rule: an error for each group, or an error or a budget for all together.
+        options: how candidates are made.
+        measured: the groups.
+        spent: what of a budget is spent already, on what is no group.
+    """
+
+    rule: Rule
+    options: Options
+    measured: tuple[Measured, ...]
+    spent: int = 0
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The groups in coordinates."""
+        return [one.subject for one in self.measured]
+
+    @cached_property
+    def division(self) -> Division | None:
+        """The rule divided over all groups, by their curves; None where each has its own."""
+        if isinstance(self.rule, Budget | TotalError):
+            return divide(self.subjects, self.rule, self.options, self.spent)
+        return None
+
+    @cached_property
+    def predicted(self) -> tuple[Candidate, ...]:
+        """What the curves answer."""
+        if self.division is not None:
+            return self.at(self.division.points)
+        assert isinstance(self.rule, RelativeError | Energy)
+        return tuple(_smallest(subject, self.rule, self.options) for subject in self.subjects)
+
+    def at(self, points: Sequence[Point]) -> tuple[Candidate, ...]:
+        """What the curves say of one point for each group."""
+        return tuple(
+            predicted_candidate(subject, subject.curves[name], place, self.options)
+            for subject, (name, place) in zip(self.subjects, points, strict=True)
+        )
+
+    def answers(
+        self, look: Callable[[LoRAGroup, LoRAStack], None] | None = None
+    ) -> tuple[Division | None, list[Choice]]:
+        """The division that holds, and a form for each group, made and measured.
+
+        Args:
+            look: called with each group and its stack before it is made.
+        """
+
+        def stacks() -> Iterator[LoRAStack]:
+            for one in self.measured:
+                stack = one.stack
+                if look is not None:
+                    look(one.group, stack)
+                yield stack
+
+        rule, division = self.rule, self.division
+        if isinstance(rule, Budget | TotalError):
+            assert division is not None
+            return settle(stacks, self.subjects, rule, self.options, division)
+        pairs = zip(stacks(), self.subjects, strict=True)
+        return None, [choose_within(*pair, rule, self.options) for pair in pairs]
+
+    def bound(self, division: Division | None, energy: float) -> float | None:
+        """What no other division goes below: bytes, or for a budget the error of this energy."""
+        if division is None or isinstance(self.rule, TotalError):
+            return None if division is None else division.bound
+        return (division.bound / energy) ** 0.5 if energy else 0.0
+
+
+def is_met(rule: Rule, errors: Iterable[float], joint: float) -> bool:
+    """Whether the errors of all groups, or that of all together, keep to a rule."""
+    match rule:
+        case Budget():
+            return True
+        case TotalError():
+            return joint <= rule.epsilon
+        case _:
+            return rule.epsilon == 0 or all(error <= rule.epsilon for error in errors)
+
+
+def _smallest(subject: Subject, rule: RelativeError | Energy, options: Options) -> Candidate:
+    """The candidate of fewest bytes within an error, as the curves say."""
+    allowed = allowed_loss(rule.epsilon, subject.coordinates.energy, options.dtype)
+    found = []
+    for curve in subject.curves.values():
+        place = best_point(curve, allowed)
+        if place is not None and curve.parameters[place] <= subject.stored:
+            found.append(predicted_candidate(subject, curve, place, options))
+    return min(found, key=lambda candidate: candidate.bytes)  # the LoRA as it is loses nothing

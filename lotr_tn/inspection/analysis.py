@@ -1,0 +1,113 @@
+"""What an analysis found: groups, ways of stacking, and what each form would cost and lose."""
+
+from dataclasses import dataclass
+
+from lotr_tn.adapters.question import Rule
+from lotr_tn.adapters.stackings import StackedGroup
+from lotr_tn.analysis.candidates import Candidate, Subject, joint_error
+from lotr_tn.analysis.choice import Choice
+from lotr_tn.analysis.clustering import Clustering
+from lotr_tn.analysis.forms import LORA
+from lotr_tn.analysis.subspaces import Overlaps
+
+__all__ = ["Analysis", "GroupAnalysis", "StackingCost"]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupAnalysis:
+    """One stack of modules.
+
+    Attributes:
+        stacked: its modules and labels.
+        subject: its coordinates and curves.
+        choice: the format chosen for it, and the others.
+        overlaps: of its layers' subspaces.
+        clustering: which layers belong together, at this group's error.
+    """
+
+    stacked: StackedGroup
+    subject: Subject
+    choice: Choice
+    overlaps: Overlaps
+    clustering: Clustering
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(L, m, n)."""
+        return self.stacked.group.shape
+
+
+@dataclass(frozen=True)
+class StackingCost:
+    """What one way of stacking all modules would store, with the best format for each stack.
+
+    Attributes:
+        stacking: its name.
+        label: the same in words.
+        stacks: how many stacks it makes.
+        parameters: numbers stored, by the curves; None where it was not measured.
+        bytes: what they take.
+        relative_error: of all updates together, by the curves.
+        chosen: whether the groups of the analysis are stacked this way.
+        note: why it was not measured.
+    """
+
+    stacking: str
+    label: str
+    stacks: int
+    parameters: int | None = None
+    bytes: int | None = None
+    relative_error: float | None = None
+    chosen: bool = False
+    note: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Adapters of one base, before anything is converted.
+
+    Attributes:
+        sources: where they were read from.
+        base_model: the base that their configuration names.
+        question: what was asked.
+        dtype: in which all candidates but the LoRA as it is would be stored.
+        groups: the stacks, by the best way of stacking where there are several adapters.
+        stackings: all ways of stacking.
+        path: for growing budgets the best candidate of every group.
+        met: whether the question can be met.
+        bound: where a budget or an error is divided over the groups, what no other choice of
+            formats and ranks goes below: the relative error for a budget, the bytes for an error.
+        seconds: it took.
+    """
+
+    sources: tuple[str, ...]
+    base_model: str | None
+    question: Rule
+    dtype: str
+    groups: tuple[GroupAnalysis, ...]
+    stackings: tuple[StackingCost, ...]
+    path: tuple[tuple[Candidate, ...], ...]
+    met: bool
+    seconds: float
+    bound: float | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the LoRAs store."""
+        return sum(group.subject.stored for group in self.groups)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that these take."""
+        return sum(
+            group.subject.bytes_of(LORA.name, group.subject.stored, self.dtype)
+            for group in self.groups
+        )
+
+    @property
+    def relative_error(self) -> float:
+        """Of all updates together, with the candidates chosen."""
+        return joint_error(
+            [group.choice.candidate for group in self.groups],
+            [group.subject for group in self.groups],
+        )
