@@ -108,16 +108,16 @@ def test_what_is_predicted_is_what_is_converted(lotr, demo_adapter, question):
 
 @pytest.mark.parametrize("question", ["each", "bytes"])
 def test_the_text_says_what_to_do_next(lotr, demo_adapter, question):
-    status, out, err = lotr("analyze", demo_adapter, *QUESTIONS[question])
+    status, out, err = lotr("analyze", demo_adapter.name, *QUESTIONS[question])
     assert (status, err) == (0, "")
-    record = of_json(lotr("analyze", demo_adapter, *QUESTIONS[question], "--json"))
+    record = of_json(lotr("analyze", demo_adapter.name, *QUESTIONS[question], "--json"))
     words = " ".join(out.split())
     for sentence in record["verdict"]:
         assert sentence in words
     option, value = QUESTIONS[question]
     value = {"200kB": "200000"}.get(value, value)
     assert words.endswith(f"--format auto {option} {value}")
-    assert f"Next lotr convert {demo_adapter}" in words
+    assert f"Next lotr convert {demo_adapter.name}" in words
     assert max(len(line) for line in out.splitlines() if "/" not in line) <= 80
 
 
