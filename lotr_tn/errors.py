@@ -1,5 +1,8 @@
 """Exceptions and warnings: one sentence on what was found, what was needed and what to try."""
 
+import sys
+import warnings
+
 __all__ = [
     "BackendError",
     "CheckpointError",
@@ -11,6 +14,7 @@ __all__ = [
     "PrecisionWarning",
     "RankError",
     "UnsupportedError",
+    "warn_outside",
 ]
 
 
@@ -52,3 +56,12 @@ class PerformanceWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """A storage dtype is too coarse for the error that was asked for."""
+
+
+def warn_outside(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside of the package that led here, whatever the calls between."""
+    frame, level = sys._getframe(1), 2
+    package = __name__.partition(".")[0]
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -173,4 +173,4 @@ def _made_within(
             return make_point(stack, subject, curve, last if place is None else place, options)
 
         floor = resolution(wide=options.dtype == "float64") ** 2 * total
-        return meet_error(attempt, rule, total, floor, options.dtype, stacklevel=2)
+        return meet_error(attempt, rule, total, floor, options.dtype)

@@ -1,12 +1,8 @@
 """Decompositions: stacks in, compressed formats out."""
 
 from lotr_tn.decompose.gauges import first_step_gain, random_factors, regauge
-from lotr_tn.decompose.initialise import (
-    Initialisation,
-    WeightInitialisation,
-    initial_factors,
-    initial_factors_of_weights,
-)
+from lotr_tn.decompose.initialise import Initialisation, initial_factors
+from lotr_tn.decompose.initialise_weights import WeightInitialisation, initial_factors_of_weights
 from lotr_tn.decompose.low_rank_cores import low_rank_tucker2
 from lotr_tn.decompose.merging import merge
 from lotr_tn.decompose.metric import hooi_in_metric, metric_distances

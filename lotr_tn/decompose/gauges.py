@@ -6,7 +6,7 @@ factor is measured by the sizes of the others.
 """
 
 import math
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, assert_never, overload
 
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, dtype_name, float64, from_numpy, narrow
 from lotr_tn.decompose.assemble import fix_signs, signs
 from lotr_tn.errors import BackendError, FormatError, OptionError, RankError
-from lotr_tn.formats import LoRAStack, Tucker2
+from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankRule
@@ -22,6 +22,7 @@ from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.norms import root_sum_squares
 from lotr_tn.ops.padding import zero_blocks
+from lotr_tn.ops.primitives import by_rule_or_hub
 
 __all__ = ["Gauge", "RandomGauge", "first_step_gain", "random_factors", "regauge"]
 
@@ -36,7 +37,11 @@ GAUGES = ("orthonormal", "balanced", "equalised")
 Kind = TypeVar("Kind", LoRAStack, Tucker2)
 
 
-def regauge(stack: Kind, gauge: Gauge) -> Kind:
+@overload
+def regauge(stack: Kind, gauge: Gauge) -> Kind: ...
+@overload
+def regauge(stack: Stack, gauge: Gauge) -> Stack: ...
+def regauge(stack: Stack, gauge: Gauge) -> Stack:
     """The same updates in another gauge.
 
     - "orthonormal": the columns of U and V (of each layer's `up`) are orthonormal, and the core
@@ -54,7 +59,8 @@ def regauge(stack: Kind, gauge: Gauge) -> Kind:
     it orthonormal.
 
     Args:
-        stack: a `Tucker2` or a `LoRAStack`, of any ranks.
+        stack: a `Tucker2` or a `LoRAStack`, of any ranks; or a registered format with a rule
+            `regauge`, or whose hub is one of these, in which it then comes out.
         gauge: "orthonormal", "balanced" or "equalised".
 
     Returns:
@@ -78,14 +84,20 @@ def regauge(stack: Kind, gauge: Gauge) -> Kind:
         LoRAStack(up=[[2.82842712], [2.82842712]], down=[[2.82842712, 2.82842712]], ranks=(1,))
     """
     require_gauge(gauge, GAUGES)
-    if not isinstance(stack, LoRAStack | Tucker2):
-        found = type(stack).__name__
-        raise FormatError(f"regauge takes a Tucker2 or a LoRAStack; found {found}: convert it")
+    if isinstance(stack, Format):
+        return by_rule_or_hub(regauge, stack, gauge)
     refuse_gradient("regauge", stack)
     xp = common_namespace(stack)
-    if isinstance(stack, LoRAStack):
-        return _lora(stack, gauge, xp=xp)
-    return stack if 0 in stack.ranks else _tucker2(stack, gauge, xp=xp)
+    match stack:
+        case LoRAStack():
+            return _lora(stack, gauge, xp=xp)
+        case Tucker2():
+            return stack if 0 in stack.ranks else _tucker2(stack, gauge, xp=xp)
+        case LowRankTucker2() | Tucker1() | Dense():
+            found = type(stack).__name__
+            raise FormatError(f"regauge takes a Tucker2 or a LoRAStack; found {found}: convert it")
+        case never:
+            assert_never(never)
 
 
 def _tucker2(stack: Tucker2, gauge: Gauge, *, xp: Namespace) -> Tucker2:

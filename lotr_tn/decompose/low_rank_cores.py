@@ -30,6 +30,7 @@ from lotr_tn.ops.frame import frame_of
 from lotr_tn.ops.layers import each_core
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
+from lotr_tn.ops.primitives import lowered
 
 __all__ = ["low_rank_tucker2"]
 
@@ -76,7 +77,7 @@ def low_rank_tucker2(
     """
     if terms < 0:
         raise RankError(f"terms must be at least 0; found {terms}")
-    limits = limits or RankLimits()
+    limits, stack = limits or RankLimits(), lowered(stack)
     if isinstance(stack, LowRankTucker2):
         return _inside_bases(stack, FixedRank(*ranks), terms, limits, asked_dtype(stack, dtype))
     whole = hosvd(stack, FixedRank(*ranks), dtype=asked_dtype(stack, dtype))

@@ -29,9 +29,7 @@ from lotr_tn.ops.norms import root_sum_squares
 __all__ = ["canonical_low_rank_tucker2", "round_low_rank_tucker2"]
 
 
-def round_low_rank_tucker2(
-    stack: LowRankTucker2, rule: RankRule, dtype: str, stacklevel: int
-) -> LowRankTucker2:
+def round_low_rank_tucker2(stack: LowRankTucker2, rule: RankRule, dtype: str) -> LowRankTucker2:
     """The stack with each core cut to leading singular values, certified.
 
     Args:
@@ -39,7 +37,6 @@ def round_low_rank_tucker2(
         rule: `FixedRank` keeps at most r1 in every layer; an error or a budget chooses the layers'
             ranks together.
         dtype: storage dtype of the result.
-        stacklevel: for warnings.
     """
     if differentiable(stack):
         return _round_with_gradient(stack, rule, dtype)
@@ -58,7 +55,7 @@ def round_low_rank_tucker2(
 
     total = float(order.tails[0])
     floor = resolution(wide=dtype == "float64") ** 2 * total
-    return meet_error(attempt, rule, total, floor, dtype, stacklevel=stacklevel)
+    return meet_error(attempt, rule, total, floor, dtype)
 
 
 def canonical_low_rank_tucker2(stack: LowRankTucker2) -> LowRankTucker2:

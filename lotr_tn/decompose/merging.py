@@ -95,8 +95,8 @@ def merge(
     Returns:
         A stack (1, m, n). For "linear" and "slerp" it has the stack's format: shared factors are
         returned as they are, with one new core, and a `LoRAStack` or `LowRankTucker2` comes out in
-        the rank that the sum has, which may be 0. For the others it is a `Tucker2` in the HOSVD
-        basis.
+        the rank that the sum has, which may be 0; a registered format that is linear in no one
+        field comes out in its hub. For the others it is a `Tucker2` in the HOSVD basis.
 
     Raises:
         OptionError: the method, the density, the seed or the weights make no sense.
@@ -276,7 +276,7 @@ def _sum(stack: Stack, weights: tuple[float, ...], dtype: str) -> Stack:
     """Σ w_l ΔW_l in the stack's format."""
     xp = common_namespace(stack)
     if isinstance(stack, Format):
-        if (name := layered_field("merge", stack)) is None:
+        if (name := layered_field("take_layers", stack)) is None:
             return _sum(lowered(stack), weights, dtype)
         arrays = {key: cast(x, dtype, xp=xp) for key, x in arrays_of(stack).items()}
         arrays[name] = _total(getattr(stack, name), weights, dtype, xp=xp)

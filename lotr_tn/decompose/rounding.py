@@ -1,6 +1,6 @@
 """Rounding: ranks brought down within a format, and one set of factors for equal stacks."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar, assert_never, overload
 
 from lotr_tn._arrays import Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.core_space import core_space
@@ -13,20 +13,24 @@ from lotr_tn.decompose.truncation import differentiable_rule, truncate, without_
 from lotr_tn.decompose.tucker import hosvd
 from lotr_tn.decompose.tucker1 import tucker1
 from lotr_tn.errors import RankError
-from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.derivatives import leading_vectors_with_gradient
 from lotr_tn.linalg.ranks import RankRule, as_rule
-from lotr_tn.ops.arrays import Kind, common_namespace, differentiable, storage_dtype
+from lotr_tn.ops.arrays import common_namespace, differentiable, storage_dtype
 from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
+from lotr_tn.ops.primitives import by_rule_or_hub
 
 __all__ = ["canonicalize", "round_stack"]
+
+CoreKind = TypeVar("CoreKind", bound=Core)
+"""A core format that a function keeps."""
 
 Ranks: TypeAlias = RankRule | int | tuple[int, int]
 
 
 def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stack:
-    """The stack at lower ranks, in its own format, with the measured error.
+    """The stack at lower ranks, in its own format where that has ranks, with the measured error.
 
     What comes out, and how close it is:
 
@@ -42,6 +46,8 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
       others only.
     - `Tucker1`: the best of its rank, sharing the same side.
     - `Dense`: a `LoRAStack`, as rounding makes it low-rank.
+    - A registered format: what its rule `round_stack` gives; without one, what its hub comes out
+      as.
 
     Args:
         stack: any stack (L, m, n), such as a sum, whose ranks have added.
@@ -75,6 +81,8 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
     """
     dtype = asked_dtype(stack, dtype)
     rule = as_rule(ranks, dtype)
+    if isinstance(stack, Format):
+        return by_rule_or_hub(round_stack, stack, rule, dtype=dtype)
     match stack:
         case Tucker2():
             if differentiable(stack):
@@ -85,12 +93,18 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
                 return _round_tucker1_with_gradient(stack, rule, dtype)
             return tucker1(stack, rule, stack.side, dtype=dtype)
         case LowRankTucker2():
-            return round_low_rank_tucker2(stack, rule, dtype, stacklevel=4)
-        case _:
-            return truncate(as_lora(stack), rule, dtype, stacklevel=4)
+            return round_low_rank_tucker2(stack, rule, dtype)
+        case LoRAStack() | Dense():
+            return truncate(as_lora(stack), rule, dtype)
+        case never:
+            assert_never(never)
 
 
-def canonicalize(stack: Kind) -> Kind:
+@overload
+def canonicalize(stack: CoreKind) -> CoreKind: ...
+@overload
+def canonicalize(stack: Format) -> Stack: ...
+def canonicalize(stack: Stack) -> Stack:
     """The same stack in the one set of factors that belongs to it.
 
     Shared factors become orthonormal, their columns the singular vectors of the stack's unfoldings,
@@ -105,7 +119,9 @@ def canonicalize(stack: Kind) -> Kind:
         stack: any stack; a dense one has no factors and stays as it is.
 
     Returns:
-        A stack of the same format and dtype, with a certificate of the rounding it cost.
+        A stack of the same format and dtype, with a certificate of the rounding it cost. Of a
+        registered format, what its rule `canonicalize` gives; without one, its hub's canonical
+        factors, in the hub.
 
     Raises:
         DerivativeError: torch records the factors.
@@ -114,18 +130,22 @@ def canonicalize(stack: Kind) -> Kind:
     Source: De Lathauwer, De Moor and Vandewalle (2000), the all-orthogonal core.
     """
     refuse_gradient("canonicalize", stack)
-    canonical: Any = stack
+    if isinstance(stack, Format):
+        return by_rule_or_hub(canonicalize, stack)
     match stack:
         case LoRAStack():
-            canonical = without_null_terms(stack)
+            return without_null_terms(stack)
         case Tucker1():
             kept = _numerical_ranks(stack)
-            canonical = tucker1(stack, kept[stack.side == "in"], stack.side)
+            return tucker1(stack, kept[stack.side == "in"], stack.side)
         case Tucker2():
-            canonical = hosvd(stack, _numerical_ranks(stack))
+            return hosvd(stack, _numerical_ranks(stack))
         case LowRankTucker2():
-            canonical = canonical_low_rank_tucker2(stack)
-    return canonical
+            return canonical_low_rank_tucker2(stack)
+        case Dense():
+            return stack
+        case never:
+            assert_never(never)
 
 
 def _numerical_ranks(stack: Stack) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """The search for ranks that meet a rule, with what is stored measured against it."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -10,7 +9,7 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, namespace_of, to_numpy
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
-from lotr_tn.errors import PrecisionWarning, RankError
+from lotr_tn.errors import PrecisionWarning, RankError, warn_outside
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, best_pair, cheapest_pair
@@ -117,7 +116,6 @@ def meet_error(
     total: float,
     floor: float,
     dtype: str,
-    stacklevel: int,
 ) -> Result:
     """The cheapest result whose error, as stored, is within the rule's.
 
@@ -130,7 +128,6 @@ def meet_error(
         total: the squared norm.
         floor: squared energy below which lies only rounding of the input.
         dtype: in which the result is stored.
-        stacklevel: for the warning.
     """
     assert not isinstance(rule, FixedRank | Budget)
     allowed = rule.epsilon**2 * total
@@ -145,10 +142,9 @@ def meet_error(
         if budget <= floor:
             break
         budget = min(budget - 1.01 * excess, budget / 2)
-    warnings.warn(
+    warn_outside(
         f"storing in {dtype} leaves a relative error of {(lost / total) ** 0.5:.2g}, above the "
         f"{rule.epsilon:.2g} asked for; a wider dtype would meet it",
         PrecisionWarning,
-        stacklevel=stacklevel,
     )
     return result

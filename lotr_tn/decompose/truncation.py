@@ -111,7 +111,7 @@ def limited_order(values: Sequence[np.ndarray], limits: RankLimits) -> GlobalOrd
     return GlobalOrder(order.layers, order.tails + beyond, order.count)
 
 
-def truncate(stack: LoRAStack, rule: RankRule, dtype: str, stacklevel: int) -> LoRAStack:
+def truncate(stack: LoRAStack, rule: RankRule, dtype: str) -> LoRAStack:
     """The stack with each layer cut to leading singular values, certified.
 
     Args:
@@ -119,7 +119,6 @@ def truncate(stack: LoRAStack, rule: RankRule, dtype: str, stacklevel: int) -> L
         rule: `FixedRank` keeps at most that rank in every layer; an error or a budget chooses the
             layers' ranks together.
         dtype: storage dtype of the result.
-        stacklevel: for warnings.
     """
     if wants_gradient(stack.up, stack.down):
         return _truncate_with_gradient(stack, rule, dtype)
@@ -136,7 +135,7 @@ def truncate(stack: LoRAStack, rule: RankRule, dtype: str, stacklevel: int) -> L
 
     total = float(order.tails[0])
     floor = resolution(wide=dtype == "float64") ** 2 * total
-    return meet_error(attempt, rule, total, floor, dtype, stacklevel=stacklevel)
+    return meet_error(attempt, rule, total, floor, dtype)
 
 
 def without_null_terms(stack: LoRAStack) -> LoRAStack:

@@ -16,6 +16,7 @@ from lotr_tn.formats import Dense, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, as_rule
 from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
+from lotr_tn.ops.primitives import lowered
 
 __all__ = ["hooi", "hosvd", "st_hosvd"]
 
@@ -180,6 +181,7 @@ def _decompose(stack: Stack, options: _Options, name: str, fit: Fit) -> Tucker2:
     dtype = asked_dtype(stack, options.dtype)
     rule = as_rule(options.ranks, dtype)
     refuse_gradient(name, stack)
+    stack = lowered(stack)
     if isinstance(stack, Dense):
         stack = as_lora(stack)
     weighed, weights = weighted(stack, options.weights)
@@ -243,4 +245,4 @@ def _meet_error(
         return assemble(stack, search.space, subspaces, how)
 
     floor = resolution(search.space.wide) ** 2 * total
-    return meet_error(attempt, rule, total, floor, how.dtype, stacklevel=6)
+    return meet_error(attempt, rule, total, floor, how.dtype)

@@ -33,6 +33,7 @@ from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.layers import layer_of
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
+from lotr_tn.ops.primitives import lowered
 
 __all__ = ["tucker1"]
 
@@ -85,6 +86,7 @@ def tucker1(
     dtype = asked_dtype(stack, dtype)
     rule = as_rule(ranks, dtype)
     refuse_gradient("tucker1", stack)
+    stack = lowered(stack)
     weighed, weight = weighted(stack, weights)
     space = core_space(weighed)
     found = space.right if side == "in" else space.left
@@ -106,7 +108,6 @@ def tucker1(
         total,
         floor,
         dtype,
-        stacklevel=4,
     )
 
 

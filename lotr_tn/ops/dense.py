@@ -1,9 +1,7 @@
 """Dense matrices on request, and nowhere else."""
 
-import warnings
-
 from lotr_tn._arrays import Array, cast
-from lotr_tn.errors import PerformanceWarning
+from lotr_tn.errors import PerformanceWarning, warn_outside
 from lotr_tn.formats import Format, Stack
 from lotr_tn.ops.arrays import common_namespace, storage_dtype
 from lotr_tn.ops.layers import layer_of, layer_product
@@ -33,11 +31,10 @@ def to_dense(stack: Stack) -> Array:
         return by_rule_or_hub(to_dense, stack)
     layers, m, n = stack.shape
     if layers * m * n > WARN_ABOVE_ENTRIES:
-        warnings.warn(
+        warn_outside(
             f"to_dense forms {layers} matrices of {m} x {n}, {layers * m * n:,} numbers; "
             "norm, distance, inner and apply need none of them",
             PerformanceWarning,
-            stacklevel=2,
         )
     xp = common_namespace(stack)
     each = (layer_of(stack, index, xp=xp) for index in range(layers))

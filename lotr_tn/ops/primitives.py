@@ -43,7 +43,6 @@ RULED = (
     "layer_distances",
     "layer_norms",
     "layer_singular_values",
-    "merge",
     "regauge",
     "round_stack",
     "scale",

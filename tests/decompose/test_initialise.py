@@ -14,14 +14,9 @@ from hypothesis import strategies as st
 
 import lotr_tn as lt
 from lotr_tn._arrays import dtype_name, to_numpy
-from lotr_tn.decompose.initialise import (
-    WeightInitialisation,
-    first_step_gain,
-    initial_factors,
-    initial_factors_of_weights,
-    random_factors,
-    regauge,
-)
+from lotr_tn.decompose.gauges import first_step_gain, random_factors, regauge
+from lotr_tn.decompose.initialise import initial_factors
+from lotr_tn.decompose.initialise_weights import WeightInitialisation, initial_factors_of_weights
 from lotr_tn.errors import BackendError, DerivativeError, FormatError, OptionError, RankError
 from lotr_tn.testing.strategies import lora_stacks, stacks, tucker2s
 from tests.conftest import BACKENDS, on_backend, stack_on
