@@ -7,11 +7,22 @@ is a test case to inherit, and `check_decomposition` reports which laws a decomp
 
 from typing import TYPE_CHECKING, Any
 
+from lotr_tn.testing.formats import Cut, FormatLaws, Sizes, register_format_laws
+
 if TYPE_CHECKING:
     from lotr_tn.testing.case import DecompositionLaws
     from lotr_tn.testing.check import LawReport, Report, check_decomposition
 
-__all__ = ["DecompositionLaws", "LawReport", "Report", "check_decomposition"]
+__all__ = [
+    "Cut",
+    "DecompositionLaws",
+    "FormatLaws",
+    "LawReport",
+    "Report",
+    "Sizes",
+    "check_decomposition",
+    "register_format_laws",
+]
 
 
 def __getattr__(name: str) -> Any:

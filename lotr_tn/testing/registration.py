@@ -4,34 +4,33 @@ Hypothesis finds `register` by the package's entry point, so nobody has to impor
 strategies themselves are imported when the first of them is asked for.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.formats import Format, Stack
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 __all__ = ["register"]
 
-STRATEGIES = {
-    LoRAStack: "lora_stacks",
-    Tucker2: "tucker2s",
-    LowRankTucker2: "low_rank_tucker2s",
-    Tucker1: "tucker1s",
-    Dense: "dense_stacks",
-}
-"""The strategy of `lotr_tn.testing.strategies` for each format."""
 
+def register(*kinds: type) -> None:
+    """Tell hypothesis how to draw formats: all of the package's, or those named.
 
-def register() -> None:
-    """Tell hypothesis how to draw each format. Requires the hypothesis package."""
+    Requires the hypothesis package.
+    """
     from hypothesis.strategies import register_type_strategy
 
-    for kind in STRATEGIES:
+    for kind in kinds or get_args(Stack):
         register_type_strategy(kind, _strategy_of)
 
 
 def _strategy_of(kind: type) -> "SearchStrategy":
-    from lotr_tn.testing import strategies
+    from hypothesis.strategies import one_of
 
-    return getattr(strategies, STRATEGIES[kind])()
+    from lotr_tn.testing import formats, strategies
+
+    if kind is Format:  # any of a person's own
+        own = [each for each in formats.known_formats() if issubclass(each, Format)]
+        return one_of([strategies.stacks_of(each) for each in own])
+    return strategies.stacks_of(kind)

@@ -1,7 +1,7 @@
 """Inputs of every operation: stacks of one shape on one backend, vectors, layers and factors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,19 +10,14 @@ from hypothesis import strategies as st
 
 import lotr_tn as lt
 from lotr_tn._arrays import Array
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Stack
 from lotr_tn.ops import convert
-from lotr_tn.ops.arrays import arrays_of
+from lotr_tn.ops.arrays import arrays_of, with_arrays
+from lotr_tn.ops.primitives import CORE
 from lotr_tn.testing import strategies
 from tests.conftest import on_backend
 
-FORMATS = {
-    "LoRAStack": (LoRAStack, strategies.lora_stacks),
-    "Tucker2": (Tucker2, strategies.tucker2s),
-    "LowRankTucker2": (LowRankTucker2, strategies.low_rank_tucker2s),
-    "Tucker1": (Tucker1, strategies.tucker1s),
-    "Dense": (Dense, strategies.dense_stacks),
-}
+FORMATS = {kind.__name__: kind for kind in CORE}
 ROWS = 3
 
 
@@ -43,10 +38,10 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, name: str, backend: str, dtype: str) -> Case:
-    """Cases whose first stack has the format named."""
+def cases(draw: st.DrawFn, kind: type[Stack], backend: str, dtype: str) -> Case:
+    """Cases whose first stack has that format."""
     options: dict[str, Any] = {"dtype": dtype, "array": partial(on_backend, backend=backend)}
-    a = draw(FORMATS[name][1](**options))
+    a = draw(strategies.stacks_of(kind, **options))
     layers, m, n = a.shape
     same = strategies.stacks(shapes=st.just(a.shape), **options)
     rng = np.random.default_rng(draw(st.integers(0, 99)))
@@ -57,7 +52,7 @@ def cases(draw: st.DrawFn, name: str, backend: str, dtype: str) -> Case:
         a=a,
         b=draw(same),
         c=draw(same),
-        near=convert(_nearly(a, draw(st.integers(0, 11))), draw(st.sampled_from(_formats()))),
+        near=convert(_nearly(a, draw(st.integers(0, 11))), draw(st.sampled_from(CORE))),
         x=x,
         y=y,
         layers=draw(rows),
@@ -67,13 +62,9 @@ def cases(draw: st.DrawFn, name: str, backend: str, dtype: str) -> Case:
     )
 
 
-def _formats() -> list[type[Stack]]:
-    return [kind for kind, _ in FORMATS.values()]
-
-
 def _nearly(stack: Stack, digits: int) -> Stack:
     name, x = list(arrays_of(stack).items())[-1]
-    return replace(stack, **{name: x * (1 + 10.0**-digits)})
+    return with_arrays(stack, **{name: x * (1 + 10.0**-digits)})
 
 
 def largest(stacks: Sequence[Stack]) -> float:

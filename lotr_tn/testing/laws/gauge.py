@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, to_numpy
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.ops.arrays import arrays_of, common_namespace
+from lotr_tn.formats import Stack
+from lotr_tn.ops.arrays import Kind, arrays_of, common_namespace, with_arrays
+from lotr_tn.testing.formats import laws_of
 from lotr_tn.testing.laws.truth import (
     ROUNDING,
     dense_updates,
@@ -31,22 +32,10 @@ def gauge_sizes(stack: Stack) -> tuple[int, ...]:
     One for each layer of a LoRA; r1 and r2 of a Tucker-2, and then one for each layer where its
     cores are low-rank; r of a Tucker-1; none for dense.
     """
-    match stack:
-        case LoRAStack():
-            return stack.ranks
-        case Tucker2():
-            return stack.ranks
-        case LowRankTucker2():
-            return (*stack.shared_ranks, *stack.ranks)
-        case Tucker1():
-            return (stack.rank,)
-        case Dense():
-            return ()
-        case _:
-            raise AssertionError(f"the laws do not know the format {type(stack).__name__}")
+    return laws_of(type(stack)).gauge_sizes(stack)
 
 
-def change_gauge(stack: Stack, matrices: Sequence[np.ndarray]) -> Stack:
+def change_gauge(stack: Kind, matrices: Sequence[np.ndarray]) -> Kind:
     """The same updates by other factors.
 
     LoRA: up_l Q_l and Q_l⁻¹ down_l. Tucker-2: U P, P⁻¹ G_l Q⁻ᵀ and V Q; with low-rank cores U P,
@@ -57,36 +46,10 @@ def change_gauge(stack: Stack, matrices: Sequence[np.ndarray]) -> Stack:
         matrices: invertible NumPy matrices of `gauge_sizes(stack)`, such as
             `strategies.gauges` draws.
     """
-    xp = common_namespace(stack)
-    arrays = arrays_of(stack)
+    xp, arrays = common_namespace(stack), arrays_of(stack)
     wide = {name: to_numpy(x).astype(np.float64) for name, x in arrays.items()}
-    match stack:
-        case LoRAStack():
-            total = _block_diagonal(matrices)
-            up, down = wide["up"] @ total, np.linalg.solve(total, wide["down"])
-            return LoRAStack(_like(up, stack.up, xp), _like(down, stack.down, xp), stack.ranks)
-        case Tucker2():
-            p, q = matrices
-            inverse = np.linalg.inv(q).T
-            core = np.stack([np.linalg.solve(p, x) @ inverse for x in wide["core"]])
-            u, v = wide["u"] @ p, wide["v"] @ q
-            return Tucker2(*(_like(x, stack.u, xp) for x in (u, core, v)))
-        case LowRankTucker2():
-            p, q, *each = matrices
-            total = _block_diagonal(each)
-            up = np.linalg.solve(p, wide["up"]) @ total
-            down = np.linalg.solve(total, wide["down"]) @ np.linalg.inv(q).T
-            factors = (_like(x, stack.u, xp) for x in (wide["u"] @ p, up, down, wide["v"] @ q))
-            u, up, down, v = factors
-            return LowRankTucker2(u, up, down, v, stack.ranks)
-        case Tucker1():
-            (q,) = matrices
-            shared, own = wide["shared"] @ q, wide["own"] @ np.linalg.inv(q).T
-            return Tucker1(_like(shared, stack.own, xp), _like(own, stack.own, xp), stack.side)
-        case Dense():
-            return stack
-        case _:
-            raise AssertionError(f"the laws do not know the format {type(stack).__name__}")
+    changed = laws_of(type(stack)).regauge(stack, wide, matrices)
+    return with_arrays(stack, **{name: _like(x, arrays[name], xp) for name, x in changed.items()})
 
 
 def random_gauge(sizes: Sequence[int], seed: int) -> list[np.ndarray]:
@@ -128,15 +91,6 @@ def is_lost(stack: Stack) -> bool:
 
 def _size(stack: Stack) -> float:
     return norm_of(dense_updates(stack))
-
-
-def _block_diagonal(matrices: Sequence[np.ndarray]) -> np.ndarray:
-    total, start = np.zeros((sum(len(x) for x in matrices),) * 2), 0
-    for x in matrices:
-        part = slice(start, start + len(x))
-        total[part, part] = x
-        start = part.stop
-    return total
 
 
 def _like(x: np.ndarray, like: Array, xp: Namespace) -> Array:

@@ -8,15 +8,8 @@ import numpy as np
 
 from lotr_tn._arrays import Array
 from lotr_tn.errors import LotrError
-from lotr_tn.formats import (
-    Certificate,
-    Dense,
-    LoRAStack,
-    LowRankTucker2,
-    Stack,
-    Tucker1,
-    Tucker2,
-)
+from lotr_tn.formats import Certificate, Stack, Tucker2
+from lotr_tn.testing.formats import Cut, known_formats, laws_of
 from lotr_tn.testing.laws.truth import (
     dense_updates,
     magnitude,
@@ -24,7 +17,7 @@ from lotr_tn.testing.laws.truth import (
     rounding,
 )
 
-__all__ = ["Decomposition", "Outcome", "Ranks", "loss", "run", "tail", "tails"]
+__all__ = ["Decomposition", "Outcome", "Ranks", "cuts", "loss", "run", "tail", "tails", "unfolded"]
 
 Ranks: TypeAlias = int | tuple[int, int]
 """One rank, or a pair (r1, r2) for Tucker-2."""
@@ -61,15 +54,20 @@ def run(decompose: Decomposition, stack: Stack, ranks: Any) -> Outcome:
         error = float(error)
     if isinstance(result, tuple) and len(result) == 3:
         result = _from_factors(*result)
-    if not isinstance(result, LoRAStack | Tucker2 | LowRankTucker2 | Tucker1 | Dense):
+    found = _as_stack(result)
+    certificate = getattr(found, "certificate", None)
+    if error is None and certificate is not None:
+        error = certificate.relative_error
+    return Outcome(found, error, certificate)
+
+
+def _as_stack(result: Any) -> Stack:
+    if type(result) not in known_formats():
         raise AssertionError(
             "a decomposition must return a stack or factors (u, core, v), and after it the "
             f"relative error if it reports one; found {type(result).__name__}"
         )
-    certificate = getattr(result, "certificate", None)
-    if error is None and certificate is not None:
-        error = certificate.relative_error
-    return Outcome(result, error, certificate)
+    return result
 
 
 def _from_factors(u: Array, core: Array, v: Array) -> Tucker2:
@@ -108,6 +106,20 @@ def loss(result: Stack, stack: Stack) -> Loss:
     return Loss(norm_of(truth - dense_updates(result)), size, share)
 
 
+def cuts(result: Stack, ranks: Ranks) -> list[Cut]:
+    """The ranks of a result beside those asked for.
+
+    Raises:
+        AssertionError: the laws know no ranks of its format.
+    """
+    named = laws_of(type(result)).cuts
+    if named is None:
+        raise AssertionError(
+            f"the laws know no ranks of a {type(result).__name__}: its FormatLaws have no cuts"
+        )
+    return named(result, (ranks, ranks) if isinstance(ranks, int) else ranks)
+
+
 def tails(truth: np.ndarray, ranks: Ranks, result: Stack) -> float:
     """The distance that the best truncation by leading singular directions keeps to.
 
@@ -115,19 +127,16 @@ def tails(truth: np.ndarray, ranks: Ranks, result: Stack) -> float:
     the tail of the shared side, the best. LoRA, and Tucker-2 with low-rank cores: the tails of the
     layers, the best.
     """
+    found = cuts(result, ranks)
+    return float(np.linalg.norm([tail(unfolded(truth, cut), cut.asked) for cut in found]))
+
+
+def unfolded(truth: np.ndarray, cut: Cut) -> np.ndarray:
+    """The matrix whose singular values a rank cuts off."""
     _, m, n = truth.shape
-    outputs, inputs = truth.transpose(1, 0, 2).reshape(m, -1), truth.reshape(-1, n)
-    r1, r2 = (ranks, ranks) if isinstance(ranks, int) else ranks
-    match result:
-        case Tucker1(side="in"):
-            cut = [(inputs, r1)]
-        case Tucker1():
-            cut = [(outputs, r1)]
-        case LoRAStack() | LowRankTucker2():
-            cut = [(matrix, r1) for matrix in truth]
-        case _:
-            cut = [(outputs, r1), (inputs, r2)]
-    return float(np.linalg.norm([tail(matrix, rank) for matrix, rank in cut]))
+    if cut.of == "out":
+        return truth.transpose(1, 0, 2).reshape(m, -1)
+    return truth.reshape(-1, n) if cut.of == "in" else truth[cut.of]
 
 
 def tail(matrix: np.ndarray, rank: int) -> float:

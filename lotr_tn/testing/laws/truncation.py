@@ -3,18 +3,27 @@
 Each takes a function of a stack and ranks (see `Decomposition`), a stack and ranks.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lotr_tn._arrays import to_numpy
-from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Stack
 from lotr_tn.linalg import RelativeError
 from lotr_tn.ops import convert, take_layers
-from lotr_tn.ops.arrays import arrays_of, storage_dtype
+from lotr_tn.ops.arrays import arrays_of, storage_dtype, with_arrays
+from lotr_tn.testing.formats import laws_of
 from lotr_tn.testing.laws.gauge import change_gauge, gauge_sizes, is_lost, random_gauge
-from lotr_tn.testing.laws.outcome import Decomposition, Ranks, loss, run, tail, tails
+from lotr_tn.testing.laws.outcome import (
+    Decomposition,
+    Ranks,
+    cuts,
+    loss,
+    run,
+    tail,
+    tails,
+    unfolded,
+)
 from lotr_tn.testing.laws.truth import (
     dense_updates,
     expect,
@@ -64,18 +73,9 @@ def result_fits_the_stack(decompose: Decomposition, stack: Stack, ranks: Ranks) 
 def rank_is_kept(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
     """No rank of the result is larger than asked for."""
     result = run(decompose, stack, ranks).stack
-    pair = (ranks, ranks) if isinstance(ranks, int) else ranks
-    match result:
-        case Tucker2():
-            named = zip(("r1", "r2"), result.ranks, pair, strict=True)
-        case Tucker1():
-            named = [("r", result.rank, pair[0])]
-        case LoRAStack() | LowRankTucker2():
-            named = [(f"r of layer {i}", r, pair[0]) for i, r in enumerate(result.ranks)]
-        case _:
-            named = []
-    for name, found, asked in named:
-        expect(found <= asked, f"{name} may be {asked} at most; found {found}")
+    for cut in cuts(result, ranks):
+        at_most = f"{cut.name} may be {cut.asked} at most; found {cut.found}"
+        expect(cut.found <= cut.asked, at_most)
 
 
 def reported_error_is_true(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
@@ -130,20 +130,10 @@ def bounds_bracket_the_error(decompose: Decomposition, stack: Stack, ranks: Rank
 
 def _largest_tail(truth: np.ndarray, result: Stack) -> float:
     """No result of these ranks is closer than the larger tail of the modes that it cuts."""
-    _, m, n = truth.shape
-    outputs, inputs = truth.transpose(1, 0, 2).reshape(m, -1), truth.reshape(-1, n)
-    match result:
-        case Tucker2():
-            return max(tail(outputs, result.ranks[0]), tail(inputs, result.ranks[1]))
-        case Tucker1(side="in"):
-            return tail(inputs, result.rank)
-        case Tucker1():
-            return tail(outputs, result.rank)
-        case LoRAStack() | LowRankTucker2():
-            pairs = zip(truth, result.ranks, strict=True)
-            return float(np.linalg.norm([tail(matrix, rank) for matrix, rank in pairs]))
-        case _:
-            return 0.0
+    tails_of: dict[bool, list[float]] = {True: [], False: []}
+    for cut in cuts(result, 0):
+        tails_of[isinstance(cut.of, int)].append(tail(unfolded(truth, cut), cut.found))
+    return max(float(np.linalg.norm(tails_of[True])), *tails_of[False], 0.0)
 
 
 def error_is_nearly_the_best(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
@@ -179,10 +169,10 @@ def factors_are_orthonormal(decompose: Decomposition, stack: Stack, ranks: Ranks
     Columns beyond the stack's own rank may be zero.
     """
     result = run(decompose, stack, ranks).stack
-    both = isinstance(result, Tucker2 | LowRankTucker2)
-    expect(both, "only a Tucker-2 has orthonormal factors on both sides")
-    assert isinstance(result, Tucker2 | LowRankTucker2)
-    for name, factor in (("u", result.u), ("v", result.v)):
+    names = laws_of(type(result)).factors
+    expect(bool(names), "only a Tucker-2 has orthonormal factors on both sides")
+    for name in names:
+        factor = getattr(result, name)
         wide = to_numpy(factor).astype(np.float64)
         gram = wide.T @ wide
         off = np.abs(gram - np.diag(np.diag(gram) > 0.5)).max(initial=0.0)
@@ -215,7 +205,7 @@ def exact_at_full_rank(decompose: Decomposition, stack: Stack, ranks: Ranks | No
 def twice_is_once(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
     """The result, decomposed again at the same ranks, stays as it is."""
     once = run(decompose, stack, ranks).stack
-    back = convert(once, type(stack), side=stack.side if isinstance(stack, Tucker1) else "in")
+    back = convert(once, type(stack), side=getattr(stack, "side", "in"))
     again = run(decompose, back, ranks).stack
     off = loss(again, once).distance
     allowed = 10 * rounding(stack) * magnitude(stack)
@@ -260,7 +250,7 @@ def gauge_invariance(decompose: Decomposition, stack: Stack, ranks: Ranks, seed:
 def scaling_scales_the_result(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
     """A stack twice as large gives a result twice as large."""
     scaled = {name: x * 2.0 for name, x in list(arrays_of(stack).items())[-1:]}
-    twice = replace(stack, **scaled)
+    twice = with_arrays(stack, **scaled)
     results = (run(decompose, x, ranks).stack for x in (stack, twice))
     one, two = (dense_updates(result) for result in results)
     off = norm_of(two - 2 * one)

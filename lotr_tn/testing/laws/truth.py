@@ -1,12 +1,13 @@
 """The dense truth that every law is held against, and how closely it must be met."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from lotr_tn._arrays import Array, dtype_name, to_numpy
-from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Stack
 from lotr_tn.ops.arrays import arrays_of, storage_dtype
+from lotr_tn.testing.formats import laws_of
 
 __all__ = [
     "dense_updates",
@@ -27,7 +28,8 @@ LARGEST_WHOLE = 2**20
 
 def dense_updates(stack: Stack) -> np.ndarray:
     """The updates as (L, m, n) float64 matrices, by their definition, layer by layer."""
-    return _product({k: to_numpy(x).astype(np.float64) for k, x in arrays_of(stack).items()}, stack)
+    arrays = {name: to_numpy(x).astype(np.float64) for name, x in arrays_of(stack).items()}
+    return laws_of(type(stack)).dense(stack, arrays)
 
 
 def magnitude(stack: Stack) -> float:
@@ -35,35 +37,8 @@ def magnitude(stack: Stack) -> float:
 
     Rounding is relative to this, and not to ‖T‖: factors of size 1 may have an update of 1e-16.
     """
-    arrays = arrays_of(stack).items()
-    return norm_of(_product({k: np.abs(to_numpy(x).astype(np.float64)) for k, x in arrays}, stack))
-
-
-def _product(arrays: dict[str, np.ndarray], stack: Stack) -> np.ndarray:
-    match stack:
-        case Dense():
-            return arrays["w"]
-        case Tucker2():
-            return np.stack([arrays["u"] @ core @ arrays["v"].T for core in arrays["core"]])
-        case Tucker1():
-            own, shared = arrays["own"], arrays["shared"]
-            return np.stack([x @ shared.T if stack.side == "in" else shared @ x.T for x in own])
-        case LowRankTucker2():
-            cores = _terms(arrays["up"], arrays["down"], stack.ranks)
-            return np.stack([arrays["u"] @ core @ arrays["v"].T for core in cores])
-        case LoRAStack():
-            return np.stack(_terms(arrays["up"], arrays["down"], stack.ranks))
-        case _:
-            raise AssertionError(f"the laws do not know the format {type(stack).__name__}")
-
-
-def _terms(up: np.ndarray, down: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
-    layers, start = [], 0
-    for rank in ranks:
-        part = slice(start, start + rank)
-        layers.append(up[:, part] @ down[part, :])
-        start += rank
-    return layers
+    arrays = {k: np.abs(to_numpy(x).astype(np.float64)) for k, x in arrays_of(stack).items()}
+    return norm_of(laws_of(type(stack)).dense(stack, arrays))
 
 
 def norm_of(x: np.ndarray) -> float:

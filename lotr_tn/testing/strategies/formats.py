@@ -1,8 +1,7 @@
 """Strategies for stacks of updates, in every format."""
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import array_api_compat.numpy as numpy_namespace
@@ -13,18 +12,11 @@ from hypothesis.strategies import SearchStrategy
 
 from lotr_tn._arrays import Array, cast
 from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
-from lotr_tn.ops.arrays import arrays_of
+from lotr_tn.ops.arrays import arrays_of, with_arrays
+from lotr_tn.testing.entries import GENERIC_KINDS, KINDS, layers_are_generic
+from lotr_tn.testing.formats import FormatLaws, Sizes, known_formats, laws_of
 from lotr_tn.testing.laws.truth import dense_updates
 from lotr_tn.testing.strategies import sizes
-from lotr_tn.testing.strategies.entries import (
-    GENERIC_KINDS,
-    KINDS,
-    Kind,
-    factor,
-    layered,
-    layers_are_generic,
-    plain,
-)
 from lotr_tn.testing.strategies.sizes import either
 
 __all__ = [
@@ -33,6 +25,7 @@ __all__ = [
     "low_rank_tucker2s",
     "nearly_low_rank",
     "stacks",
+    "stacks_of",
     "stacks_of_one_shape",
     "stored",
     "tucker1s",
@@ -41,17 +34,87 @@ __all__ = [
 
 ToArray: TypeAlias = Callable[[np.ndarray], Array]
 Shapes: TypeAlias = SearchStrategy[tuple[int, int, int]]
-Made = TypeVar("Made", LoRAStack, Tucker2, LowRankTucker2, Tucker1, Dense)
-
-RANKS = (1, 2, 3, 4, 0)
-"""Ranks of layers, and of one shared side; 0 comes last, so that examples shrink towards 1."""
-
-POSITIVE_PAIRS = tuple(itertools.permutations((1, 2, 3, 4, 5), 2))
-PAIRS = (*POSITIVE_PAIRS, *((0, r) for r in RANKS), *((r, 0) for r in RANKS[:-1]))
-"""Ranks of both sides, which differ, or are both 0."""
+Made = TypeVar("Made", bound=Stack)
 
 ATTEMPTS = 100
 """How often entries are drawn until they are generic; most often two or three times."""
+
+
+def stacks_of(
+    kind: type[Made],
+    *,
+    shapes: Shapes | None = None,
+    dtype: str = "float64",
+    array: ToArray | None = None,
+    degenerate: bool = True,
+    **drawn: SearchStrategy | None,
+) -> SearchStrategy[Made]:
+    """Stacks of one format, core or registered. Requires the hypothesis package.
+
+    Args:
+        kind: the format.
+        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
+        dtype: storage dtype: "float64", "float32", "float16" or "bfloat16".
+        array: a function that each NumPy array goes through, such as `torch.from_numpy`.
+        degenerate: whether special cases are drawn. Otherwise each update has the full rank of its
+            factors, and no singular values of the stack are tied.
+        **drawn: strategies for the format's other sizes, by name, such as `ranks`.
+
+    Raises:
+        TypeError: an argument is a value instead of a strategy, or has no such name.
+        AssertionError: the laws do not know the format.
+    """
+    options = _Options(either("shapes", shapes, sizes.shapes()), dtype, array, degenerate)
+    return _drawn(laws_of(kind), drawn, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What stacks of all formats are drawn from."""
+
+    shapes: Shapes
+    dtype: str
+    array: ToArray | None
+    degenerate: bool
+
+
+def _drawn(
+    laws: FormatLaws[Made], given: dict[str, SearchStrategy | None], options: _Options
+) -> SearchStrategy[Made]:
+    if unknown := set(given) - set(laws.sizes):
+        raise TypeError(f"{laws.kind.__name__} draws {sorted(laws.sizes)}; found {sorted(unknown)}")
+    chosen = {
+        name: either(name, given.get(name), st.sampled_from(_choices(size, options.degenerate)))
+        for name, size in laws.sizes.items()
+    }
+    return _stacks(laws, chosen, options)
+
+
+def _choices(size: Sizes, degenerate: bool) -> tuple[Any, ...]:
+    return size.choices if degenerate else size.generic or size.choices
+
+
+@st.composite
+def _stacks(
+    draw: st.DrawFn,
+    laws: FormatLaws[Made],
+    chosen: dict[str, SearchStrategy],
+    options: _Options,
+) -> Made:
+    """A stack of a drawn kind and seed; a generic one where nothing degenerate is wanted."""
+    shape = draw(options.shapes)
+    found: dict[str, Any] = {}
+    for name, each in chosen.items():
+        many = laws.sizes[name].each_layer
+        found[name] = tuple(draw(each) for _ in range(shape[0])) if many else draw(each)
+    kind = draw(st.sampled_from(KINDS if options.degenerate else GENERIC_KINDS))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    for _ in range(ATTEMPTS):
+        stack = laws.make(kind, rng, shape, found, options.dtype)
+        wanted = [min(rank, *shape[1:]) for rank in laws.layer_ranks(stack)]
+        if options.degenerate or layers_are_generic(dense_updates(stack), wanted):
+            return _stored(stack, options.dtype, options.array)
+    return reject()
 
 
 def lora_stacks(
@@ -75,31 +138,14 @@ def lora_stacks(
     Raises:
         TypeError: shapes or ranks is a value instead of a strategy.
     """
-    chosen = either("shapes", shapes, sizes.shapes())
-    each = either("ranks", ranks, _layer_ranks(degenerate))
-    return _lora_stacks(chosen, each, dtype, array, degenerate)
-
-
-@st.composite
-def _lora_stacks(
-    draw: st.DrawFn,
-    chosen: Shapes,
-    each: SearchStrategy[int],
-    dtype: str,
-    array: ToArray | None,
-    degenerate: bool,
-) -> LoRAStack:
-    layers, m, n = draw(chosen)
-    found = tuple(draw(each) for _ in range(layers))
-
-    def make(kind: Kind, rng: np.random.Generator) -> LoRAStack:
-        own = found[:1] * layers if kind == "equal layers" else found
-        up = layered(kind, rng, [(m, r) for r in own], dtype)
-        down = layered(plain(kind), rng, [(n, r) for r in own], dtype)
-        return LoRAStack(np.concatenate(up, axis=1), np.concatenate(down, axis=1).T.copy(), own)
-
-    stack = _filled(draw, make, found, degenerate=degenerate)
-    return _stored(stack, dtype, array)
+    return stacks_of(
+        LoRAStack,
+        shapes=shapes,
+        ranks=ranks,
+        dtype=dtype,
+        array=array,
+        degenerate=degenerate,
+    )
 
 
 def tucker2s(
@@ -122,30 +168,14 @@ def tucker2s(
     Raises:
         TypeError: shapes or ranks is a value instead of a strategy.
     """
-    chosen = either("shapes", shapes, sizes.shapes())
-    pairs = either("ranks", ranks, st.sampled_from(PAIRS if degenerate else POSITIVE_PAIRS))
-    return _tucker2s(chosen, pairs, dtype, array, degenerate)
-
-
-@st.composite
-def _tucker2s(
-    draw: st.DrawFn,
-    chosen: Shapes,
-    pairs: SearchStrategy[tuple[int, int]],
-    dtype: str,
-    array: ToArray | None,
-    degenerate: bool,
-) -> Tucker2:
-    layers, m, n = draw(chosen)
-    r1, r2 = draw(pairs)
-
-    def make(kind: Kind, rng: np.random.Generator) -> Tucker2:
-        u = factor(plain(kind) if kind != "dependent columns" else kind, rng, m, r1)
-        v = factor(plain(kind), rng, n, r2)
-        return Tucker2(u, np.stack(layered(kind, rng, [(r1, r2)] * layers, dtype)), v)
-
-    stack = _filled(draw, make, (min(r1, r2),) * layers, degenerate=degenerate)
-    return _stored(stack, dtype, array)
+    return stacks_of(
+        Tucker2,
+        shapes=shapes,
+        ranks=ranks,
+        dtype=dtype,
+        array=array,
+        degenerate=degenerate,
+    )
 
 
 def low_rank_tucker2s(
@@ -170,36 +200,15 @@ def low_rank_tucker2s(
     Raises:
         TypeError: shapes, shared_ranks or ranks is a value instead of a strategy.
     """
-    pairs = st.sampled_from(PAIRS if degenerate else POSITIVE_PAIRS)
-    sizes_drawn = (
-        either("shapes", shapes, sizes.shapes()),
-        either("shared_ranks", shared_ranks, pairs),
-        either("ranks", ranks, _layer_ranks(degenerate)),
+    return stacks_of(
+        LowRankTucker2,
+        shapes=shapes,
+        shared_ranks=shared_ranks,
+        ranks=ranks,
+        dtype=dtype,
+        array=array,
+        degenerate=degenerate,
     )
-    return _low_rank_tucker2s(sizes_drawn, dtype, array, degenerate)
-
-
-@st.composite
-def _low_rank_tucker2s(
-    draw: st.DrawFn,
-    drawn: tuple[Shapes, SearchStrategy[tuple[int, int]], SearchStrategy[int]],
-    dtype: str,
-    array: ToArray | None,
-    degenerate: bool,
-) -> LowRankTucker2:
-    (layers, m, n), (r1, r2) = draw(drawn[0]), draw(drawn[1])
-    found = tuple(draw(drawn[2]) for _ in range(layers))
-
-    def make(kind: Kind, rng: np.random.Generator) -> LowRankTucker2:
-        own = found[:1] * layers if kind == "equal layers" else found
-        u = factor(plain(kind) if kind != "dependent columns" else kind, rng, m, r1)
-        v = factor(plain(kind), rng, n, r2)
-        up = np.concatenate(layered(kind, rng, [(r1, k) for k in own], dtype), axis=1)
-        down = np.concatenate(layered(plain(kind), rng, [(r2, k) for k in own], dtype), axis=1)
-        return LowRankTucker2(u, up, down.T.copy(), v, own)
-
-    wanted = [min(k, r1, r2) for k in found]
-    return _stored(_filled(draw, make, wanted, degenerate=degenerate), dtype, array)
 
 
 def tucker1s(
@@ -222,31 +231,14 @@ def tucker1s(
     Raises:
         TypeError: shapes or ranks is a value instead of a strategy.
     """
-    chosen = either("shapes", shapes, sizes.shapes())
-    each = either("ranks", ranks, _layer_ranks(degenerate))
-    return _tucker1s(chosen, each, dtype, array, degenerate)
-
-
-@st.composite
-def _tucker1s(
-    draw: st.DrawFn,
-    chosen: Shapes,
-    each: SearchStrategy[int],
-    dtype: str,
-    array: ToArray | None,
-    degenerate: bool,
-) -> Tucker1:
-    layers, m, n = draw(chosen)
-    rank = draw(each)
-    side = draw(st.sampled_from(("in", "out")))
-    wide, own = (n, m) if side == "in" else (m, n)
-
-    def make(kind: Kind, rng: np.random.Generator) -> Tucker1:
-        shared = factor(plain(kind), rng, wide, rank)
-        return Tucker1(shared, np.stack(layered(kind, rng, [(own, rank)] * layers, dtype)), side)
-
-    stack = _filled(draw, make, (rank,) * layers, degenerate=degenerate)
-    return _stored(stack, dtype, array)
+    return stacks_of(
+        Tucker1,
+        shapes=shapes,
+        ranks=ranks,
+        dtype=dtype,
+        array=array,
+        degenerate=degenerate,
+    )
 
 
 def dense_stacks(
@@ -267,21 +259,13 @@ def dense_stacks(
     Raises:
         TypeError: shapes is a value instead of a strategy.
     """
-    chosen = either("shapes", shapes, sizes.shapes())
-    return _dense_stacks(chosen, dtype, array, degenerate)
-
-
-@st.composite
-def _dense_stacks(
-    draw: st.DrawFn, chosen: Shapes, dtype: str, array: ToArray | None, degenerate: bool
-) -> Dense:
-    layers, m, n = draw(chosen)
-
-    def make(kind: Kind, rng: np.random.Generator) -> Dense:
-        return Dense(np.stack(layered(kind, rng, [(m, n)] * layers, dtype)))
-
-    stack = _filled(draw, make, (min(m, n),) * layers, degenerate=degenerate)
-    return _stored(stack, dtype, array)
+    return stacks_of(
+        Dense,
+        shapes=shapes,
+        dtype=dtype,
+        array=array,
+        degenerate=degenerate,
+    )
 
 
 def stacks(
@@ -302,19 +286,8 @@ def stacks(
     Raises:
         TypeError: shapes is a value instead of a strategy.
     """
-    options: dict[str, Any] = {
-        "shapes": either("shapes", shapes, sizes.shapes()),
-        "dtype": dtype,
-        "array": array,
-        "degenerate": degenerate,
-    }
-    return st.one_of(
-        dense_stacks(**options),
-        lora_stacks(**options),
-        tucker1s(**options),
-        tucker2s(**options),
-        low_rank_tucker2s(**options),
-    )
+    options = _Options(either("shapes", shapes, sizes.shapes()), dtype, array, degenerate)
+    return st.one_of([_drawn(laws_of(kind), {}, options) for kind in known_formats()])
 
 
 def stacks_of_one_shape(
@@ -396,32 +369,8 @@ def _nearly_low_rank(
     return _stored(LoRAStack(up, down, (r + 1,) * layers), dtype, array), pair
 
 
-def _layer_ranks(degenerate: bool) -> SearchStrategy[int]:
-    return st.sampled_from(RANKS if degenerate else RANKS[:-1])
-
-
-def _filled(
-    draw: st.DrawFn,
-    make: Callable[[Kind, np.random.Generator], Made],
-    ranks: Sequence[int],
-    *,
-    degenerate: bool,
-) -> Made:
-    """A stack of a drawn kind and seed; a generic one where nothing degenerate is wanted."""
-    kind = draw(st.sampled_from(KINDS if degenerate else GENERIC_KINDS))
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    if degenerate:
-        return make(kind, rng)
-    for _ in range(ATTEMPTS):
-        stack = make(kind, rng)
-        wanted = [min(rank, *stack.shape[1:]) for rank in ranks]
-        if layers_are_generic(dense_updates(stack), wanted):
-            return stack
-    return reject()
-
-
 def _stored(stack: Made, dtype: str, array: ToArray | None) -> Made:
-    return replace(stack, **{k: stored(x, dtype, array) for k, x in arrays_of(stack).items()})
+    return with_arrays(stack, **{k: stored(x, dtype, array) for k, x in arrays_of(stack).items()})
 
 
 def stored(x: np.ndarray, dtype: str, array: ToArray | None) -> Array:
