@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["OPERATIONS", "SUMS", "Cell", "operations_table", "sums_table"]
+from lotr_tn.formats import Core, Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.ops.conversion import shared_format
+from lotr_tn.ops.primitives import CORE, has_rule, primitives_of, registered_formats
+
+__all__ = ["Cell", "all_formats", "column", "operations_table", "sum_of", "sums_table"]
 
 Exactness = Literal["exact", "rounded", "float64", "best", "√2 best", "measured"]
-FORMATS = ("LoRAStack", "Tucker2", "LowRankTucker2", "Tucker1", "Dense")
 
 SAME = "same format"
 
@@ -28,78 +31,96 @@ class Cell:
     exactness: Exactness
 
 
-def _same(exactness: Exactness) -> tuple[Cell, ...]:
-    return tuple(Cell(name, exactness) for name in FORMATS)
-
-
-def _all(result: str, *exactness: Exactness) -> tuple[Cell, ...]:
-    each = exactness * len(FORMATS) if len(exactness) == 1 else exactness
-    return tuple(Cell(result, one) for one in each)
-
-
-OPERATIONS: dict[str, tuple[Cell, ...]] = {
-    "add, subtract": tuple(
-        Cell(name, "rounded" if name == "Dense" else "exact") for name in FORMATS
-    ),
-    "scale": _same("rounded"),
-    "transpose": _same("exact"),
-    "take_layers": _same("exact"),
-    "concat_layers": _same("exact"),
-    "astype": _same("rounded"),
-    "to_device": _same("exact"),
-    "norm, layer_norms": _all("number", "float64"),
-    "inner, cosine, gram": _all("number", "float64"),
-    "distance": _all("number", "float64"),
-    "apply, apply_transpose": _all("array", "rounded"),
-    "to_dense": _all("array", *("rounded",) * 4, "exact"),
-    "convert to LoRAStack": _all("LoRAStack", "exact", "rounded", "rounded", "exact", "exact"),
-    "convert to Tucker2": _all("Tucker2", "exact", "exact", "rounded", "exact", "exact"),
-    "convert to LowRankTucker2": _all("LowRankTucker2", "exact"),
-    "convert to Tucker1": _all("Tucker1", "exact", "rounded", "rounded", "exact", "exact"),
-    "convert to Dense": _all("Dense", *("rounded",) * 4, "exact"),
-    "canonicalize": (*_same("rounded")[:4], Cell("Dense", "exact")),
-    "round": (
-        Cell("LoRAStack", "best"),
-        Cell("Tucker2", "√2 best"),
-        Cell("LowRankTucker2", "best"),
-        Cell("Tucker1", "best"),
-        Cell("LoRAStack", "best"),
-    ),
-    "tucker1": _all("Tucker1", "best"),
-    "hosvd": _all("Tucker2", "√2 best"),
-    "st_hosvd, hooi": _all("Tucker2", "measured"),
+ROUNDED: dict[type[Stack], tuple[type[Stack], ...]] = {
+    LoRAStack: (Tucker2, LowRankTucker2),
+    Tucker2: (LowRankTucker2,),
+    LowRankTucker2: (),
+    Tucker1: (Tucker2, LowRankTucker2),
+    Dense: (LoRAStack, Tucker2, LowRankTucker2, Tucker1),
 }
-"""For each operation its results on the formats, in the order of `FORMATS`."""
+"""From which core formats a conversion multiplies factors, instead of moving entries."""
 
-SUMS: dict[tuple[str, str], str] = {
-    ("LoRAStack", "LoRAStack"): "LoRAStack",
-    ("LoRAStack", "Tucker2"): "Tucker2",
-    ("LoRAStack", "LowRankTucker2"): "LowRankTucker2",
-    ("LoRAStack", "Tucker1"): "LoRAStack",
-    ("LoRAStack", "Dense"): "Dense",
-    ("Tucker2", "Tucker2"): "Tucker2",
-    ("Tucker2", "LowRankTucker2"): "LowRankTucker2",
-    ("Tucker2", "Tucker1"): "Tucker2",
-    ("Tucker2", "Dense"): "Dense",
-    ("LowRankTucker2", "LowRankTucker2"): "LowRankTucker2",
-    ("LowRankTucker2", "Tucker1"): "LowRankTucker2",
-    ("LowRankTucker2", "Dense"): "Dense",
-    ("Tucker1", "Tucker1"): "Tucker1",
-    ("Tucker1", "Dense"): "Dense",
-    ("Dense", "Dense"): "Dense",
+ROUNDS: dict[type[Core], Cell] = {
+    LoRAStack: Cell("LoRAStack", "best"),
+    Tucker2: Cell("Tucker2", "√2 best"),
+    LowRankTucker2: Cell("LowRankTucker2", "best"),
+    Tucker1: Cell("Tucker1", "best"),
+    Dense: Cell("LoRAStack", "best"),
 }
-"""The format of a sum, for every pair; two Tucker-1 stacks must share the same side.
+"""What `round` makes of each core format."""
 
-Every other format goes into a `LowRankTucker2` bit for bit, and it itself into none: so mixtures
-with it become it, and sums stay exact. Only a dense stack makes all dense, as its factors would be
-larger than it is.
-"""
+
+def all_formats() -> tuple[type[Stack], ...]:
+    """The core formats, and those that are registered."""
+    return (*CORE, *registered_formats())
+
+
+def column(kind: type[Stack]) -> dict[str, Cell]:
+    """What every operation makes of one format; of a registered one, by its rules or its hub."""
+    name, hub = kind.__name__, _hub_of(kind)
+    joined = name if kind is hub else f"{name} or {hub.__name__}"
+    sums = "exact" if kind is hub and kind is not Dense else "rounded"
+    canonical = Cell(hub.__name__, "exact" if hub is Dense else "rounded")
+    cells = {
+        "add, subtract": Cell(joined, sums),
+        "scale": Cell(_linear("scale", kind), "rounded"),
+        "transpose": Cell(name, "exact"),
+        "take_layers": Cell(_linear("take_layers", kind), "exact"),
+        "concat_layers": Cell(joined, "exact" if kind is hub else "rounded"),
+        "astype": Cell(name, "rounded"),
+        "to_device": Cell(name, "exact"),
+        "norm, layer_norms": Cell("number", "float64"),
+        "inner, cosine, gram": Cell("number", "float64"),
+        "distance": Cell("number", "float64"),
+        "apply, apply_transpose": Cell("array", "rounded"),
+        "to_dense": Cell("array", "exact" if kind is Dense else "rounded"),
+    }
+    for to in all_formats():
+        rounds = kind is not to and (kind not in CORE or to not in CORE or kind in ROUNDED[to])
+        cells[f"convert to {to.__name__}"] = Cell(to.__name__, "rounded" if rounds else "exact")
+    own = {"canonicalize": canonical, "round": ROUNDS[hub]}
+    for operation, cell in own.items():
+        ruled = has_rule({"round": "round_stack"}.get(operation, operation), kind)
+        cells[operation] = Cell(name, "measured") if ruled else cell
+    return cells | {
+        "tucker1": Cell("Tucker1", "best"),
+        "hosvd": Cell("Tucker2", "√2 best"),
+        "st_hosvd, hooi": Cell("Tucker2", "measured"),
+    }
+
+
+def sum_of(one: type[Stack], two: type[Stack]) -> str:
+    """The format of a sum, and of stacks put together; Tucker-1 must share the same side.
+
+    Every other core format goes into a `LowRankTucker2` bit for bit, and it itself into none: so
+    mixtures with it become it, and sums stay exact. Only a dense stack makes all dense, as its
+    factors would be larger than it is. A registered format enters as what it is in its hub.
+    """
+    if one is two and one not in CORE:
+        return f"{one.__name__} or {_hub_of(one).__name__}"
+    return shared_format((_hub_of(one), _hub_of(two))).__name__
+
+
+def _hub_of(kind: type[Stack]) -> type[Core]:
+    for core in CORE:
+        if kind is core:
+            return core
+    return primitives_of(kind).hub
+
+
+def _linear(operation: str, kind: type[Stack]) -> str:
+    """The format that an operation which is linear in one field gives."""
+    stays = kind in CORE or has_rule(operation, kind) or primitives_of(kind).layered is not None
+    return (kind if stays else _hub_of(kind)).__name__
 
 
 def operations_table() -> str:
     """What every operation makes of every format, and what the words for exactness mean."""
-    rows = [["Operation", "Result", *FORMATS]]
-    rows += [_row(name, cells) for name, cells in OPERATIONS.items()]
+    columns = {kind.__name__: column(kind) for kind in all_formats()}
+    rows = [["Operation", "Result", *columns]]
+    for operation in next(iter(columns.values())):
+        cells = {name: cells[operation] for name, cells in columns.items()}
+        rows.append(_row(operation, cells))
     table = _aligned(rows)
     words = [f"{word + ':':10}{meaning}" for word, meaning in MEANINGS.items()]
     return "\n".join([table, table.splitlines()[1], *words])
@@ -118,18 +139,19 @@ def sums_table() -> str:
         Tucker1         LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense
         Dense           Dense           Dense           Dense           Dense           Dense
     """
-    rows = [["a + b", *FORMATS]]
-    rows += [[one, *(SUMS.get((one, two)) or SUMS[two, one] for two in FORMATS)] for one in FORMATS]
+    kinds = all_formats()
+    rows = [["a + b", *(kind.__name__ for kind in kinds)]]
+    rows += [[one.__name__, *(sum_of(one, two) for two in kinds)] for one in kinds]
     return _aligned(rows)
 
 
-def _row(operation: str, cells: tuple[Cell, ...]) -> list[str]:
+def _row(operation: str, cells: dict[str, Cell]) -> list[str]:
     """What comes out, and how exact it is; with a name where that is not the row's result."""
-    results = {cell.result for cell in cells}
+    results = {cell.result for cell in cells.values()}
     row = [operation, results.pop() if len(results) == 1 else SAME]
     if row[1] != SAME:
         row[0] = operation.removesuffix(f" to {row[1]}")
-    for cell, own in zip(cells, FORMATS, strict=True):
+    for own, cell in cells.items():
         expected = own if row[1] == SAME else row[1]
         note = "" if cell.result == expected else f"{cell.result}, "
         row.append(note + cell.exactness)

@@ -1,6 +1,6 @@
 """Exact conversions between formats: each core format into one form of all, and out of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -31,6 +31,7 @@ __all__ = [
     "as_tucker2",
     "convert",
     "in_shared_format",
+    "shared_format",
 ]
 
 
@@ -77,23 +78,26 @@ def convert(stack: Stack, to: type[Stack], *, side: SharedSide = "in") -> Stack:
     raise OptionError(f"to must be {', '.join(names)} or {last}; found {to!r}")
 
 
+def shared_format(kinds: Collection[type[Core]]) -> type[Core]:
+    """The format that holds stacks of several.
+
+    Equal formats stay. With a dense stack all become dense; with a low-rank Tucker-2, that, which
+    rounds no other format; with a Tucker-2, Tucker-2; LoRA and Tucker-1 become LoRA.
+    """
+    for kind in (*(kinds if len(set(kinds)) == 1 else ()), Dense, LowRankTucker2, Tucker2):
+        if kind in kinds:
+            return kind
+    return LoRAStack
+
+
 def in_shared_format(stacks: Sequence[Core]) -> Core:
     """The first of several stacks, in the format that holds them all.
 
-    Equal formats stay. With a dense stack all become dense; with a low-rank Tucker-2, that, which
-    rounds no other format; with a Tucker-2, Tucker-2; LoRA and Tucker-1, or Tucker-1 of both
-    sides, become LoRA.
+    Tucker-1 stacks that share different sides become LoRA.
     """
-    first = stacks[0]
-    kinds = {type(stack) for stack in stacks}
     sides = {stack.side for stack in stacks if isinstance(stack, Tucker1)}
-    if len(kinds) == 1 and len(sides) < 2:
-        return first
-    if Dense in kinds:
-        return as_dense(first)
-    if LowRankTucker2 in kinds:
-        return as_low_rank_tucker2(first)
-    return as_tucker2(first) if Tucker2 in kinds else as_lora(first)
+    kind = shared_format([type(stack) for stack in stacks]) if len(sides) < 2 else LoRAStack
+    return stacks[0] if type(stacks[0]) is kind else _INTO[kind](stacks[0], "in")
 
 
 def _as_registered(stack: Stack, to: type[Format]) -> Format:

@@ -143,7 +143,7 @@ def registered_formats() -> tuple[type[Format], ...]:
     return tuple(_PRIMITIVES)
 
 
-def primitives_of(kind: type[Format]) -> Primitives[Any]:
+def primitives_of(kind: type[Stack]) -> Primitives[Any]:
     """What a format supplies.
 
     Raises:

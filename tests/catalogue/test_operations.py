@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from lotr_tn.catalogue.operations import FORMATS, MEANINGS, OPERATIONS, SUMS
+from lotr_tn.catalogue.operations import MEANINGS, all_formats, column, sum_of
 from lotr_tn.testing import laws
 
 RNG = np.random.default_rng(0)
@@ -27,6 +27,8 @@ STACKS = {
     "Tucker1": lt.Tucker1(RNG.standard_normal((5, 4)), RNG.standard_normal((3, 7, 4)), "in"),
     "Dense": lt.Dense(RNG.standard_normal((3, 7, 5))),
 }
+FORMATS = {kind.__name__: kind for kind in all_formats()}
+OPERATIONS = tuple(column(lt.LoRAStack))
 X, Y = RNG.standard_normal((2, 5)), RNG.standard_normal((2, 7))
 
 
@@ -87,16 +89,17 @@ ROUNDING = {"float64": 1e-13, "exact": 0.0, "rounded": 1e-6}
 
 def test_no_cell_is_empty_and_every_row_is_tried():
     assert set(TRIALS) | set(LOSSY) == set(OPERATIONS)
-    for cells in OPERATIONS.values():
-        assert len(cells) == len(FORMATS)
-        assert all(cell.result and cell.exactness in MEANINGS for cell in cells)
+    for kind in FORMATS.values():
+        cells = column(kind)
+        assert tuple(cells) == OPERATIONS
+        assert all(cell.result and cell.exactness in MEANINGS for cell in cells.values())
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("operation", TRIALS)
 def test_what_keeps_the_updates(operation, name):
     stack = STACKS[name]
-    cell = OPERATIONS[operation][FORMATS.index(name)]
+    cell = column(FORMATS[name])[operation]
     for function, wanted in TRIALS[operation]:
         result = function(stack)
         truth = wanted(dense(stack))
@@ -125,7 +128,7 @@ SUMMED = (
 @pytest.mark.parametrize("operation", LOSSY)
 def test_what_cuts_ranks(operation, name):
     stack = STACKS[name]
-    cell = OPERATIONS[operation][FORMATS.index(name)]
+    cell = column(FORMATS[name])[operation]
     result = LOSSY[operation](stack)
     assert type(result).__name__ == cell.result
     error = np.linalg.norm(dense(stack) - dense(result)) / np.linalg.norm(dense(stack))
@@ -140,7 +143,7 @@ def test_what_cuts_ranks(operation, name):
 
 @pytest.mark.parametrize(("one", "two"), list(itertools.product(FORMATS, FORMATS)))
 def test_formats_of_sums(one, two):
-    wanted = SUMS.get((one, two)) or SUMS[two, one]
+    wanted = sum_of(FORMATS[one], FORMATS[two])
     found = lt.add(STACKS[one], STACKS[two])
     assert type(found).__name__ == wanted
     assert np.allclose(dense(found), dense(STACKS[one]) + dense(STACKS[two]))
