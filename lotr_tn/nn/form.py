@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lotr_tn.catalogue.methods import METHODS, Method, Site
-from lotr_tn.decompose.initialise import Matrices
+from lotr_tn.decompose.initialise_weights import Matrices
 from lotr_tn.errors import FormatError, OptionError, UnsupportedError
 from lotr_tn.formats import LoRAStack, Stack
 from lotr_tn.nn.grouping import Group

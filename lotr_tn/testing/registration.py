@@ -26,11 +26,12 @@ def register(*kinds: type) -> None:
 
 
 def _strategy_of(kind: type) -> "SearchStrategy":
-    from hypothesis.strategies import one_of
+    from hypothesis.strategies import integers, one_of
 
     from lotr_tn.testing import formats, strategies
 
     if kind is Format:  # any of a person's own
         own = [each for each in formats.known_formats() if issubclass(each, Format)]
-        return one_of([strategies.stacks_of(each) for each in own])
+        drawn = [strategies.stacks_of(each) for each in own]
+        return one_of(drawn or [integers().filter(lambda _: False)])
     return strategies.stacks_of(kind)

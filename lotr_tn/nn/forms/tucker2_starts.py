@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from lotr_tn._arrays import dtype_name, from_numpy
-from lotr_tn.decompose.initialise import (
-    Matrices,
-    initial_factors,
-    initial_factors_of_weights,
-    random_factors,
-    regauge,
-)
+from lotr_tn.decompose.gauges import random_factors, regauge
+from lotr_tn.decompose.initialise import initial_factors
+from lotr_tn.decompose.initialise_weights import Matrices, initial_factors_of_weights
 from lotr_tn.formats import LoRAStack, Tucker2
 from lotr_tn.nn.form import Start
 from lotr_tn.nn.grouping import Group
