@@ -15,7 +15,7 @@ from lotr_tn.errors import FormatError, OptionError, UnsupportedError
 from lotr_tn.formats import LoRAStack, Stack
 from lotr_tn.nn.grouping import Group
 
-__all__ = ["FORMS", "Form", "Own", "Start", "form_named", "register"]
+__all__ = ["FORMS", "Form", "Own", "Start", "listed", "register"]
 
 Own: TypeAlias = Mapping[str, Tensor]
 """What a layer has for itself, by the names of the parameters; nothing for some forms."""
@@ -90,18 +90,9 @@ class Form(nn.Module, ABC):
         """The matrix scale · ΔW (m, n), in float32 or wider: the one place where it is formed."""
 
     def rows(self, index: Tensor, own: Own, site: Site) -> Tensor:
-        """Rows of ΔWᵀ (…, m): what an embedding adds for these entries.
-
-        Raises:
-            UnsupportedError: the form has no such rule.
-        """
-        raise self.no_rows()
-
-    @classmethod
-    def no_rows(cls) -> UnsupportedError:
-        """What is said about embeddings where there is no rule for them."""
-        return UnsupportedError(
-            f"{cls.method.label} adapts no embeddings; leave them out of the targets"
+        """Rows of ΔWᵀ (…, m): what an embedding adds for these entries; refused by default."""
+        raise UnsupportedError(
+            f"{self.method.label} adapts no embeddings; leave them out of the targets"
         )
 
     def added(self, result: Tensor, x: Tensor, own: Own, site: Site, scale: float) -> Tensor:
@@ -146,27 +137,17 @@ class Form(nn.Module, ABC):
     def frozen(self, values: Mapping[str, Tensor] | None = None) -> Self:
         """A copy that is not trained, with other values where they are given."""
         made = copy.deepcopy(self).requires_grad_(False)
-        if values is not None:
-            made.load_state_dict(values, strict=False, assign=True)
+        made.load_state_dict(made.state_dict() if values is None else values, assign=True)
         return made
-
-    @classmethod
-    def trains(cls) -> tuple[str, ...]:
-        """What can be trained: everything, or one part."""
-        return ("all", *reversed(cls.part_names))
 
     @classmethod
     def require_trained(cls, what: str) -> None:
         """Refuse a choice of parameters that is not known."""
-        if what not in cls.trains():
-            raise OptionError(f"train must be {listed(cls.trains())}; found {what!r}")
+        if what not in (known := ("all", *reversed(cls.part_names))):
+            raise OptionError(f"train must be {listed(known)}; found {what!r}")
 
     def require_fit(self, own: Own, shape: tuple[int, int]) -> None:
-        """Refuse a layer of another shape, and own tensors that do not fit the shared ones.
-
-        Raises:
-            FormatError: what does not fit.
-        """
+        """Refuse a layer of another shape, and own tensors that do not fit the shared ones."""
         if self.shape != shape:
             raise FormatError(
                 f"the {self.method.holder} of group {self.group!r} are for layers of shape "
@@ -200,16 +181,3 @@ def register(form: F) -> F:
         )
     FORMS[form.method.name], METHODS[form.method.kind] = form, form.method
     return form
-
-
-def form_named(form: str | type[Form]) -> type[Form]:
-    """A form, or the registered one of a name.
-
-    Raises:
-        OptionError: there is no form of that name.
-    """
-    if not isinstance(form, str):
-        return form
-    if form not in FORMS:
-        raise OptionError(f"form must be {listed(sorted(FORMS))}, or a Form; found {form!r}")
-    return FORMS[form]

@@ -106,13 +106,6 @@ def _is_leaf(module: nn.Module) -> bool:
 def form_groups(modules: Mapping[str, nn.Module], group_by: GroupBy) -> dict[str, Group]:
     """The groups of the modules that are to be adapted, by name, without options.
 
-    Args:
-        modules: each by its path.
-        group_by: `kind`: same path apart from block indices, and same shape. `shape`: same (m, n),
-            as in the LoTR paper. A regular expression: equal captured groups, as `group_modules`
-            has it. Or the modules of each group by the group's name, each as a path or an end of
-            one.
-
     Raises:
         OptionError: a name in `group_by` matches nothing, or a module is in no group or in two.
         FormatError: modules of one group differ in shape or are of different kinds.

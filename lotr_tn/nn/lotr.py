@@ -39,9 +39,12 @@ def add_lotr(
 
     Args:
         model: any module.
-        targets: which layers, as for `add`, which has the other arguments too.
+        targets: which layers: names that are paths or ends of paths, or a regular expression for
+            whole paths. Linear layers, GPT-2's Conv1D and embeddings can be adapted.
         r: one rank, or (r1, r2) for the output and the input side.
-        group_by: which layers share U and V.
+        group_by: `kind`: layers that differ by block indices only share. `shape`: layers of one
+            size share, as in the paper. A regular expression, as for `group_modules`. Or the
+            layers of each group, by the group's name.
         ranks: other ranks for single groups, by name.
         alpha: the update is multiplied by alpha/r, with r = √(r1 r2); by 1 where left out.
         root_scale: by alpha/√r instead.
@@ -87,21 +90,7 @@ def plan_groups(
     r: Ranks,
     ranks: Mapping[str, Ranks] | None = None,
 ) -> dict[str, Group]:
-    """The groups that `add_lotr` would form of these modules, by name.
-
-    Args:
-        modules: each by its path.
-        group_by: as for `add`.
-        r: the ranks of every group.
-        ranks: other ranks of single groups, by name.
-
-    Raises:
-        OptionError: a name in `group_by` or `ranks` matches nothing, or a module is in no group or
-            in two.
-        FormatError: modules of one group differ in shape or are of different kinds.
-        UnsupportedError: layers that are quantised.
-        RankError: a rank is out of its range.
-    """
+    """The groups that `add_lotr` would form of these modules by path, with its errors."""
     return Plan(Tucker2Form, {"ranks": r}, _by_group(ranks), group_by).groups(modules)
 
 

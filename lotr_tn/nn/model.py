@@ -11,7 +11,7 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import Stack
 from lotr_tn.nn.adapted import Switched, adapted
 from lotr_tn.nn.bases import weight_of
-from lotr_tn.nn.form import Form, form_named
+from lotr_tn.nn.form import FORMS, Form, listed
 from lotr_tn.nn.grouping import GroupBy, find_targets
 from lotr_tn.nn.holding import AdaptedLayer
 from lotr_tn.nn.planning import Plan, Updates
@@ -49,27 +49,20 @@ def add(
     seed: int = 0,
     name: str = "default",
 ) -> Model:
-    """Adapt layers of a model in place, by any trainable form.
-
-    All other parameters are frozen. The model computes at first what it computed before, bit for
-    bit where the start is zero.
+    """Adapt layers of a model in place, by any trainable form; as `add_lotr`, which says more.
 
     Args:
         model: any module.
-        targets: which layers: names that are paths or ends of paths, or a regular expression for
-            whole paths. Linear layers, GPT-2's Conv1D and embeddings can be adapted.
+        targets: which layers.
         form: a form, or the name of a registered one: "lotr".
         options: those of the form, such as {"ranks": (8, 4)}.
         group_options: other options for single groups, by name.
-        group_by: `kind`: layers that differ by block indices only share. `shape`: layers of one
-            size share, as in the paper. A regular expression, as for `group_modules`. Or the
-            layers of each group, by the group's name.
+        group_by: which layers form a group.
         alpha: the update is multiplied by alpha/r, with the form's r; by 1 where left out.
         root_scale: by alpha/√r instead.
         dropout: the share of the update's input that is dropped while training.
-        init: one of the form's starts, the first where left out. Or low-rank updates to continue
-            with, by module path.
-        train: "all", or one part of the form's parameters; `train_only` changes it later.
+        init: one of the form's starts, the first where left out; or low-rank updates, by path.
+        train: "all", or one part of the form's parameters.
         seed: of all random numbers.
         name: the adapter's name. It becomes the active one.
 
@@ -80,9 +73,10 @@ def add(
         OptionError: targets, groups, options or names that match nothing; the adapter exists.
         FormatError: layers that cannot be adapted, or that cannot share.
         UnsupportedError: quantised layers; embeddings, where the form has no rule for them.
-        RankError: a rank is out of its range.
     """
-    kind = form_named(form)
+    if isinstance(form, str) and form not in FORMS:
+        raise OptionError(f"form must be {listed(sorted(FORMS))}, or a Form; found {form!r}")
+    kind = FORMS[form] if isinstance(form, str) else form
     plan = Plan(
         kind, options, group_options or {}, group_by, alpha, root_scale, dropout,
         kind.starts[0] if init is None else init, train, seed,
@@ -290,9 +284,10 @@ def set_stacks(model: nn.Module, stacks: Mapping[str, Stack], adapter: str = "de
         options = members[group][0].form_of(adapter).method.options
         has, given = options(own), options(stack)
         if (stack.shape, given) != (own.shape, has):
+            words = " and ".join(f"{key} {value}" for key, value in has.items())
             raise OptionError(
-                f"group {group!r} has shape {own.shape} and {_words(has)}; found {stack.shape} and "
-                f"{', '.join(str(value) for value in given.values())}"
+                f"group {group!r} has shape {own.shape} and {words}; found {stack.shape} and "
+                f"{', '.join(map(str, given.values()))}"
             )
     for group, stack in stacks.items():
         layers = members[group]
@@ -304,7 +299,3 @@ def set_stacks(model: nn.Module, stacks: Mapping[str, Stack], adapter: str = "de
         for layer, own in zip(layers, owns, strict=True):
             for key, kept in layer.own_of(adapter).items():
                 kept.detach().copy_(own[key])
-
-
-def _words(options: Mapping[str, Any]) -> str:
-    return " and ".join(f"{name} {value}" for name, value in options.items())

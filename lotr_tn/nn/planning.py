@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lotr_tn._arrays import Array
 from lotr_tn.catalogue.methods import Site
-from lotr_tn.errors import FormatError, OptionError
+from lotr_tn.errors import FormatError, OptionError, UnsupportedError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.nn.bases import base_of, is_embedding, matrix_of, weight_of
 from lotr_tn.nn.form import Form, Own, Start
@@ -26,14 +26,7 @@ Updates: TypeAlias = Mapping[str, tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Place:
-    """What a module is given.
-
-    Attributes:
-        form: that of its group.
-        own: its own values, on the host.
-        scale: what the update is multiplied by.
-        site: its place in the group.
-    """
+    """What a module is given: the form of its group, and its own values on the host."""
 
     form: Form
     own: Own
@@ -74,13 +67,13 @@ class Plan:
                 f"{what} are given for {', '.join(strange)}; the groups are {', '.join(found)}"
             )
         if self.form.rows is Form.rows and any(is_embedding(base_of(m)) for m in modules.values()):
-            raise self.form.no_rows()
-        return {
-            name: replace(group, options=self.form.settled(
-                {**self.options, **self.group_options.get(name, {})}, group
-            ))
-            for name, group in found.items()
-        }  # fmt: skip
+            raise UnsupportedError(
+                f"{self.form.method.label} adapts no embeddings; leave them out of the targets"
+            )
+        for name, group in found.items():
+            options = {**self.options, **self.group_options.get(name, {})}
+            found[name] = replace(group, options=self.form.settled(options, group))
+        return found
 
     def places(
         self, groups: Mapping[str, Group], modules: Mapping[str, nn.Module]

@@ -33,16 +33,6 @@ def kind(name: str) -> Kind:
     return enumeration(f"{name.title()}Type", {name: name})[name]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What each configuration says under names of its own."""
-
-    options: Mapping[str, Any]
-    group_options: Mapping[str, Mapping[str, Any]]
-    alpha: float | None
-    dropout: float
-
-
 @dataclass
 class AdapterConfig(PeftConfig, ABC):
     """What the configurations of all forms have; `LotrConfig` describes the fields.
@@ -69,15 +59,15 @@ class AdapterConfig(PeftConfig, ABC):
     target_parameters: None = field(default=None)
 
     @abstractmethod
-    def asked(self) -> Asked:
-        """The form's options, those of single groups, alpha and the dropout."""
-
     def plan(self) -> Plan:
         """What the adapter is to be."""
-        asked = self.asked()
+
+    def _plan(
+        self, options: Mapping[str, Any], by_group: Any, alpha: float | None, dropout: float
+    ) -> Plan:
         return Plan(
-            self.form, asked.options, asked.group_options, self.group_by, asked.alpha,
-            self.use_rslora, asked.dropout, self.init, self.train, self.seed,
+            self.form, options, by_group or {}, self.group_by, alpha, self.use_rslora, dropout,
+            self.init, self.train, self.seed,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -91,7 +81,7 @@ class AdapterConfig(PeftConfig, ABC):
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
         self.form.require_trained(self.train)
-        require_dropout(self.asked().dropout)
+        require_dropout(self.plan().dropout)
         biases = ("none", "all", f"{method.name}_only")
         if self.bias not in biases:
             raise OptionError(f"bias must be {', '.join(biases)}; found {self.bias!r}")
@@ -125,9 +115,9 @@ class FormConfig(AdapterConfig, ABC):
     alpha: float | None = field(default=None)
     dropout: float = field(default=0.0)
 
-    def asked(self) -> Asked:
-        """The fields of these names."""
-        return Asked(self.options, self.group_options or {}, self.alpha, self.dropout)
+    def plan(self) -> Plan:
+        """What the adapter is to be."""
+        return self._plan(self.options, self.group_options, self.alpha, self.dropout)
 
 
 @dataclass
@@ -177,10 +167,10 @@ class LotrConfig(AdapterConfig):
     lotr_alpha: float | None = field(default=None)
     lotr_dropout: float = field(default=0.0)
 
-    def asked(self) -> Asked:
-        """The ranks, alpha and dropout."""
+    def plan(self) -> Plan:
+        """What the adapter is to be."""
         by_group = {name: {"ranks": pair} for name, pair in (self.group_ranks or {}).items()}
-        return Asked({"ranks": self.r}, by_group, self.lotr_alpha, self.lotr_dropout)
+        return self._plan({"ranks": self.r}, by_group, self.lotr_alpha, self.lotr_dropout)
 
     def __post_init__(self) -> None:
         self.r = _narrowest(self.r)

@@ -168,11 +168,11 @@ class FormModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """What the file holds, with the adapter's name: factors once a group, and the cores."""
+        """What the file holds, with the adapter's name: what is shared once a group, and the own."""
         found = cls._get_learnable_bias_state_dict(model, state_dict, config)
-        for model_key, key in _keys(model, adapter_name):
+        for model_key, stored in _keys(model, adapter_name):
             if model_key in state_dict:
-                found.setdefault(key, state_dict[model_key])
+                found.setdefault(f"{stored}.{adapter_name}", state_dict[model_key])
         return found
 
     @classmethod
@@ -187,13 +187,11 @@ class FormModel(BaseTuner):
         _take_out(model, adapter_name, state_dict)
         found = dict(state_dict)
         used = set()
-        for model_key, key in _keys(model, adapter_name):
-            own = cls._remove_adapter_name_from_key(key, adapter_name)
-            if own not in state_dict:
-                own = f"base_model.model.{own}"  # the model is not inside a PeftModel
-            if own in state_dict:
-                found[model_key] = state_dict[own]
-                used.add(own)
+        for model_key, stored in _keys(model, adapter_name):
+            for key in _spellings(stored):
+                if key in state_dict:
+                    found[model_key] = state_dict[key]
+                    used.add(key)
         return {key: value for key, value in found.items() if key not in used}
 
 
@@ -203,24 +201,19 @@ def _take_out(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
     for path, layer in lotr_layers(model).items():
         if name not in layer.scaling:
             continue
-        form, path = layer.form_of(name), path.removeprefix("base_model.model.")
-        looks_up = _looks_up(layer)
-        whole = looks_up and not layer.own_of(name)
-        held = f"base_model.{form.method.held(moved=True, looks_up=whole)}.{form.group}"
-        shared = {
-            key: tensors[f"{held}.{key}"] for key in form.shared() if f"{held}.{key}" in tensors
+        found = {
+            key: tensors[spelled]
+            for key, _, stored in _names(layer, path, name, moved=True)
+            for spelled in _spellings(stored)
+            if spelled in tensors
         }
-        own = {}
-        for key in layer.own_of(name):
-            stored = form.method.kept(key, moved=True, looks_up=looks_up)
-            for full in (f"base_model.model.{path}.{stored}", f"{path}.{stored}"):
-                if full in tensors:
-                    own[key] = tensors[full]
-        if not own and not shared:
+        if not found:
             continue
+        form, own = layer.form_of(name), {key: found[key] for key in layer.own_of(name)}
         if form.group not in begun:
             device = weight_of(layer).device
-            begun[form.group] = form.frozen({k: x.to(device) for k, x in shared.items()})
+            shared = {key: found[key].to(device) for key in form.shared()}
+            begun[form.group] = form.frozen(shared)
         if not _is_out(layer, name, begun[form.group], own):
             layer.give_back(name)
             layer.take_out(name, begun[form.group], own)
@@ -239,25 +232,32 @@ def _looks_up(module: nn.Module) -> bool:
     return is_embedding(base_of(module))
 
 
+def _names(
+    layer: AdaptedLayer, path: str, name: str, *, moved: bool
+) -> Iterator[tuple[str, str, str]]:
+    """Of each tensor its name, its key in the layer, and its key in the file."""
+    room, form, looks_up = layer.rooms[name][moved], layer.form_of(name), _looks_up(layer)
+    for key, attribute in room.own.items():
+        stored = form.method.kept(key, moved=moved, looks_up=looks_up)
+        yield key, f"{attribute}.{name}", f"{path}.{stored}"
+    held = form.method.held(moved=moved, looks_up=looks_up and not room.own)
+    for key in form.method.shared:
+        yield key, f"{room.form}.{name}.{key}", f"base_model.{held}.{form.group}.{key}"
+
+
+def _spellings(key: str) -> tuple[str, str]:
+    """A key in the file: as the model has it, or where the model is not inside a PeftModel."""
+    return key, f"base_model.model.{key}"
+
+
 def _keys(model: nn.Module, name: str) -> Iterator[tuple[str, str]]:
-    """(key in the model's state, key in the file but for the adapter's name) of an adapter."""
+    """(key in the model's state, key in the file) of all tensors of an adapter."""
     for path, layer in lotr_layers(model).items():
         path = path.removeprefix("_fsdp_wrapped_module.")
-        if name not in layer.scaling:
-            continue
-        method, looks_up = layer.form_of(name).method, _looks_up(layer)
-        for moved in (False, True) if name in layer.moved_adapters else (False,):
-            room = layer.rooms[name][moved]
-            for key, attribute in room.own.items():
-                stored = method.kept(key, moved=moved, looks_up=looks_up)
-                yield f"{path}.{attribute}.{name}", f"{path}.{stored}.{name}"
-            held = method.held(moved=moved, looks_up=looks_up and not room.own)
-            group = layer.form_of(name).group
-            for key in method.shared:
-                yield (
-                    f"{path}.{room.form}.{name}.{key}",
-                    f"base_model.{held}.{group}.{name}.{key}",
-                )
+        for moved in (False, True):
+            if name in (layer.moved_adapters if moved else layer.scaling):
+                for _, key, stored in _names(layer, path, name, moved=moved):
+                    yield f"{path}.{key}", stored
 
 
 def _updates(init: str, form: type[Form]) -> Updates:
