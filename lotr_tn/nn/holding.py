@@ -200,12 +200,8 @@ class AdaptedLayer(nn.Module, ABC):
     def move_out(self, name: str, frozen: Form | None = None) -> Form:
         """Take the adapter's update out of the base weights, so that the sum stays what it was.
 
-        Args:
-            name: the adapter's name.
-            frozen: the copy of the form that the first layer of the group made and returned.
-
         Returns:
-            A frozen copy of the form, to be held by the other layers of the group.
+            A frozen copy of the form, to be given to the other layers of the group.
         """
         frozen = self.form_of(name).frozen() if frozen is None else frozen
         self.take_out(name, frozen, self.own_of(name))
@@ -237,12 +233,7 @@ class AdaptedLayer(nn.Module, ABC):
             self.give_back(name)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add updates to the base weights.
-
-        Args:
-            safe_merge: refuse to leave entries that are not finite.
-            adapter_names: which adapters; the active ones where left out. Those that are merged
-                already are left as they are.
+        """Add updates to the base weights, of the active adapters where none is named.
 
         Raises:
             OptionError: with `safe_merge`, the merged weights would not be finite.

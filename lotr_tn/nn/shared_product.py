@@ -62,14 +62,7 @@ class SharedProduct:
         self.seen: _Seen | None = None
 
     def __call__(self, x: Tensor, v: Tensor, asker: object, layers: int) -> Tensor:
-        """The product, once where `layers` of one block ask for it with the same x in turn.
-
-        Args:
-            x: (…, n).
-            v: (n, r).
-            asker: what identifies the layer.
-            layers: how many are expected to ask.
-        """
+        """The product of x (…, n) and V (n, r), once where `layers` ask with one x in turn."""
         there = v.to(x.device)
         if not self.on or layers < 2 or torch.compiler.is_compiling() or x.is_inference():
             return times(x, there)

@@ -66,9 +66,8 @@ def train_only(model: nn.Module, what: str, adapter: str = "default") -> None:
 
     Args:
         model: a model with adapted layers.
-        what: "all", or a part of the form's parameters; for LoTR "cores", which are L·r1·r2
-            numbers and independent of the model's width, or "factors", U and V alone, which have
-            no gradient while the cores are zero.
+        what: "all", or a part of the form's parameters; for LoTR "cores", L·r1·r2 numbers, or
+            "factors", U and V alone, which have no gradient while the cores are zero.
         adapter: its name.
 
     Raises:

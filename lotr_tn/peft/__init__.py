@@ -11,9 +11,8 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from lotr_tn.errors import UnsupportedError
 from lotr_tn.peft.config import AdapterConfig, FormConfig, LotrConfig
-from lotr_tn.peft.entering import entered
 from lotr_tn.peft.layer import TunerEmbedding, TunerLinear
-from lotr_tn.peft.model import FormModel
+from lotr_tn.peft.model import FormModel, entered
 
 # names from when there was one form
 LotrModel, LotrLinear, LotrEmbedding = FormModel, TunerLinear, TunerEmbedding

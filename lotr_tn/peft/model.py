@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
+import peft.mapping
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -16,16 +17,18 @@ from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.doors.loading import load_adapter
 from lotr_tn.errors import OptionError
 from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed, weight_of
-from lotr_tn.nn.form import Form, Own
+from lotr_tn.nn.form import Form, Own, register
 from lotr_tn.nn.grouping import GroupBy
 from lotr_tn.nn.holding import AdaptedLayer
 from lotr_tn.nn.model import move_out, require_untied
 from lotr_tn.nn.planning import Place, Updates
 from lotr_tn.nn.training import lotr_layers
-from lotr_tn.peft.config import AdapterConfig
+from lotr_tn.peft.config import AdapterConfig, kind
 from lotr_tn.peft.layer import TunerLayer, tuner_layer
 
-__all__ = ["FormModel"]
+__all__ = ["FormModel", "entered"]
+
+C = TypeVar("C", bound=type[AdapterConfig])
 
 
 @final
@@ -168,7 +171,7 @@ class FormModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """What the file holds, with the adapter's name: what is shared once a group, and the own."""
+        """What the file holds, with the adapter's name: what is shared once a group, and own."""
         found = cls._get_learnable_bias_state_dict(model, state_dict, config)
         for model_key, stored in _keys(model, adapter_name):
             if model_key in state_dict:
@@ -271,3 +274,24 @@ def _updates(init: str, form: type[Form]) -> Updates:
     if not isinstance(adapter, LoRAAdapter):
         adapter = to_lora(adapter, ranks="minimal", dtype="float32").adapter
     return {module.target.name: module.factors() for module in adapter.modules}
+
+
+def entered(config: C) -> C:
+    """Make PEFT know a form by its configuration; the form is registered, too.
+
+    Args:
+        config: a dataclass with the `form`; most are a `FormConfig` that says no more than that.
+
+    Returns:
+        The same class, so that this can decorate it.
+
+    Raises:
+        OptionError: another form has the same name.
+    """
+    method = register(config.form).method
+    known: Any = peft.mapping
+    name = kind(method.kind)
+    known.PEFT_TYPE_TO_CONFIG_MAPPING[name] = config
+    known.PEFT_TYPE_TO_TUNER_MAPPING[name] = FormModel
+    known.PEFT_TYPE_TO_PREFIX_MAPPING[name] = f"{method.name}_"
+    return config

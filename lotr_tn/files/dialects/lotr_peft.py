@@ -49,7 +49,7 @@ KEPT = ("auto_mapping", "base_model_name_or_path", "modules_to_save", "revision"
 
 def is_lotr_peft(contents: Contents) -> bool:
     """Whether it is a folder that PEFT wrote for a known method, or the weights file in one."""
-    return contents.config.get("peft_type") in METHODS
+    return str(contents.config.get("peft_type")) in METHODS
 
 
 def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
@@ -72,13 +72,13 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     listed = config.get("groups")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{folder / CONFIG} names no groups of modules; save it again")
-    method = METHODS.get(config.get("peft_type", ""), LOTR)
+    method = METHODS.get(str(config.get("peft_type")), LOTR)
     reader = _Reader(weights, tensors, method, config)
     try:
         groups = {name: reader.group(name, paths) for name, paths in listed.items()}
     except CheckpointError:
         raise
-    except (LotrError, TypeError, ValueError) as error:
+    except (LotrError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     extras = {key: tensor for key, tensor in tensors.items() if key not in reader.used}
     if strange := [key for key in extras if _is_of(method, key)]:
