@@ -108,7 +108,7 @@ def _library(arrays: dict[str, Array]) -> Namespace:
 
 def device_name(x: Array) -> str:
     """The device that holds an array, as text: `cpu`, `cuda:0`."""
-    return str(x.device)
+    return str(getattr(x, "device", "cpu"))  # scalars of NumPy 2.0 have none
 
 
 def cast(x: Array, dtype: str, *, xp: Namespace) -> Array:

@@ -52,3 +52,8 @@ def test_row_blocks_cover_every_row_once():
     x = np.empty((5000, 700), np.float32)
     rows = np.concatenate([np.arange(5000)[block] for block in _arrays.row_blocks(x)])
     assert np.array_equal(rows, np.arange(5000))
+
+
+def test_a_scalar_without_a_device_is_on_the_host():
+    """As those of NumPy 2.0 are."""
+    assert _arrays.device_name(object()) == "cpu"
