@@ -134,7 +134,7 @@ class Converting:
                 "for another format"
             )
         groups, kept = kept_apart(lora_groups(adapter, asked.group_by), asked.keep)
-        limits_of(groups, asked.limits)
+        limits_of(groups, asked.limits)  # a group that is not there is refused at once
         return cls(adapter, asked, where, options, groups, kept)
 
     @property
@@ -159,9 +159,8 @@ class Converting:
             stack = self.where.stack(group)
             options = replace(self.options, limits=limits[name])
             done = self._by(rule, group, stack, options)
-            met = isinstance(rule, FixedRank) or is_met(
-                rule, [_certificate(done).relative_error], 0
-            )
+            error = _certificate(done).relative_error
+            met = isinstance(rule, FixedRank) or is_met(rule, [error], error)
             made.append(_Made(group, done, cut_tails(stack), met))
         return self._finished([*made, *self._as_they_are()])
 
