@@ -120,8 +120,8 @@ class Tucker2Form(Form):
 
     def added(self, result: Tensor, x: Tensor, own: Own, site: Site, scale: float) -> Tensor:
         """The products in the cheapest order, the last of them begun with the result."""
-        (m, n), (r1, r2) = self.shape, self.ranks
         u, core = self.u.to(x.device), own["core"] * scale
+        (m, n), (r1, r2) = self.shape, core.shape
         rows = x.numel() // n
         if site.siblings < 2 and folds_right(rows, m, n, r1, r2):
             return add_product(result, times(x, self.v.to(x.device) @ core.mT), u)
@@ -134,8 +134,8 @@ class Tucker2Form(Form):
         self, result: Tensor, index: Tensor, own: Own, site: Site, scale: float | Tensor
     ) -> Tensor:
         """The same for an embedding, which looks up rows of V."""
-        r1, r2 = self.ranks
         u, core = self.u.to(index.device), own["core"] * scale
+        r1, r2 = core.shape
         inside = functional.embedding(index, self.v.to(index.device), site.padding)
         if folds_left(index.numel(), self.shape[0], 0, r1, r2):
             return add_product(result, inside, u @ core)
