@@ -11,7 +11,7 @@ import numpy as np
 import lotr_tn as lt
 from benchmarks.adapter import SIZES, make_adapter
 from benchmarks.measure import report, timed
-from lotr_tn.analysis.clustering import SHARING, clusters_of
+from lotr_tn.analysis.clustering import clusters_of, sharing
 from lotr_tn.analysis.coordinates import coordinates_of
 from lotr_tn.analysis.curves import curves_of
 from lotr_tn.analysis.subspaces import overlaps_of
@@ -79,7 +79,7 @@ def _parts(size: str) -> None:
     stack = lt.LoRAStack(up, down, (rank,) * layers)
     repeats = 5 if size == "full" else 1
     coordinates = coordinates_of(stack)
-    overlaps, curves = overlaps_of(coordinates), curves_of(coordinates, 0, SHARING)
+    overlaps, curves = overlaps_of(coordinates), curves_of(coordinates, 0, sharing())
     work = {
         f"hosvd, ranks {target}": lambda: lt.hosvd(stack, target),
         "error_surface": lambda: lt.error_surface(stack),
