@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from lotr_tn._arrays import Array
 from lotr_tn.formats.certificate import Certificate
 from lotr_tn.formats.dense import Dense
 from lotr_tn.formats.format import Format
@@ -18,6 +19,7 @@ Stack: TypeAlias = Core | Format
 """Any stack of updates: in a core format, or in one that `lotr_tn.ops.register_format` opened."""
 
 __all__ = [
+    "Array",
     "Certificate",
     "Core",
     "Dense",

@@ -11,11 +11,20 @@ from lotr_tn.ops.inner import cosine, gram, inner
 from lotr_tn.ops.moving import astype, to_device
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, norm
 from lotr_tn.ops.operator import as_linear_operator
+from lotr_tn.ops.primitives import (
+    Primitives,
+    lowered,
+    register_format,
+    registered_formats,
+    rule,
+    unregister_format,
+)
 from lotr_tn.ops.stacking import concat_layers, take_layers
 
 operators.register(add=add, subtract=subtract, scale=scale, transpose=transpose, apply=apply)
 
 __all__ = [
+    "Primitives",
     "add",
     "apply",
     "apply_transpose",
@@ -30,13 +39,18 @@ __all__ = [
     "layer_distances",
     "layer_norms",
     "layer_singular_values",
+    "lowered",
     "merge_break_even",
     "norm",
     "parameter_count",
+    "register_format",
+    "registered_formats",
+    "rule",
     "scale",
     "subtract",
     "take_layers",
     "to_dense",
     "to_device",
     "transpose",
+    "unregister_format",
 ]
