@@ -139,12 +139,7 @@ def lora_stacks(
         TypeError: shapes or ranks is a value instead of a strategy.
     """
     return stacks_of(
-        LoRAStack,
-        shapes=shapes,
-        ranks=ranks,
-        dtype=dtype,
-        array=array,
-        degenerate=degenerate,
+        LoRAStack, shapes=shapes, ranks=ranks, dtype=dtype, array=array, degenerate=degenerate
     )
 
 
@@ -158,23 +153,12 @@ def tucker2s(
 ) -> SearchStrategy[Tucker2]:
     """Tucker-2 stacks, whose factors need not be orthonormal. Requires the hypothesis package.
 
-    Args:
-        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
-        ranks: a strategy of pairs (r1, r2); where left out, ranks from 0 to 5 that differ.
-        dtype: as for `lora_stacks`.
-        array: as for `lora_stacks`.
-        degenerate: as for `lora_stacks`.
+    - `ranks`: a strategy of pairs (r1, r2); where left out, ranks from 0 to 5 that differ.
 
-    Raises:
-        TypeError: shapes or ranks is a value instead of a strategy.
+    The other arguments, and what they raise, are those of `lora_stacks`.
     """
     return stacks_of(
-        Tucker2,
-        shapes=shapes,
-        ranks=ranks,
-        dtype=dtype,
-        array=array,
-        degenerate=degenerate,
+        Tucker2, shapes=shapes, ranks=ranks, dtype=dtype, array=array, degenerate=degenerate
     )
 
 
@@ -189,16 +173,10 @@ def low_rank_tucker2s(
 ) -> SearchStrategy[LowRankTucker2]:
     """Tucker-2 stacks with low-rank cores of ragged ranks. Requires the hypothesis package.
 
-    Args:
-        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
-        shared_ranks: a strategy of pairs (r1, r2); where left out, ranks from 0 to 5 that differ.
-        ranks: a strategy from which each core's rank is drawn; 0 to 4 where left out.
-        dtype: as for `lora_stacks`.
-        array: as for `lora_stacks`.
-        degenerate: as for `lora_stacks`.
+    - `shared_ranks`: a strategy of pairs (r1, r2); where left out, ranks from 0 to 5 that differ.
+    - `ranks`: a strategy from which each core's rank is drawn; 0 to 4 where left out.
 
-    Raises:
-        TypeError: shapes, shared_ranks or ranks is a value instead of a strategy.
+    The other arguments, and what they raise, are those of `lora_stacks`.
     """
     return stacks_of(
         LowRankTucker2,
@@ -221,23 +199,12 @@ def tucker1s(
 ) -> SearchStrategy[Tucker1]:
     """Tucker-1 stacks that share either side. Requires the hypothesis package.
 
-    Args:
-        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
-        ranks: a strategy of the number of shared directions; 0 to 4 where left out.
-        dtype: as for `lora_stacks`.
-        array: as for `lora_stacks`.
-        degenerate: as for `lora_stacks`.
+    - `ranks`: a strategy of the number of shared directions; 0 to 4 where left out.
 
-    Raises:
-        TypeError: shapes or ranks is a value instead of a strategy.
+    The other arguments, and what they raise, are those of `lora_stacks`.
     """
     return stacks_of(
-        Tucker1,
-        shapes=shapes,
-        ranks=ranks,
-        dtype=dtype,
-        array=array,
-        degenerate=degenerate,
+        Tucker1, shapes=shapes, ranks=ranks, dtype=dtype, array=array, degenerate=degenerate
     )
 
 
@@ -250,22 +217,9 @@ def dense_stacks(
 ) -> SearchStrategy[Dense]:
     """Stacks of plain matrices. Requires the hypothesis package.
 
-    Args:
-        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
-        dtype: as for `lora_stacks`.
-        array: as for `lora_stacks`.
-        degenerate: as for `lora_stacks`.
-
-    Raises:
-        TypeError: shapes is a value instead of a strategy.
+    Arguments are those of `lora_stacks`.
     """
-    return stacks_of(
-        Dense,
-        shapes=shapes,
-        dtype=dtype,
-        array=array,
-        degenerate=degenerate,
-    )
+    return stacks_of(Dense, shapes=shapes, dtype=dtype, array=array, degenerate=degenerate)
 
 
 def stacks(
@@ -277,14 +231,7 @@ def stacks(
 ) -> SearchStrategy[Stack]:
     """Stacks of any format. Requires the hypothesis package.
 
-    Args:
-        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
-        dtype: as for `lora_stacks`.
-        array: as for `lora_stacks`.
-        degenerate: as for `lora_stacks`.
-
-    Raises:
-        TypeError: shapes is a value instead of a strategy.
+    Arguments are those of `lora_stacks`.
     """
     options = _Options(either("shapes", shapes, sizes.shapes()), dtype, array, degenerate)
     return st.one_of([_drawn(laws_of(kind), {}, options) for kind in known_formats()])
@@ -300,15 +247,9 @@ def stacks_of_one_shape(
 ) -> SearchStrategy[tuple[Stack, ...]]:
     """Several stacks of one shape, each of any format. Requires the hypothesis package.
 
-    Args:
-        count: how many.
-        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
-        dtype: as for `lora_stacks`.
-        array: as for `lora_stacks`.
-        degenerate: as for `lora_stacks`.
+    - `count`: how many.
 
-    Raises:
-        TypeError: shapes is a value instead of a strategy.
+    The other arguments, and what they raise, are those of `lora_stacks`.
     """
     chosen = either("shapes", shapes, sizes.shapes())
     return _stacks_of_one_shape(count, chosen, dtype, array, degenerate)
@@ -333,13 +274,9 @@ def nearly_low_rank(
 
     Requires the hypothesis package. For `laws.small_errors_are_seen`.
 
-    Args:
-        shapes: a strategy of shapes (L, m, n) with m and n from 2 on.
-        dtype: as for `lora_stacks`.
-        array: as for `lora_stacks`.
+    - `shapes`: a strategy of shapes (L, m, n) with m and n from 2 on.
 
-    Raises:
-        TypeError: shapes is a value instead of a strategy.
+    The other arguments are those of `lora_stacks`.
     """
     chosen = either("shapes", shapes, sizes.shapes(most_layers=3, largest=6))
     return _nearly_low_rank(chosen, dtype, array)
