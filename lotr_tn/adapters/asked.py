@@ -23,6 +23,7 @@ class Asked:
         dtype: in which numbers are stored, or `auto`.
         limits: the ranks that may be chosen.
         keep: which modules are kept as they are.
+        beside: forms that are looked at beside `form`.
     """
 
     rule: AdapterRule
@@ -32,10 +33,12 @@ class Asked:
     dtype: str = "auto"
     limits: Limits = None
     keep: str | None = None
+    beside: tuple[FormatName, ...] = ()
 
     def options(self, own: str) -> Options:
         """How candidates are made, of a LoRA that is stored in the dtype `own`."""
         forms = auto_forms() if self.form == "auto" else (form_named(self.form).name,)
+        forms = tuple(dict.fromkeys([*forms, *(form_named(name).name for name in self.beside)]))
         chosen = storage_dtype_for(own, self.rule) if self.dtype == "auto" else self.dtype
         return Options(forms, chosen, self.method)
 

@@ -1,11 +1,14 @@
 """The LoRA factors of every update of a group, each in its own rank, scale inside."""
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.adapters.adapter import LoRAGroup, LoRAModule, LoTRGroup, Target
-from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoRAModule, LoTRGroup, Target
+from lotr_tn.formats import LoRAStack, Tucker2
 from lotr_tn.linalg import smallest_rank, svd_of_product
 from lotr_tn.linalg.factor import svd
 from lotr_tn.linalg.ranks import tail_energies
@@ -24,14 +27,14 @@ def own_factors(group: LoTRGroup | LoRAGroup) -> list[LoRAModule]:
     """Each module of a group with LoRA factors of its own, in the rank that its update has."""
     if isinstance(group, LoRAGroup):
         return [_as_linear(module) for module in group.modules]
-    stack = group.stack
-    if not isinstance(stack, Tucker2):
-        return [_of_layer(target, stack, i) for i, target in enumerate(group.targets)]
-    frame = _frame(stack)
-    roundoff = UNIT_ROUNDOFF[stack.core.dtype.name]
-    return [
-        _module(target, stack, index, frame, roundoff) for index, target in enumerate(group.targets)
-    ]
+    each = RULES.get(type(group.stack), _of_layers)
+    return each(group.targets, group.stack)
+
+
+def _of_tucker(targets: Sequence[Target], stack: Tucker2) -> list[LoRAModule]:
+    """Every update by the SVD of its core, between orthonormal bases that are found once."""
+    frame, roundoff = _frame(stack), UNIT_ROUNDOFF[stack.core.dtype.name]
+    return [_module(target, stack, i, frame, roundoff) for i, target in enumerate(targets)]
 
 
 def _frame(stack: Tucker2) -> Frame:
@@ -59,16 +62,32 @@ def _as_linear(module: LoRAModule) -> LoRAModule:
     return LoRAModule(module.target, up, down)
 
 
-def _of_layer(
-    target: Target, stack: LowRankTucker2 | Tucker1 | LoRAStack, index: int
-) -> LoRAModule:
-    """One update of any format in its own rank; a LoRA's factors stay as they are."""
-    left, right = two_factors(layer_of(stack, index, xp=xp), xp=xp)
+def _of_lora(targets: Sequence[Target], stack: LoRAStack) -> list[LoRAModule]:
+    """A LoRA's factors stay as they are."""
+    return [
+        LoRAModule(_at_rank(target, left.shape[1]), left, right.T)
+        if left.shape[1]
+        else no_update(target, left.shape[0], right.shape[0])
+        for target, (left, right) in zip(targets, _factors(stack), strict=True)
+    ]
+
+
+def _of_layers(targets: Sequence[Target], stack: Compressed) -> list[LoRAModule]:
+    """Every update of any format by the SVD of its factors."""
+    roundoff = UNIT_ROUNDOFF[storage_dtype(stack)]
+    pairs = zip(targets, _factors(stack), strict=True)
+    return [_of_factors(target, left, right, roundoff) for target, (left, right) in pairs]
+
+
+def _factors(stack: Compressed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(m, k) and (n, k) of each layer, in float64."""
+    for index in range(stack.shape[0]):
+        yield two_factors(layer_of(stack, index, xp=xp), xp=xp)
+
+
+def _of_factors(target: Target, left: np.ndarray, right: np.ndarray, roundoff: float) -> LoRAModule:
     if left.shape[1] == 0:
         return no_update(target, left.shape[0], right.shape[0])
-    if isinstance(stack, LoRAStack):
-        return LoRAModule(_at_rank(target, left.shape[1]), left, right.T)
-    roundoff = UNIT_ROUNDOFF[storage_dtype(stack)]
     if (found := _turned_already(target, left, right, roundoff)) is not None:
         return found
     u, s, vt = svd_of_product(left, right.T)
@@ -140,3 +159,10 @@ def _plain_factors(target: Target, stack: Tucker2, index: int, rank: int) -> LoR
     up = stack.u[:, rows].astype(np.float64)
     down = stack.v[:, columns].astype(np.float64).T
     return LoRAModule(Target(target.name, target.layout, rows.size), up, down)
+
+
+RULES: dict[type, Callable[[Sequence[Target], Any], list[LoRAModule]]] = {
+    Tucker2: _of_tucker,
+    LoRAStack: _of_lora,
+}
+"""Formats whose factors are found faster, or kept; those of any other come layer by layer."""

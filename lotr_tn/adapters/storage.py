@@ -4,11 +4,10 @@ from typing import TypeAlias
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
-from lotr_tn.analysis.forms import FormatName
-from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.analysis.forms import LORA, Form, FormatName, form_of
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, TotalError
 
-__all__ = ["AdapterRule", "format_of", "storage_dtype_for", "stored_ranks"]
+__all__ = ["AdapterRule", "format_of", "group_form", "storage_dtype_for", "stored_ranks"]
 
 AdapterRule: TypeAlias = RankRule | TotalError
 
@@ -27,34 +26,27 @@ def storage_dtype_for(own: str, rule: AdapterRule) -> str:
     return "float64" if rule.epsilon or own == "float64" else "float32"
 
 
+def group_form(group: LoTRGroup | LoRAGroup) -> Form:
+    """The form in which a group is stored.
+
+    Raises:
+        OptionError: its format has none.
+    """
+    return LORA if isinstance(group, LoRAGroup) else form_of(group.stack)
+
+
 def format_of(group: LoTRGroup | LoRAGroup) -> FormatName:
-    """The name of the format in which a group is stored."""
-    if isinstance(group, LoRAGroup):
-        return "lora"
-    match group.stack:
-        case Tucker2():
-            return "lotr"
-        case LowRankTucker2():
-            return "lotr-low-rank"
-        case Tucker1():
-            return "shared-in" if group.stack.side == "in" else "shared-out"
-        case LoRAStack():
-            return "truncated"
+    """The name of the form in which a group is stored."""
+    return group_form(group).name
 
 
 def stored_ranks(group: LoTRGroup | LoRAGroup) -> list[int]:
-    """The ranks of a group.
+    """The ranks of a group, as its file says them.
 
     Returns:
         (r1, r2) of a LoTR, and with low-rank cores then each core's; r of one shared side; else
-        each layer's rank.
+        each layer's rank, or what the form says.
     """
     if isinstance(group, LoRAGroup):
         return [target.rank for target in group.targets]
-    match group.stack:
-        case LowRankTucker2():
-            return [*group.stack.shared_ranks, *group.stack.ranks]
-        case Tucker1():
-            return [group.stack.rank]
-        case _:
-            return list(group.stack.ranks)
+    return [int(rank) for rank in form_of(group.stack).ranks(group.stack)]

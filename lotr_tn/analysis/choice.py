@@ -1,7 +1,7 @@
 """The best format for one stack within an error, as it is then stored."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
@@ -76,11 +76,15 @@ def choose_within(
         place = best_point(curve, allowed)
         if place is not None:
             found[name] = _predicted(subject, curve, place, rule, options)
-    for name in set(options.formats) - set(subject.curves):
-        within = replace(options, limits=subject.limits)
-        made = made_within(stack, FORMS[name], rule, within)
+    above: list[Candidate] = []
+    for name in options.formats:
+        if name in subject.curves:
+            continue
+        made = made_within(stack, FORMS[name], rule, replace(options, limits=subject.limits))
         measured = measured_candidate(subject, made, options)
-        if measured.relative_error <= rule.epsilon or len(options.formats) == 1:
+        if measured.relative_error > rule.epsilon > 0 and len(options.formats) > 1:
+            above.append(measured)
+        else:
             found[name], stacks[name] = measured, made
     while True:
         name = _smallest(found, subject)
@@ -90,9 +94,9 @@ def choose_within(
                 "larger ranks or a larger error"
             )
         if FORMS[name].kept:
-            return _chosen(name, found, stack)
+            return _chosen(name, found, stack, above)
         if name in stacks:
-            return _chosen(name, found, stacks[name])
+            return _chosen(name, found, stacks[name], above)
         try:
             made = _made_within(stack, subject, name, rule, options)
         except FormatError:  # an entry is beyond the range of float16
@@ -147,9 +151,15 @@ def _least(candidate: Candidate) -> int:
     return candidate.parameters if candidate.least is None else candidate.least
 
 
-def _chosen(name: FormatName, found: Mapping[FormatName, Candidate], stack: Stored) -> Choice:
-    others = tuple(candidate for key, candidate in found.items() if key != name)
-    return Choice(found[name], stack, others)
+def _chosen(
+    name: FormatName,
+    found: Mapping[FormatName, Candidate],
+    stack: Stored,
+    above: Sequence[Candidate],
+) -> Choice:
+    """The choice, beside all others; `above` were asked for and lose more than may be lost."""
+    others = (candidate for key, candidate in found.items() if key != name)
+    return Choice(found[name], stack, (*others, *above))
 
 
 def _made_within(

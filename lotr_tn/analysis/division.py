@@ -27,6 +27,7 @@ __all__ = [
     "Division",
     "Point",
     "Points",
+    "bounded",
     "choose_point",
     "divide",
     "divide_points",
@@ -93,6 +94,7 @@ def divide(
     Cost and accuracy: as `allocate`, on the curves; a LoTR that is then made by HOOI loses less
     than its curve says.
     """
+    require_curves(options.formats)
     groups = [points_of(subject, rule, options) for subject in subjects]
     allowed = sum(subject.coordinates.energy for subject in subjects)
     if isinstance(rule, TotalError):
@@ -203,7 +205,6 @@ def others_of_size(subject: Subject, point: Point, options: Options) -> tuple[Ca
 
 def points_of(subject: Subject, rule: Budget | TotalError, options: Options) -> Points:
     """What a group can choose from: all points of its curves, with what they cost."""
-    require_curves(options.formats)
     names: list[Point] = []
     costs, losses = [], []
     for name, curve in subject.curves.items():
@@ -262,6 +263,11 @@ def _with_lower_bounds(
             costs.append(_price(subject, name, numbers, rule, options))
             losses.append(loss)
     return Menu(np.concatenate(costs), np.concatenate(losses))
+
+
+def bounded(formats: Iterable[FormatName]) -> tuple[FormatName, ...]:
+    """The forms for which the bound of a division holds by whatever method they are made."""
+    return tuple(name for name in formats if FORMS[name].lower_bounds is not None)
 
 
 def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:

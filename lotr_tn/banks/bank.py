@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, cast, final
 
 import numpy as np
 
@@ -31,7 +31,6 @@ from lotr_tn.banks.group import (
 )
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
-from lotr_tn.formats import Dense, Format
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.ops.arrays import arrays_of, storage_dtype, with_arrays
 from lotr_tn.ops.conversion import as_lora
@@ -266,8 +265,7 @@ class Bank(Mapping[str, LoTRAdapter]):
                 stack = exact_stack(whole) if exact else whole.stack
             assert not isinstance(stack, LoRAGroup)
             mine = take_layers(stack, rows.tolist()) if rows.size < len(part.index) else stack
-            assert not isinstance(mine, Dense)
-            yield part.index[rows, ADAPTER], in_whole_bases(group, mine)
+            yield part.index[rows, ADAPTER], in_whole_bases(group, cast("Compressed", mine))
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -358,9 +356,7 @@ def _one_stack(stacks: list[Compressed]) -> Compressed:
     dtypes = {storage_dtype(stack) for stack in stacks}
     if len(dtypes) > 1:
         stacks = [astype(stack, common_dtype(dtypes)) for stack in stacks]
-    joined = concat_layers(stacks)
-    assert not isinstance(joined, Dense | Format)
-    return joined
+    return cast("Compressed", concat_layers(stacks))
 
 
 def _listed(names: tuple[str, ...], most: int = 6) -> str:

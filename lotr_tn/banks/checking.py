@@ -12,6 +12,7 @@ import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Layout
+from lotr_tn.analysis.forms import FORMS
 from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.group import (
     ADAPTER,
@@ -22,12 +23,11 @@ from lotr_tn.banks.group import (
     BankGroup,
     Part,
 )
+from lotr_tn.banks.layout import row_shapes
 from lotr_tn.files.bank_tensor import BankTensor
 
 __all__ = ["SenseError", "require_sense", "whole_number"]
 
-BOTH_SIDES = ("lotr", "lotr-low-rank")
-OWN_FACTORS = ("truncated", "lora")
 KINDS = ("linear", "embedding", "conv")
 
 
@@ -144,32 +144,26 @@ def _require_part(group: BankGroup, part: Part, adapters: int) -> None:
     _require(bool(np.isfinite(figures).all()), f"the figures of {name} are not finite")
     others = np.delete(figures, SCALE, axis=1)
     _require(bool((others >= 0).all()), f"the figures of {name} hold a negative norm")
-    own = part.format in OWN_FACTORS
+    form = FORMS[part.format]
+    own = not form.shares
     most = len(group.outputs)
     fits = part.segments == 0 if own else 0 < part.segments <= most
     _require(fits, f"layers of {name} use {part.segments} segments of {most}")
     _require_shapes(group, part)
-    if part.format == "lora":
+    if form.kept:
         _require_ranks(group, part)
     shared = () if own else (*group.outputs, *group.inputs)
     _require_one_dtype(f"the layers of {name}", (*shared, *part.tensors.values()))
 
 
 def _require_shapes(group: BankGroup, part: Part) -> None:
-    m, n = group.shape
-    layers, terms = len(part.index), int(part.index[:, TERMS].sum())
-    r1, r2 = (
-        sum(tensor.shape[1] for tensor in side[: part.segments])
-        for side in (group.outputs, group.inputs)
-    )
-    if part.format in OWN_FACTORS:
-        r1, r2 = m, n
-    needed = {
-        "core": (layers, r1, r2),
-        "own": (layers, m, r2) if part.format == "shared-in" else (layers, n, r1),
-        "up": (terms, r1),
-        "down": (terms, r2),
+    counts = len(part.index), int(part.index[:, TERMS].sum())
+    sides = {"out": group.outputs, "in": group.inputs}
+    widths = {
+        side: sum(tensor.shape[1] for tensor in tensors[: part.segments])
+        for side, tensors in sides.items()
     }
+    needed = row_shapes(FORMS[part.format], group.shape, counts, widths)
     for name, tensor in part.tensors.items():
         _require(
             tensor.shape == needed[name],

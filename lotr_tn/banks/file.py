@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lotr_tn.adapters.adapter import Layout
+from lotr_tn.analysis.forms import FORMS, known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
 from lotr_tn.banks.checking import SenseError, require_sense, whole_number
 from lotr_tn.banks.group import BankGroup, Part
@@ -38,16 +39,6 @@ MALFORMED = (
     RecursionError,
 )
 """What reading a header of another form may raise."""
-
-OWN = {
-    "lotr": ("core",),
-    "lotr-low-rank": ("up", "down"),
-    "shared-in": ("own",),
-    "shared-out": ("own",),
-    "truncated": ("up", "down"),
-    "lora": ("up", "down"),
-}
-"""The tensors of a part, by its format, beside its index and figures."""
 
 
 def is_bank(path: Path) -> bool:
@@ -139,7 +130,7 @@ def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
 
 def _tensors(part: Part) -> dict[str, BankTensor]:
     return {
-        **{name: part.tensors[name] for name in OWN[part.format]},
+        **{name: part.tensors[name] for name in FORMS[part.format].own},
         "index": BankTensor.of(part.index.astype(np.int32)),
         "figures": BankTensor.of(part.figures.astype(np.float64)),
     }
@@ -225,9 +216,6 @@ TENSOR_ENTRY = 260
 """Bytes of the header that one tensor's dtype, shape, place and checksum take, at most; its name
 stands there twice."""
 
-STACK_TENSORS = 6
-"""Tensors of a stack, at most: two bases, two of numbers, index and figures."""
-
 
 def overhead(
     adapters: Sequence[BankAdapter],
@@ -247,7 +235,9 @@ def overhead(
     described = [_describe_adapter(adapter, keys) for adapter in adapters]
     text = len(json.dumps(json.dumps([described, *keys])))
     named = [2 * len(json.dumps(f"groups.{name}.parts.0.figures")) for name in stacks]
-    names = sum((STACK_TENSORS + 1) * (length + TENSOR_ENTRY) for length in named)
+    # two bases, the numbers, index and figures
+    most = 4 + max(len(form.own) for form in FORMS.values())
+    names = sum((most + 1) * (length + TENSOR_ENTRY) for length in named)
     numbers = layers * (4 * 4 + 4 * 8)
     held = sum(content.entry.nbytes + TENSOR_ENTRY for content in contents)
     return text + names + numbers + held + 4096
@@ -283,18 +273,19 @@ class _Reader:
 
     def part(self, prefix: str, entry: Mapping[str, Any]) -> Part:
         """One part."""
-        form = entry["format"]
-        if form not in OWN:
+        form = known_form(entry["format"])
+        if form is None:
             raise CheckpointError(
-                f"{self.container.path} has layers in the unknown format {form!r}; upgrade lotr-tn"
+                f"{self.container.path} has layers in the unknown format {entry['format']!r}; "
+                "upgrade lotr-tn, or install the package that the format is of"
             )
         index = self.numbers(f"{prefix}.index", "I32", np.int32)
         figures = self.numbers(f"{prefix}.figures", "F64", np.float64)
         return Part(
-            form,
+            form.name,
             whole_number("the number of segments", entry["segments"]),
             _text(entry["method"]),
-            {name: self.tensor(f"{prefix}.{name}") for name in OWN[form]},
+            {name: self.tensor(f"{prefix}.{name}") for name in form.own},
             index.astype(np.int64),
             figures,
         )

@@ -8,10 +8,11 @@ from typing import final
 import numpy as np
 
 from lotr_tn.adapters.adapter import Compressed, Layout, LoRAGroup, LoRAModule, Target
-from lotr_tn.analysis.forms import FormatName
+from lotr_tn.analysis.forms import FORMS, FormatName, form_of
+from lotr_tn.banks.layout import stack_of_rows, widened
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
-from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.formats import Certificate, LoRAStack
 
 __all__ = [
     "ADAPTER",
@@ -38,10 +39,10 @@ DISTANCE, NORM, DRIFT, SCALE = range(4)
 @final
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Layers in one format, in the first columns of their group's bases.
+    """Layers in one form, in the first columns of their group's bases.
 
     Attributes:
-        format: `lotr`, `lotr-low-rank`, `shared-in`, `shared-out`, `truncated` or `lora`.
+        format: the form's name.
         segments: how many segments of the group's bases it uses.
         method: how it was found.
         tensors: `core` (L, r1, r2); `own` (L, m or n, r); or `up` (K, m or r1) and `down`
@@ -59,6 +60,10 @@ class Part:
     index: np.ndarray
     figures: np.ndarray
 
+    def per_term(self, name: str) -> bool:
+        """Whether a tensor has a row for each rank term, not for each layer."""
+        return FORMS[self.format].per_term(name)
+
     @cached_property
     def ends(self) -> np.ndarray:
         """(L + 1,) where the rows of each layer's rank terms begin and end."""
@@ -75,17 +80,15 @@ class Part:
         total = np.zeros(len(self.index))
         for name, tensor in self.tensors.items():
             each = tensor.entry.nbytes / max(tensor.shape[0], 1)
-            total += each * (1 if name in ("core", "own") else self.index[:, TERMS])
+            total += each * (self.index[:, TERMS] if self.per_term(name) else 1)
         return total
 
     def arrays(self, rows: slice) -> dict[str, np.ndarray]:
         """The tensors of some layers, as views."""
         found = {}
         for name, tensor in self.tensors.items():
-            if name in ("core", "own"):
-                found[name] = tensor.array[rows]
-            else:
-                found[name] = tensor.array[int(self.ends[rows.start]) : int(self.ends[rows.stop])]
+            terms = slice(int(self.ends[rows.start]), int(self.ends[rows.stop]))
+            found[name] = tensor.array[terms if self.per_term(name) else rows]
         return found
 
 
@@ -129,39 +132,34 @@ class BankGroup:
 
     def stack(self, part: Part, rows: slice) -> Compressed | LoRAGroup:
         """Some layers of a part as a stack, certified; views of the file."""
-        arrays, count = part.arrays(rows), rows.stop - rows.start
+        arrays = part.arrays(rows)
         for name, array in arrays.items():
             if not np.isfinite(array.astype(np.float32, copy=False)).all():
                 raise CheckpointError(f"{name} of {self.name} holds NaN or infinite entries")
         certificate = _certificate(part, rows)
-        ranks = tuple(int(k) for k in part.index[rows, TERMS])
-        u, v = (
-            self.basis(side, part.segments) if part.segments else None
-            for side in ("outputs", "inputs")
-        )
-        match part.format:
-            case "lotr":
-                return Tucker2(u, arrays["core"], v, certificate)
-            case "lotr-low-rank":
-                up, down = arrays["up"].T, arrays["down"]
-                return LowRankTucker2(u, up, down, v, ranks, certificate)
-            case "shared-in":
-                return Tucker1(v, arrays["own"], "in", certificate)
-            case "shared-out":
-                return Tucker1(u, arrays["own"], "out", certificate)
-            case "truncated":
-                return LoRAStack(arrays["up"].T, arrays["down"], ranks, certificate)
-            case "lora":
-                ends = part.ends[rows.start : rows.stop + 1] - part.ends[rows.start]
-                modules = []
-                for i in range(count):
-                    row = rows.start + i
-                    terms = slice(int(ends[i]), int(ends[i + 1]))
-                    target = self.target(part, row)
-                    wide = arrays["up"][terms].T[:, : target.rank // target.layout.groups]
-                    scale = float(part.figures[row, SCALE])
-                    modules.append(LoRAModule(target, wide, arrays["down"][terms], scale))
-                return LoRAGroup(self.name, tuple(modules), certificate)
+        form = FORMS[part.format]
+        if form.kept:
+            return LoRAGroup(self.name, self._loras(part, rows, arrays), certificate)
+        bases = self.bases(part.segments) if part.segments else {}
+        terms = tuple(int(k) for k in part.index[rows, TERMS])
+        return stack_of_rows(form, arrays, bases, terms, certificate)
+
+    def bases(self, segments: int) -> dict[str, np.ndarray]:
+        """The first segments of both sides, `out` and `in`."""
+        return {"out": self.basis("outputs", segments), "in": self.basis("inputs", segments)}
+
+    def _loras(
+        self, part: Part, rows: slice, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[LoRAModule, ...]:
+        """The modules of LoRAs that are kept."""
+        ends = part.ends[rows.start : rows.stop + 1] - part.ends[rows.start]
+        modules = []
+        for i, row in enumerate(range(rows.start, rows.stop)):
+            terms, target = slice(int(ends[i]), int(ends[i + 1])), self.target(part, row)
+            wide = arrays["up"][terms].T[:, : target.rank // target.layout.groups]
+            scale = float(part.figures[row, SCALE])
+            modules.append(LoRAModule(target, wide, arrays["down"][terms], scale))
+        return tuple(modules)
 
     def target(self, part: Part, row: int) -> Target:
         """The module of a layer."""
@@ -186,12 +184,8 @@ def _certificate(part: Part, rows: slice) -> Certificate:
 
 
 def in_whole_bases(group: BankGroup, stack: Compressed) -> Compressed:
-    """A stack in the first columns of the group's bases, in all of them: cores filled by zeros."""
-    if not isinstance(stack, Tucker2 | LowRankTucker2):
+    """A stack in the first columns of the group's bases, in all of them where it shares both."""
+    form = form_of(stack)
+    if len(form.shares) < 2:
         return stack
-    u, v = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
-    left, right = u.shape[1] - stack.u.shape[1], v.shape[1] - stack.v.shape[1]
-    if isinstance(stack, Tucker2):
-        return Tucker2(u, np.pad(stack.core, ((0, 0), (0, left), (0, right))), v)
-    up, down = np.pad(stack.up, ((0, left), (0, 0))), np.pad(stack.down, ((0, 0), (0, right)))
-    return LowRankTucker2(u, up, down, v, stack.ranks)
+    return widened(form, stack, group.bases(len(group.outputs)))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lotr_tn.adapters.asked import Asked
+from lotr_tn.analysis.forms import all_forms
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     DtypeOption,
@@ -42,6 +43,10 @@ def analyze(
     group: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this group; may be repeated.")
     ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Look at this form too, or at all that there are."),
+    ] = None,
     stack_all: Annotated[
         bool, typer.Option("--stack-all", help="Measure ways of stacking however large they are.")
     ] = False,
@@ -60,7 +65,15 @@ def analyze(
     what `lotr convert --format auto` with the same question writes.
     """
     limits = asked_limits(min_rank, max_rank)
-    asked = Asked(how_much.question(), "auto", group_by=group_by, dtype=dtype, limits=limits)
+    beside = all_forms() if "all" in (formats or ()) else tuple(formats or ())
+    asked = Asked(
+        how_much.question(),
+        "auto",
+        group_by=group_by,
+        dtype=dtype,
+        limits=limits,
+        beside=beside,
+    )
     if plot is not None:
         refuse_plot(plot, force=out.force)
     if html is not None:

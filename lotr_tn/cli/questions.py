@@ -7,6 +7,8 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from lotr_tn.adapters.restrictions import Limits
+from lotr_tn.analysis.forms import FORMS, form_named
+from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RelativeError, TotalError
 
 __all__ = [
@@ -48,13 +50,28 @@ DtypeOption: TypeAlias = Annotated[
     ),
 ]
 
+
+def _known(name: str | None) -> str | None:
+    """The name of a form to convert to, or auto."""
+    if name not in (None, "auto"):
+        try:
+            kept = form_named(name).kept
+        except OptionError as error:
+            raise typer.BadParameter(str(error)) from None
+        if kept:
+            raise typer.BadParameter(f"{name} is what an adapter is already; choose another form")
+    return name
+
+
+_OTHERS = [name for name, form in FORMS.items() if not form.kept and not form.pairs]
 FormatOption: TypeAlias = Annotated[
-    Literal["lotr", "auto", "truncated", "shared-in", "shared-out", "lotr-low-rank"] | None,
+    str | None,
     typer.Option(
         "--format",
         metavar="NAME",
-        help="lotr, auto (the smallest) or another form. The others are truncated, "
-        "shared-in, shared-out and lotr-low-rank.",
+        callback=_known,
+        help="lotr, auto (the smallest) or another form. The others are "
+        f"{', '.join(_OTHERS[:-1])} and {_OTHERS[-1]}.",
     ),
 ]
 MethodOption: TypeAlias = Annotated[

@@ -22,6 +22,7 @@ from lotr_tn.adapters.question import Question, is_met, measure, subject_of
 from lotr_tn.adapters.restrictions import Limits, kept_apart, limits_of
 from lotr_tn.adapters.storage import AdapterRule, format_of, stored_ranks
 from lotr_tn.analysis.choice import Choice, choose_within
+from lotr_tn.analysis.division import bounded
 from lotr_tn.analysis.forms import FORMS, Form, FormatName, Options
 from lotr_tn.analysis.truncation import cut_parameters, cut_tails
 from lotr_tn.conversion.outcome import Conversion, GroupConversion
@@ -204,6 +205,7 @@ class Converting:
             met=is_met(rule, (), conversion.relative_error),
             bound=question.bound(division, whole),
             bound_unit="bytes" if isinstance(rule, TotalError) else "relative error",
+            bound_forms=bounded(self.options.formats),
         )
 
     def _as_they_are(self) -> "list[_Made]":
@@ -290,12 +292,11 @@ def _energy(made: LoTRGroup | LoRAGroup) -> float:
 
 def _chosen(group: LoRAGroup, choice: Choice) -> LoTRGroup | LoRAGroup:
     if FORMS[choice.candidate.format].kept:
-        assert isinstance(choice.stack, LoRAStack)
         return kept_as_is(group, choice.stack)
     return _stored(group, choice.stack)
 
 
-def kept_as_is(group: LoRAGroup, stack: LoRAStack) -> LoRAGroup:
+def kept_as_is(group: LoRAGroup, stack: Compressed) -> LoRAGroup:
     """The group with its own factors, and a certificate that nothing is lost."""
     norms = to_numpy(layer_norms(stack))
     nothing = np.float64(0.0)

@@ -12,7 +12,6 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import (
     Adapter,
-    Compressed,
     LoRAAdapter,
     LoRAGroup,
     LoRAModule,
@@ -21,9 +20,9 @@ from lotr_tn.adapters.adapter import (
     block_diagonal,
 )
 from lotr_tn.errors import CheckpointError
-from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker2
+from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import qr
-from lotr_tn.ops.layers import core_of, layer_of
+from lotr_tn.ops.layers import between_shared, two_factors
 
 __all__ = ["Bases", "ModuleUpdates", "Reduced", "updates_of"]
 
@@ -210,10 +209,10 @@ def _of_module(module: LoRAModule) -> tuple[Target, tuple[int, int], Callable[[]
 
 def _of_layer(group: LoTRGroup, index: int) -> tuple[Target, tuple[int, int], Callable[[], Update]]:
     def update() -> Update:
-        stack: Compressed = group.stack
-        if isinstance(stack, Tucker2 | LowRankTucker2):
-            return Update(stack.u, core_of(stack, index, xp=xp), stack.v)
-        layer = layer_of(stack, index, xp=xp)
-        return Update(layer.left, None, layer.right)
+        layer = between_shared(group.stack, index, xp=xp)
+        if layer.left is None or layer.right is None:
+            left, right = two_factors(layer, xp=xp)
+            return Update(left, None, right)
+        return Update(layer.left, layer.middle, layer.right)
 
     return group.targets[index], group.shape[1:], update

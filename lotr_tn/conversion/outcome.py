@@ -55,6 +55,7 @@ class Conversion:
             the same groups goes below: the relative error for a budget, the bytes for an error;
             else None.
         bound_unit: `relative error` or `bytes`.
+        bound_forms: the forms that the bound covers.
     """
 
     adapter: LoTRAdapter
@@ -62,6 +63,7 @@ class Conversion:
     met: bool = True
     bound: float | None = None
     bound_unit: Literal["bytes", "relative error"] | None = None
+    bound_forms: tuple[FormatName, ...] = ()
 
     @property
     def relative_error(self) -> float:

@@ -7,7 +7,8 @@ from lotr_tn.adapters.stackings import StackedGroup
 from lotr_tn.analysis.candidates import Candidate, Subject, joint_error
 from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.clustering import Clustering
-from lotr_tn.analysis.forms import LORA
+from lotr_tn.analysis.division import bounded
+from lotr_tn.analysis.forms import LORA, FormatName
 from lotr_tn.analysis.subspaces import Overlaps
 
 __all__ = ["Analysis", "GroupAnalysis", "StackingCost"]
@@ -90,6 +91,11 @@ class Analysis:
     met: bool
     seconds: float
     bound: float | None = None
+
+    @property
+    def bound_forms(self) -> tuple[FormatName, ...]:
+        """The forms that the bound covers."""
+        return () if self.bound is None else bounded(self.groups[0].subject.curves)
 
     @property
     def parameters(self) -> int:

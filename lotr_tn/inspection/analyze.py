@@ -16,7 +16,7 @@ from lotr_tn.adapters.stackings import Stacking, stackings_of
 from lotr_tn.analysis.candidates import joint_error
 from lotr_tn.analysis.clustering import clusters_of
 from lotr_tn.analysis.division import division_path
-from lotr_tn.analysis.forms import Options
+from lotr_tn.analysis.forms import FormatName, Options
 from lotr_tn.analysis.subspaces import overlaps_of
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.budget import spent_beside
@@ -38,6 +38,7 @@ def analyze_adapters(
     *,
     group_by: str = "kind",
     groups: Sequence[str] = (),
+    formats: Sequence[FormatName] = (),
     dtype: str = "auto",
     limits: Limits = None,
     stack_all: bool = False,
@@ -52,6 +53,7 @@ def analyze_adapters(
             `Budget` for all groups together.
         group_by: `kind`, `shape` or a regular expression; see `group_modules`.
         groups: names of the groups to analyse; all where left out.
+        formats: forms that are looked at beside those of `auto`, which are made and measured.
         dtype: storage dtype of the candidates, or `auto`: what `convert_adapter` would take.
         limits: the ranks that may be chosen; by group name, where they differ.
         stack_all: whether to measure ways of stacking whose stacks are larger than 1024 rank
@@ -70,7 +72,8 @@ def analyze_adapters(
     as much again), and one or two decompositions; memory of O(R²) for each stack.
     """
     question = RelativeError(0.05) if question is None else question
-    asked = Asked(question, "auto", group_by=group_by, dtype=dtype, limits=limits)
+    common = Asked(question, "auto", group_by=group_by, dtype=dtype, limits=limits)
+    asked = replace(common, beside=tuple(formats))
     return Analysing.of(adapters, asked, groups, stack_all=stack_all).run(progress)
 
 

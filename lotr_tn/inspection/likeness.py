@@ -7,9 +7,9 @@ from functools import cached_property, partial
 import numpy as np
 
 from lotr_tn.adapters.adapter import Adapter, Compressed, LoRAAdapter, LoRAGroup, LoRAModule
+from lotr_tn.analysis.forms import form_of
 from lotr_tn.analysis.subspaces import NUMERICAL_ZERO
 from lotr_tn.errors import CheckpointError, OptionError
-from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.layers import layer_of, two_factors
 
@@ -260,9 +260,9 @@ def _updates(adapter: Adapter) -> Iterator[_Update]:
         if isinstance(group, LoRAGroup):
             yield from map(_update_of_module, group.modules)
             continue
-        m, n = group.stack.shape[1:]
+        form, (m, n) = form_of(group.stack), group.stack.shape[1:]
         for index, target in enumerate(group.targets):
-            size = 8 * (m + n) * _width(group.stack, index)
+            size = 8 * (m + n) * form.width(group.stack, index)
             read = partial(_factors_of_layer, group.stack, index)
             yield _Update(target.name, (m, n), size, read)
 
@@ -276,16 +276,6 @@ def _update_of_module(module: LoRAModule) -> _Update:
 def _factors_of_module(module: LoRAModule) -> tuple[np.ndarray, np.ndarray]:
     up, down = module.factors()
     return up, down.T
-
-
-def _width(stack: Compressed, index: int) -> int:
-    match stack:
-        case Tucker2():
-            return min(stack.ranks)
-        case LoRAStack() | LowRankTucker2():
-            return stack.ranks[index]
-        case Tucker1():
-            return stack.rank
 
 
 def _factors_of_layer(stack: Compressed, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from lotr_tn.ops.primitives import lowered
 
 __all__ = [
     "Layer",
+    "between_shared",
     "core_of",
     "cores_as_lora",
     "each_core",
@@ -60,6 +61,17 @@ def layer_of(stack: Stack, index: int, *, xp: Namespace) -> Layer:
             return Layer(None, stack.w[index, ...], None)
         case never:
             assert_never(never)
+
+
+def between_shared(stack: Stack, index: int, *, xp: Namespace) -> Layer:
+    """Layer `index` between the factors of both sides where all layers share them, else as it is.
+
+    Such a core is in float64.
+    """
+    stack = lowered(stack)
+    if isinstance(stack, Tucker2 | LowRankTucker2):
+        return Layer(stack.u, core_of(stack, index, xp=xp), stack.v)
+    return layer_of(stack, index, xp=xp)
 
 
 def left_times_middle(layer: Layer, *, xp: Namespace) -> Array:

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from lotr_tn.analysis.forms import FORMS, LOTR
+from lotr_tn.analysis.forms.truncated import FORM as TRUNCATED
+from lotr_tn.report.forms import is_kept, is_pairs, phrase_of
 from lotr_tn.report.numbers import byte_size, error, times
 
 __all__ = ["group_advice", "question_text", "verdict"]
@@ -14,14 +17,6 @@ UNSHARED = 0.1
 
 HARDLY = 0.97
 """Share of the LoRA's parameters above which a form hardly saves anything."""
-
-FORMS = {
-    "truncated": "a LoRA with each layer's rank cut",
-    "lotr": "LoTR",
-    "shared-in": "one shared V",
-    "shared-out": "one shared U",
-    "lotr-low-rank": "LoTR with low-rank cores",
-}
 
 
 def question_text(question: dict[str, Any]) -> str:
@@ -58,12 +53,12 @@ def group_advice(group: dict[str, Any]) -> str:
     by_format = {candidate["format"]: candidate for candidate in group["candidates"]}
     layers = group["shape"][0]
     parts = []
-    if (lotr := by_format.get("lotr")) is not None:
+    if (lotr := by_format.get(LOTR.name)) is not None:
         parts.append(
             f"sharing U and V across {_these(layers)} costs {_ratio(lotr)} the LoRA at "
             f"{_percent(lotr['relative_error'])} error"
         )
-    if (cut := by_format.get("truncated")) is not None:
+    if (cut := by_format.get(TRUNCATED.name)) is not None:
         parts.append(
             f"cutting each layer's rank costs {_ratio(cut)} at {_percent(cut['relative_error'])}"
         )
@@ -82,9 +77,10 @@ def _recommendation(record: dict[str, Any]) -> str:
     before, found = record["params"], record["recommended"]
     forms = {group["recommended"] for group in record["groups"] if group["norm"]}
     loses = f"at {_percent(found['relative_error'])} error, measured"
-    if forms == {"lora"} and record["question"]["kind"] in ("max_params", "max_bytes"):
+    nothing = all(map(is_kept, forms))
+    if nothing and record["question"]["kind"] in ("max_params", "max_bytes"):
         return f"The LoRA as it is, of {before:,} parameters, has room: nothing need be lost."
-    if forms == {"lora"}:
+    if nothing:
         return (
             f"Nothing compresses: {question_text(record['question'])} needs all "
             f"{before:,} parameters of the LoRA."
@@ -103,20 +99,19 @@ def _recommendation(record: dict[str, Any]) -> str:
 
 def _how(record: dict[str, Any], forms: set[str]) -> str:
     if len(forms) == 1:
-        return FORMS[next(iter(forms))]
+        return phrase_of(*forms)
     counted = []
-    for form in ("lora", *FORMS):
+    for form in FORMS:
         count = sum(group["recommended"] == form for group in record["groups"] if group["norm"])
         if count:
-            words = FORMS.get(form, "the LoRA as it is")
-            counted.append(f"{words} for {count} group{'s' if count > 1 else ''}")
+            counted.append(f"{phrase_of(form)} for {count} group{'s' if count > 1 else ''}")
     return ", ".join(counted[:-1]) + f" and {counted[-1]}"
 
 
 def _sharing(record: dict[str, Any]) -> list[str]:
     """What LoTR for all groups would take, where it is not what is recommended."""
-    lotr = [_of_format(group, "lotr") for group in record["groups"]]
-    if any(c is None for c in lotr) or all(g["recommended"] == "lotr" for g in record["groups"]):
+    lotr = [_of_format(group, LOTR.name) for group in record["groups"]]
+    if any(c is None for c in lotr) or all(is_pairs(g["recommended"]) for g in record["groups"]):
         return []
     if record["question"]["kind"] not in ("rel_error",):
         return []

@@ -9,25 +9,16 @@ from lotr_tn.analysis.break_even import break_even_layers
 from lotr_tn.analysis.candidates import Candidate, joint_error
 from lotr_tn.analysis.curve import Curve, best_point
 from lotr_tn.analysis.error_surface import surface_of
-from lotr_tn.analysis.forms import FormatName
-from lotr_tn.analysis.forms.truncated import layer_ranks
+from lotr_tn.analysis.forms import FORMS, LORA, LOTR
 from lotr_tn.analysis.spectra import Spectra
-from lotr_tn.formats import LoRAStack
 from lotr_tn.inspection.analysis import Analysis, GroupAnalysis
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 from lotr_tn.report.advice import group_advice, verdict
+from lotr_tn.report.forms import is_pairs, label_of
 from lotr_tn.report.numbers import rank_range
+from lotr_tn.report.text import ranks_text
 
-__all__ = ["LABELS", "analysis_record", "question_record", "with_surfaces"]
-
-LABELS: dict[FormatName, str] = {
-    "lora": "LoRA as it is",
-    "truncated": "each layer's rank cut",
-    "lotr": "LoTR: U and V shared",
-    "shared-in": "V shared",
-    "shared-out": "U shared",
-    "lotr-low-rank": "LoTR, low-rank cores",
-}
+__all__ = ["analysis_record", "question_record", "with_surfaces"]
 
 ERRORS = (0.3, 0.1, 0.05, 0.01)
 """Errors at which every group says what each format would store."""
@@ -63,6 +54,7 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
         },
         "bound": analysis.bound,
         "bound_unit": _bound_unit(analysis),
+        "bound_forms": list(analysis.bound_forms),
         "seconds": analysis.seconds,
         "groups": groups,
         "stackings": [_stacking(cost.__dict__) for cost in analysis.stackings],
@@ -140,7 +132,7 @@ def _group(group: GroupAnalysis, analysis: Analysis) -> dict[str, Any]:
         "shape": list(group.shape),
         "layer_ranks": [target.rank for target in targets],
         "params": subject.stored,
-        "bytes": subject.bytes_of("lora", subject.stored, analysis.dtype),
+        "bytes": subject.bytes_of(LORA.name, subject.stored, analysis.dtype),
         "norm": coordinates.energy**0.5,
         "spectra": {
             "left": spectra.left.tolist(),
@@ -183,7 +175,7 @@ def _candidate(candidate: Candidate, group: GroupAnalysis) -> dict[str, Any]:
     stored = group.subject.stored
     return {
         "format": candidate.format,
-        "label": LABELS[candidate.format],
+        "label": label_of(candidate.format),
         "params": candidate.parameters,
         "bytes": candidate.bytes,
         "ratio": candidate.parameters / stored if stored else None,
@@ -196,31 +188,26 @@ def _candidate(candidate: Candidate, group: GroupAnalysis) -> dict[str, Any]:
 
 def _ranks_text(candidate: Candidate, group: GroupAnalysis) -> str:
     """Ranks as a reader wants them: 8, or 2-7; r1, r2; with low-rank cores how many terms."""
-    if candidate.format == "lora":
+    form, subject = FORMS[candidate.format], group.subject
+    if form.kept:
         return rank_range(target.rank for target in group.stacked.group.targets)
-    if candidate.format == "truncated":
-        return rank_range(_layer_ranks(candidate, group))
-    shared = ", ".join(str(rank) for rank in candidate.setting[:2])
-    return shared if len(candidate.setting) < 3 else f"{shared}; {candidate.setting[2]} terms"
-
-
-def _layer_ranks(candidate: Candidate, group: GroupAnalysis) -> tuple[int, ...]:
-    stack = group.choice.stack
-    if candidate.measured and isinstance(stack, LoRAStack):
-        return stack.ranks
-    subject = group.subject
-    return layer_ranks(candidate.setting, subject.coordinates, subject.limits)
+    if candidate is group.choice.candidate:
+        return ranks_text(form.name, list(form.ranks(group.choice.stack)))
+    ranks = candidate.setting
+    if form.ranks_at is not None and not candidate.measured:
+        ranks = form.ranks_at(ranks, subject.coordinates, subject.limits)
+    return ranks_text(form.name, list(ranks))
 
 
 def _front(group: GroupAnalysis) -> list[dict[str, Any]]:
     """The LoTR that answers, and points of its front evenly spread up to some times the LoRA."""
     coordinates = group.subject.coordinates
-    curve = group.subject.curves["lotr"]
+    curve = group.subject.curves[LOTR.name]
     within = np.flatnonzero(curve.parameters <= max(BEYOND * group.subject.stored, 1))
     if coordinates.energy == 0 or not within.size:
         return []
     wanted = np.linspace(0, float(curve.parameters[within[-1]]), FRONT_POINTS)
-    asked = [c.parameters for c in group.choice.all if c.format == "lotr"]
+    asked = [c.parameters for c in group.choice.all if is_pairs(c.format)]
     wanted = np.concatenate([wanted, asked])
     places = np.unique(np.searchsorted(curve.parameters[within], wanted).clip(max=within.size - 1))
     pairs = [(int(r1), int(r2)) for r1, r2 in curve.settings[places]]
@@ -293,7 +280,7 @@ def _listed_ranks(most: int) -> np.ndarray:
 
 def _break_even(group: GroupAnalysis) -> int | None:
     """Layers from which the LoTR found would store less than the LoRA, of its mean rank."""
-    found = next((c for c in group.choice.all if c.format == "lotr"), None)
+    found = next((c for c in group.choice.all if is_pairs(c.format)), None)
     if found is None or not all(found.setting):
         return None
     layers, m, n = group.shape

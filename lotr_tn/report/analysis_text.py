@@ -9,7 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.advice import question_text
+from lotr_tn.report.forms import is_kept
 from lotr_tn.report.numbers import byte_size, count, error, times
 from lotr_tn.report.text import bound_text, plain_table, shape_text
 
@@ -76,10 +78,12 @@ def _groups(record: dict[str, Any], show_all: bool) -> Table:
 
 
 def _at_errors(record: dict[str, Any]) -> Table:
-    """What the LoRA's own truncation and LoTR would store at other errors, by their curves."""
-    formats = ["truncated", "lotr", "lotr-low-rank", "shared-in", "shared-out"]
+    """What each form would store at other errors, by its curve; most shared first, then less."""
+    within = record["groups"][0]["params_within"]
+    formats = [name for name in within if name in FORMS and not is_kept(name)]
+    formats.sort(key=lambda name: (bool(FORMS[name].shares), -len(FORMS[name].shares)))
     table = plain_table("Error", *formats)
-    for bound in record["groups"][0]["params_within"]["lora"]:
+    for bound in next(iter(within.values())):
         sizes = [_least(record, form, bound) for form in formats]
         shown = ["-" if size is None else times(size, record["params"]) for size in sizes]
         table.add_row(bound, *shown)

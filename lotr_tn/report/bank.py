@@ -9,34 +9,28 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lotr_tn.adapters.as_lora import Export
+from lotr_tn.analysis.forms import FORMS
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.group import ADAPTER, BankGroup
 from lotr_tn.banks.making.conversion import BankConversion
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.report.numbers import byte_size, error, file_growth, times
-from lotr_tn.report.records import export_record
-from lotr_tn.report.text import export_ranks, plain_table
+from lotr_tn.report.text import plain_table
 
 __all__ = [
     "adapter_record",
     "adapter_table",
     "bank_conversion_record",
     "bank_conversion_text",
-    "bank_export_record",
-    "bank_export_text",
-    "bank_exports_text",
     "bank_question_text",
     "bank_record",
     "bank_text",
+    "grown",
     "verification_text",
 ]
 
 SHOWN = 12
 """Rows of a table that are shown unless all are asked for."""
-
-ALONE = ("truncated", "lora")
-"""Formats in which layers share nothing."""
 
 VISIBLE = 1e-4
 """By how much more a bound must be than the error, relatively, to be shown beside it."""
@@ -193,14 +187,14 @@ def bank_question_text(asked: Mapping[str, Any]) -> str:
 def _error_lines(record: Mapping[str, Any]) -> list[str]:
     worst, whole = error(record["worst_error"]), error(record["relative_error"])
     lines = [f"Relative error  {worst} at worst, {whole} of all together, measured"]
-    if _grown(record["worst_bound"], record["worst_error"]):
+    if grown(record["worst_bound"], record["worst_error"]):
         bound = error(record["worst_bound"])
         lines.append(f"At most         {bound} for each, with what compacting has moved since")
     lines.append(f"Asked           {bank_question_text(record['asked'])}")
     return lines
 
 
-def _grown(bound: float, measured: float) -> bool:
+def grown(bound: float, measured: float) -> bool:
     """Whether later changes can be seen in an error."""
     return bound > measured * (1 + VISIBLE)
 
@@ -228,7 +222,7 @@ def adapter_table(
     if len(adapters) > SHOWN and not show_all:
         ordered = sorted(adapters, key=lambda one: -one["relative_error"]) if worst else adapters
         shown = ordered[:SHOWN]
-    bounded = any(_grown(one["bound"], one["relative_error"]) for one in adapters)
+    bounded = any(grown(one["bound"], one["relative_error"]) for one in adapters)
     columns = ("Modules", "Error", *(("At most",) if bounded else ()), "Own size")
     table = plain_table("Adapter", *columns)
     for one in shown:
@@ -258,7 +252,7 @@ def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> Renderabl
         lines.insert(-2, f"Carried along   {_contents_text(record['contents'])}, unchanged")
     parts = adapter_table(record["adapters"], show_all=show_all)
     parts.append(Text("\n".join(lines)))
-    if set(record["formats"]) <= set(ALONE):
+    if not any(FORMS[name].shares for name in record["formats"]):
         sentence = (
             "These adapters hardly share anything: every layer keeps factors of its own, of lower "
             "rank where the error allows it. One bank takes no less than as many files would."
@@ -356,55 +350,6 @@ def _group_table(groups: list[dict[str, Any]], *, show_all: bool) -> list[Render
     if not left:
         return [table]
     return [table, Text(f"The {len(shown)} largest stacks; --all shows {left} more.")]
-
-
-def bank_export_record(
-    bank: Bank, name: str, export: Export, destination: Path, size: int, seconds: float
-) -> dict[str, Any]:
-    """What `lotr bank export --json` prints of one; `size` is that of the written weights."""
-    figures = bank.figures(name)
-    return {
-        "adapter": name,
-        "relative_error": float(figures.relative_error),
-        "bound": float(figures.bound),
-        **export_record(export, destination, (figures.own_bytes, size), seconds),
-    }
-
-
-def bank_export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
-    """The outcome of `lotr bank export` of one."""
-    bound = record["bound"]
-    grown = _grown(bound, record["relative_error"])
-    more = f"; by now at most {error(bound)}" if grown else ""
-    lines = [
-        f"Adapter         {record['adapter']}",
-        f"Relative error  {error(record['relative_error'])}, measured when it was stored{more}",
-        f"Modules         {export_ranks(record, uniform)}",
-        f"Parameters      {record['params']:,}",
-        f"File            {byte_size(record['bytes_after'])}, of which the bank holds "
-        f"{byte_size(record['bytes_before'])} beside what all share",
-        f"Written         {record['destination']} in {record['seconds']:.1f} s",
-    ]
-    return Text("\n".join(lines))
-
-
-def bank_exports_text(record: dict[str, Any]) -> RenderableType:
-    """The outcome of `lotr bank export` of several."""
-    table = plain_table("Adapter", "Error", "Rank", "File")
-    for one in record["adapters"][:SHOWN]:
-        folder = Path(one["destination"]).name
-        name = one["adapter"] if folder == one["adapter"] else f"{one['adapter']} in {folder}"
-        row = (error(one["relative_error"]), str(one["rank"]), byte_size(one["bytes_after"]))
-        table.add_row(Text(name), *row)
-    left = len(record["adapters"]) - SHOWN
-    more = f"and {left} more.\n\n" if left > 0 else ""
-    return Group(
-        table,
-        Text(
-            f"{more}Files           {file_growth(record['bytes_before'], record['bytes_after'])}\n"
-            f"Written         {record['destination']} in {record['seconds']:.1f} s"
-        ),
-    )
 
 
 def _s(number: int) -> str:

@@ -28,6 +28,7 @@ def conversion_record(
         "met": conversion.met,
         "bound": conversion.bound,
         "bound_unit": conversion.bound_unit,
+        "bound_forms": list(conversion.bound_forms),
         "seconds": seconds,
         "groups": [_group_record(group) for group in conversion.groups],
         "untouched": list(conversion.adapter.extras),

@@ -7,6 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lotr_tn.analysis.forms import FORMS
+from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.numbers import byte_size, count, error, rank_range, times
 
 __all__ = [
@@ -44,7 +46,7 @@ def shape_text(shape: list[int]) -> str:
 
 def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
     """The outcome of `lotr convert`."""
-    mixed = any(group["format"] != "lotr" for group in record["groups"])
+    mixed = not all(is_pairs(group["format"]) for group in record["groups"])
     columns = ["Group", "Layers x matrix", "Ranks", "Error", "LoRA", "LoTR", "Ratio"]
     if mixed:
         columns[1], columns[5] = "Format", "After"
@@ -80,19 +82,21 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
 
 def bound_text(record: dict[str, Any]) -> str:
     """What no other division of the budget, or of the error, could go below."""
+    *others, last = record["bound_forms"]
+    forms = f"{', '.join(others)} and {last}" if others else last
     if record["bound_unit"] == "bytes":
         size = byte_size(record["bound"])
-        return f"no choice of formats and ranks stores less than {size} of numbers"
-    return f"no choice of formats and ranks of this size goes below {error(record['bound'])}"
+        return f"no choice of ranks in {forms} stores less than {size} of numbers"
+    return f"no choice of ranks in {forms} of this size goes below {error(record['bound'])}"
 
 
 def ranks_text(form: str, ranks: list[int]) -> str:
     """Ranks of a stored group: r1, r2; with low-rank cores how many terms; layers as a range."""
-    if form in ("lora", "truncated"):
-        return rank_range(ranks)
-    if form == "lotr-low-rank":
-        return f"{ranks[0]}, {ranks[1]}; {sum(ranks[2:])} terms"
-    return ", ".join(map(str, ranks))
+    shared, each = FORMS[form].split(ranks) if form in FORMS else (ranks, ())
+    if not shared:
+        return rank_range(each)
+    text = ", ".join(map(str, shared))
+    return f"{text}; {sum(each)} terms" if each else text
 
 
 def verdict(record: dict[str, Any]) -> str | None:
@@ -178,7 +182,7 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
 def _kinds(record: dict[str, Any]) -> str:
     """The formats of a native file."""
     found = dict.fromkeys(group["format"] for group in record["groups"])
-    return "LoTR (Tucker-2)" if list(found) == ["lotr"] else "LoTR file: " + ", ".join(found)
+    return "LoTR (Tucker-2)" if all(map(is_pairs, found)) else "LoTR file: " + ", ".join(found)
 
 
 def _scale(config: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ import pytest
 
 import lotr_tn as lt
 from lotr_tn.adapters.adapter import Layout, LoRAAdapter, LoRAModule, Target
+from lotr_tn.analysis.forms import FORMS
 from lotr_tn.inspection.analyze import analyze_adapters
 from lotr_tn.report.advice import group_advice, question_text, verdict
-from lotr_tn.report.analysis import LABELS, analysis_record
+from lotr_tn.report.analysis import analysis_record
 from tests.analysis.planted import clustered, lora, one_side, shared
 
 UNSHARED = {"shape": (6, 211, 173), "ranks": (4, 3, 4, 2, 4, 3)}
@@ -219,7 +220,7 @@ def test_every_number_is_what_it_says(surfaces):
         assert group["bytes"] == 4 * group["params"]
         assert group["norm"] == pytest.approx(float(lt.norm(given)), rel=1e-6)
         assert len(group["labels"]) == len(group["modules"]) == layers
-        assert [c["label"] for c in group["candidates"]] == list(LABELS.values())
+        assert [c["label"] for c in group["candidates"]] == [form.label for form in FORMS.values()]
         for candidate in group["candidates"]:
             assert candidate["ratio"] == pytest.approx(candidate["params"] / group["params"])
             assert candidate["relative_error"] <= 0.1

@@ -13,8 +13,6 @@ from lotr_tn.report.bank import (
     adapter_table,
     bank_conversion_record,
     bank_conversion_text,
-    bank_export_text,
-    bank_exports_text,
     bank_question_text,
     bank_record,
     bank_text,
@@ -26,6 +24,7 @@ from lotr_tn.report.bank_changes import (
     dropping_record,
     dropping_text,
 )
+from lotr_tn.report.bank_export import bank_export_text, bank_exports_text
 from tests.cli import runs
 
 

@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.text import Text
 
+from lotr_tn.analysis.forms import FORMS
 from lotr_tn.errors import BackendError, CheckpointError, OptionError
 from lotr_tn.report.plots import refuse_plot, save_plot
 from lotr_tn.report.plots.figure import draw
 from lotr_tn.report.plots.scales import log_axis, plain_number, short_count
-from lotr_tn.report.plots.style import LOOKS, STYLE
+from lotr_tn.report.plots.style import STYLE
 from tests.report.plot_records import (
     EDGES,
     LABELS,
@@ -371,9 +372,9 @@ def test_a_script_that_the_font_lacks_is_no_warning(tmp_path: Path) -> None:
 
 def test_formats_differ_without_colour() -> None:
     for kind in ("dashes", "marker", "colour"):
-        looks = [str(getattr(look, kind)) for look in LOOKS.values()]
-        assert len(set(looks)) == len(LOOKS), kind
-    assert all(to_hex(look.colour).upper() == look.colour for look in LOOKS.values())
+        looks = [str(getattr(form.look, kind)) for form in FORMS.values()]
+        assert len(set(looks)) == len(FORMS), kind
+    assert all(to_hex(form.look.colour).upper() == form.look.colour for form in FORMS.values())
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ ENTRY_POINTS = "lotr_tn.formats"
 """Where installed packages say which of their modules register forms."""
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-STACK_AXES = ("layer", "term", "out", "in")
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 SIDES: tuple[Literal["out", "in"], ...] = ("out", "in")
 
 
@@ -59,6 +59,11 @@ class Look:
     dark: str = "#7cc4f4"
     marker: Literal["o", "s", "^", "v", "D", "P", "X"] = "X"
     dashes: tuple[float, ...] = (3, 3)
+
+    def __post_init__(self) -> None:
+        for colour in (self.colour, self.light, self.dark):
+            if not COLOUR.fullmatch(colour):
+                raise OptionError(f"a colour is written as #rrggbb; found {colour!r}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Form:
             where left out.
         holds: whether a stack of the type is in this form, where several forms have one type.
         kept: whether it is the LoRA as it is, in its modules' own factors.
-        pairs: whether its setting is a pair (r1, r2) of the error surface.
+        pairs: whether it is a Tucker2, whose setting is a pair (r1, r2) of the error surface.
         takes_cores: whether `at_ranks` and `make` also take a LowRankTucker2 for the LoRA, which a
             bank has of a stack that is only known between its bases.
         phrase: what it is called within a sentence; the label where left out.

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_same_base
 from lotr_tn.adapters.storage import storage_dtype_for
-from lotr_tn.analysis.allocation import Menu, allocate
-from lotr_tn.analysis.forms import FormatName
-from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.changing.ways import Way, cheapest, ways_of
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, BankGroup, Part, exact_stack
-from lotr_tn.banks.making.parts import lora_rows
 from lotr_tn.banks.making.survey import (
     Contents,
     as_lora_adapter,
@@ -25,24 +21,25 @@ from lotr_tn.banks.making.survey import (
     require_modules,
     require_same_module,
 )
+from lotr_tn.banks.stored import StoredLayers
 from lotr_tn.decompose.extension import Extension, extension_of
-from lotr_tn.decompose.truncation import cut_layers, global_order
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.locking import exclusive
-from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker2
-from lotr_tn.linalg.ranks import ITEM_SIZES, RelativeError
+from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
-from lotr_tn.ops.norms import layer_norms, layer_singular_values
+from lotr_tn.ops.norms import layer_norms
 
 __all__ = ["Appended", "append_adapters"]
 
-PAIRS = 24
-"""Pairs of numbers of new directions that are tried with cores of low rank."""
-
 ATTEMPTS = 4
 """Times that an adapter is stored anew when what is measured is above what was asked."""
+
+
+METHOD = "projection"
+"""What a part says of how its layers were found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,21 +131,6 @@ def _require_new(bank: Bank, name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Way:
-    """One way to store some layers.
-
-    `new` are the new directions of either side, `ranks` the rank of each layer where cores are of
-    low rank or factors its own.
-    """
-
-    format: FormatName
-    bytes: int
-    loss: float
-    new: tuple[int, int] = (0, 0)
-    ranks: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True, eq=False)
 class _Task:
     """Some modules of a new adapter, and the group that they go into."""
@@ -159,8 +141,7 @@ class _Task:
     stack: LoRAStack  # float64
     extension: Extension | None
     dtype: str  # of the group's bases
-    own: str  # of factors that layers have for themselves
-    ways: tuple[_Way, ...]
+    ways: tuple[Way, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +159,7 @@ class _Work:
         energy = sum(float((layer_norms(task.stack) ** 2).sum()) for task in tasks)
         allowed, best = self.epsilon**2 * energy, None
         for _ in range(ATTEMPTS):
-            picks = _cheapest(tasks, allowed)
+            picks = cheapest([task.ways for task in tasks], allowed)
             stored = [_stored(task, way) for task, way in zip(tasks, picks, strict=True)]
             lost = sum(float((one.distances**2).sum()) for one in stored)
             best = stored, picks, lost
@@ -188,7 +169,7 @@ class _Work:
             allowed = max(allowed - 1.5 * excess, 0.0)
         assert best is not None
         stored, picks, lost = best
-        bank = self._joined(tasks, stored)
+        bank = self._joined(tasks, picks, stored)
         error = (lost / energy) ** 0.5 if energy else 0.0
         return bank, error, sum(sum(way.new) for way in picks)
 
@@ -209,8 +190,8 @@ class _Work:
             if group.outputs:
                 u, v = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
                 extension, dtype = extension_of(u, v, stack), u.dtype.name
-            ways = tuple(_ways(stack, lora, extension, dtype, own))
-            yield _Task(group, tuple(ordered), places, stack, extension, dtype, own, ways)
+            ways = tuple(ways_of(stack, lora, extension, dtype, own))
+            yield _Task(group, tuple(ordered), places, stack, extension, dtype, ways)
 
     @cached_property
     def captured(self) -> Mapping[str, Mapping[str, float]]:
@@ -262,15 +243,17 @@ class _Work:
             fresh += f"@{self.cluster}"
         return fresh
 
-    def _joined(self, tasks: Sequence[_Task], stored: Sequence["_Stored"]) -> Bank:
+    def _joined(
+        self, tasks: Sequence[_Task], picks: Sequence[Way], stored: Sequence[StoredLayers]
+    ) -> Bank:
         place = len(self.bank.adapters)
         contents = Contents.of(self.bank.contents)
         adapter = bank_adapter(self.name, self.lora, contents, None)
         adapter = replace(adapter, cluster=self.cluster)
         groups = dict(self.bank.groups)
-        for task, one in zip(tasks, stored, strict=True):
+        for task, way, one in zip(tasks, picks, stored, strict=True):
             group = groups.get(task.group.name, task.group)
-            groups[group.name] = _with_layers(group, task, one, place)
+            groups[group.name] = _with_layers(group, task, way, one, place)
         adapters = (*self.bank.adapters, adapter)
         return replace(
             self.bank, adapters=adapters, groups=groups, contents=tuple(contents.tensors)
@@ -306,118 +289,24 @@ def _inside(u: np.ndarray, v: np.ndarray, module: LoRAModule) -> float:
     return inside if sides == 2 else inside**2 / whole
 
 
-def _ways(
-    stack: LoRAStack, lora: LoRAGroup, extension: Extension | None, dtype: str, own: str
-) -> Iterator[_Way]:
-    """All ways to store some layers that may be best for some error."""
-    yield _Way("lora", lora.stored * ITEM_SIZES[lora.dtype], 0.0)
-    yield from _truncations(stack, own)
-    if extension is not None:
-        yield from _extensions(extension, dtype)
-
-
-def _truncations(stack: LoRAStack, dtype: str) -> Iterator[_Way]:
-    _, m, n = stack.shape
-    values = [np.asarray(v) for v in layer_singular_values(stack)]
-    order = global_order(values)
-    rounding = UNIT_ROUNDOFF[dtype] ** 2 * float(order.tails[0])
-    for terms, tail in enumerate(order.tails):
-        size = terms * (m + n) * ITEM_SIZES[dtype]
-        yield _Way("truncated", size, float(tail) + rounding, ranks=order.ranks(terms))
-
-
-def _extensions(extension: Extension, dtype: str) -> Iterator[_Way]:
-    layers, m, n = extension.shape
-    p, q = extension.left.own, extension.right.own
-    lost, item = extension.lost, ITEM_SIZES[dtype]
-    k1, k2 = np.meshgrid(*(np.arange(size) for size in lost.shape), indexing="ij")
-    rounding = UNIT_ROUNDOFF[dtype] ** 2 * extension.energy
-    fresh = m * k1 + n * k2
-    dense = (fresh + layers * (p + k1) * (q + k2)).ravel()
-    for at in pareto_front(dense, lost.ravel()):
-        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
-        yield _Way("lotr", int(dense[at]) * item, float(lost.ravel()[at]) + rounding, pair)
-    terms = sum(part.stop - part.start for part in extension.slices)
-    thin = (fresh + terms * (p + k1 + q + k2)).ravel()
-    front = pareto_front(thin, lost.ravel())
-    tried = np.unique(np.linspace(0, len(front) - 1, PAIRS).round().astype(int))
-    for at in front[tried]:
-        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
-        outside = float(lost[pair]) + rounding
-        order = global_order(extension.values(*pair))
-        width = p + pair[0] + q + pair[1]
-        for kept, tail in enumerate(order.tails):
-            size = (m * pair[0] + n * pair[1] + kept * width) * item
-            yield _Way("lotr-low-rank", size, outside + float(tail), pair, order.ranks(kept))
-
-
-def _cheapest(tasks: Sequence[_Task], allowed: float) -> list[_Way]:
-    """The ways that together take fewest bytes within a squared error."""
-    menus = []
-    for task in tasks:
-        cost = np.array([float(way.bytes) for way in task.ways])
-        loss = np.array([way.loss for way in task.ways])
-        menus.append(Menu(loss, cost))
-    picks = allocate(menus, max(allowed, 0.0)).picks
-    return [task.ways[pick] for task, pick in zip(tasks, picks, strict=True)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """Layers as they are stored."""
-
-    way: _Way
-    arrays: Mapping[str, np.ndarray]
-    directions: tuple[np.ndarray, np.ndarray] | None
-    distances: np.ndarray
-    norms: np.ndarray
-    terms: np.ndarray
-    scales: np.ndarray
-
-
-def _stored(task: _Task, way: _Way) -> _Stored:
+def _stored(task: _Task, way: Way) -> StoredLayers:
     norms = np.asarray(layer_norms(task.stack))
-    count = len(task.modules)
-    directions = None
-    scales, terms = np.ones(count), np.zeros(count)
-    match way.format:
-        case "lora":
-            lora = LoRAGroup(task.group.name, task.modules)
-            scales = np.array([module.scale for module in task.modules])
-            terms = np.array([module.target.rank for module in task.modules])
-            return _Stored(way, lora_rows(lora), None, np.zeros(count), norms, terms, scales)
-        case "truncated":
-            made: LoRAStack | Tucker2 | LowRankTucker2
-            made = cut_layers(task.stack, way.ranks, task.own)
-            arrays, terms = {"up": made.up.T, "down": made.down}, np.array(way.ranks)
-        case "lotr":
-            assert task.extension is not None
-            made = task.extension.tucker(*way.new, task.dtype)
-            arrays = {"core": made.core}
-        case _:
-            assert task.extension is not None
-            made = task.extension.low_rank(*way.new, way.ranks, task.dtype)
-            arrays, terms = {"up": made.up.T, "down": made.down}, np.array(way.ranks)
-    if task.extension is not None and any(way.new):
-        directions = task.extension.directions(*way.new, task.dtype)
+    if way.make is None:
+        return StoredLayers.of_loras(LoRAGroup(task.group.name, task.modules), norms, METHOD)
+    made = way.make(way)
     distances = np.asarray(layer_distances(task.stack, astype(made, "float64")))
-    return _Stored(way, arrays, directions, distances, norms, terms, scales)
+    return StoredLayers.of_stack(made, distances, norms, METHOD)
 
 
-def _with_layers(group: BankGroup, task: _Task, stored: _Stored, place: int) -> BankGroup:
+def _with_layers(
+    group: BankGroup, task: _Task, way: Way, stored: StoredLayers, place: int
+) -> BankGroup:
     """A group with an adapter's layers, and with the directions that they added."""
-    form = stored.way.format
-    if stored.directions is not None:
-        outputs, inputs = (BankTensor.of(x) for x in stored.directions)
+    if task.extension is not None and any(way.new):
+        outputs, inputs = map(BankTensor.of, task.extension.directions(*way.new, task.dtype))
         group = replace(group, outputs=(*group.outputs, outputs), inputs=(*group.inputs, inputs))
-    ranks = [module.target.rank for module in task.modules]
-    whose = np.full(len(ranks), place)
-    index = np.stack([whose, task.places, ranks, stored.terms], axis=1).astype(np.int64)
-    none = np.zeros(len(ranks))
-    figures = np.stack([stored.distances, stored.norms, none, stored.scales], axis=1)
-    segments = 0 if form in ("truncated", "lora") else len(group.outputs)
-    tensors = {name: BankTensor.of(array) for name, array in stored.arrays.items()}
-    part = Part(form, segments, "projection", tensors, index, figures)
+    where = [(place, at, m.target.rank) for at, m in zip(task.places, task.modules, strict=True)]
+    part = stored.part(np.array(where), len(group.outputs), BankTensor.of)
     return replace(group, parts=_with_part(group.parts, part))
 
 

@@ -119,7 +119,7 @@ def _part_without(part: Part, kept: np.ndarray) -> Part:
         or [np.zeros(0, dtype=np.int64)]
     )
     tensors = {
-        name: tensor.rows(np.flatnonzero(stay) if name in ("core", "own") else terms)
+        name: tensor.rows(terms if part.per_term(name) else np.flatnonzero(stay))
         for name, tensor in part.tensors.items()
     }
     return replace(part, tensors=tensors, index=index, figures=part.figures[stay])

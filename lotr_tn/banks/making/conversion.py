@@ -14,6 +14,7 @@ from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
 from lotr_tn.analysis.requested import require_curves
 from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import load_bank, save_bank
+from lotr_tn.banks.layout import require_layout
 from lotr_tn.banks.making.choosing import sharing
 from lotr_tn.banks.making.joint import BankRule, Job, StackChoice, bank_of
 from lotr_tn.banks.making.stacks import Route
@@ -178,6 +179,8 @@ def _check(
     if stack not in ("auto", *STACKINGS):
         raise OptionError(f"stack must be auto, {', '.join(STACKINGS)}; found {stack!r}")
     form = None if format == "auto" else form_named(format)
+    if form is not None:
+        require_layout(form)
     if route not in ("auto", "whole", "updated", "sketch", "apart"):
         raise OptionError(f"route must be auto, whole, updated, sketch or apart; found {route!r}")
     if (route == "sketch") != (sketch is not None):

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lotr_tn.analysis.forms import FORMS, LOTR, Options, auto_forms
+from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import overhead
 from lotr_tn.banks.making.choosing import Choices, Wanted, choose, require_room, shrunk
@@ -103,8 +104,24 @@ class Job:
         if isinstance(self.rule, FixedRank):
             return self._at_ranks(ways[0], self.rule)
         wanted = self._wanted()
-        best: tuple[Choices, Stacking] | None = None
-        found: Choices | None = None
+        way, choices, costs = self._compared(ways, wanted)
+        clusters = self._clusters(choices, wanted)
+        if len(np.unique(clusters.labels)) > 1 or self._refines:
+            del choices  # curves of all stacks, which are found anew
+            choices = choose(clusters.stacks, self.energies, wanted, self.progress)
+        made = self._settled(choices, wanted)
+        routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
+        outcome = Outcome(made, way, costs, routes, None, "shared", clusters)
+        return self._or_separate(outcome, choices)
+
+    def _compared(
+        self, ways: Sequence[Stacking], wanted: Wanted
+    ) -> tuple[Stacking, Choices, tuple[StackChoice, ...]]:
+        """The way of stacking that is best, its choices, and what each way would take.
+
+        The choices of one way at most are held beside those of the best.
+        """
+        best: tuple[Stacking, Choices] | None = None
         costs: list[StackChoice] = []
         for way in ways:
             fleet = stacks_of(self.survey, way, self.group_by)
@@ -113,23 +130,14 @@ class Job:
                 note = f"not measured: {largest:,} rank terms in one stack"
                 costs.append(StackChoice(way, len(fleet), note=note))
                 continue
-            if best is not None and len(fleet) == len(best[0].stacks):
+            if best is not None and len(fleet) == len(best[1].stacks):
                 continue  # the same stacks under another name
-            reduced = self._reduced(fleet)
-            found = choose(reduced, self.energies, wanted, self.progress, refine=False)
+            found = choose(self._reduced(fleet), self.energies, wanted, self.progress, refine=False)
             costs.append(StackChoice(way, len(fleet), found.bytes))
-            if best is None or self._rank(found) < self._rank(best[0]):
-                best = found, way
-        assert best is not None
-        choices, way = best
-        clusters = self._clusters(choices, wanted)
-        if len(np.unique(clusters.labels)) > 1 or self._refines:
-            del best, found, choices  # curves of all stacks, which are found anew
-            choices = choose(clusters.stacks, self.energies, wanted, self.progress)
-        made = self._settled(choices, wanted)
-        routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
-        outcome = Outcome(made, way, tuple(costs), routes, None, "shared", clusters)
-        return self._or_separate(outcome, choices)
+            if best is None or self._rank(found) < self._rank(best[1]):
+                best = way, found
+        assert best is not None  # the first way is always measured
+        return *best, tuple(costs)
 
     def _rank(self, found: Choices) -> tuple[float, float]:
         """Smaller is better: for a budget the worst error; else bytes, once the error is met."""
@@ -218,7 +226,7 @@ class Job:
 
     def _or_separate(self, outcome: Outcome, choices: Choices) -> Outcome:
         """Each adapter's own ranks cut instead, where that takes less."""
-        if not self.epsilon or not self.each or "truncated" not in self.options.formats:
+        if not self.epsilon or not self.each or ALONE.name not in self.options.formats:
             return outcome
         reduced = [weighed.reduced for weighed in choices.stacks]
         dtype = self.options.dtype

@@ -21,7 +21,7 @@ from lotr_tn.catalogue.grouping import group_paths
 from lotr_tn.decompose.stack_sketch import Sketch
 from lotr_tn.decompose.streaming import Bases, Block, grow, joined, project
 from lotr_tn.files.spool import Slot, Spool
-from lotr_tn.formats import LoRAStack, LowRankTucker2
+from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack
 from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.stacking import take_layers
 
@@ -235,10 +235,10 @@ class Reduced:
         none = np.zeros(0)
         return Coordinates(shape, self.slices, left, right, none, none)
 
-    def stack(self, factors: np.ndarray) -> LoRAStack | LowRankTucker2:
+    def stack(self, factors: np.ndarray) -> Stack:
         """The stack in float64, layer l times factors[l]."""
         if self.kept is None:
-            whole: LoRAStack | LowRankTucker2 = exact_stack(self.fleet.lora())
+            whole: Stack = exact_stack(self.fleet.lora())
         else:
             get = self.fleet.spool.get
             kept = self.kept
@@ -246,9 +246,7 @@ class Reduced:
                 get(kept.left), get(kept.up), get(kept.down), get(kept.right), kept.ranks
             )
             if self.rows is not None:
-                taken = take_layers(whole, self.rows.tolist())
-                assert isinstance(taken, LowRankTucker2)
-                whole = taken
+                whole = take_layers(whole, self.rows.tolist())
         return scale(whole, [float(f) for f in factors])
 
     def take(self, adapters: np.ndarray, name: str) -> "Reduced | None":

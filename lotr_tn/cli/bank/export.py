@@ -17,7 +17,7 @@ from lotr_tn.doors.sources import folder_names
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.writing import refuse_existing
-from lotr_tn.report.bank import bank_export_record, bank_export_text, bank_exports_text
+from lotr_tn.report.bank_export import bank_export_record, bank_export_text, bank_exports_text
 
 __all__ = ["export"]
 

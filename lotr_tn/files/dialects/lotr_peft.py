@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
@@ -27,6 +27,7 @@ from lotr_tn.adapters.adapter import (
 )
 from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.raw_tensor import RawTensor
+from lotr_tn.adapters.storage import group_form
 from lotr_tn.catalogue.methods import LOTR, METHODS, Method, Site, Tensors, sites_of
 from lotr_tn.decompose import hosvd, random_factors, regauge
 from lotr_tn.errors import CheckpointError, LotrError, UnsupportedError
@@ -252,9 +253,10 @@ def save_lotr_peft(
 
 def _trainable(group: LoTRGroup | LoRAGroup) -> Tucker2:
     """A group's updates as a balanced Tucker-2 on NumPy, of ranks above 0."""
-    stack = group.stack
-    if not isinstance(stack, Tucker2):
-        stack = hosvd(stack, RelativeError(0), dtype=group.dtype)
+    if group_form(group).pairs:
+        stack = cast("Tucker2", group.stack)
+    else:
+        stack = hosvd(group.stack, RelativeError(0), dtype=group.dtype)
     if 0 in stack.ranks:
         return random_factors(stack.shape, (1, 1), dtype=group.dtype)
     stack = regauge(Tucker2(stack.u, stack.core, stack.v), "balanced")

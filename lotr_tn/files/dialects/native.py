@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from lotr_tn.adapters.adapter import (
-    Compressed,
     Layout,
     LoRAAdapter,
     LoRAGroup,
@@ -20,12 +19,13 @@ from lotr_tn.adapters.adapter import (
     Target,
 )
 from lotr_tn.adapters.raw_tensor import RawTensor
-from lotr_tn.adapters.storage import format_of, stored_ranks
-from lotr_tn.errors import CheckpointError, LotrError
+from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
+from lotr_tn.analysis.forms import FORMS, LOTR, known_form
+from lotr_tn.errors import CheckpointError, LotrError, OptionError
 from lotr_tn.files.dialects.contents import Contents
 from lotr_tn.files.tensors import read_safetensors, write_safetensors
 from lotr_tn.files.writing import write_file
-from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.formats import Certificate
 
 __all__ = [
     "METADATA_KEY",
@@ -39,16 +39,6 @@ __all__ = [
 
 METADATA_KEY = "lotr"
 SCHEMA = 1
-
-FIELDS = {
-    "lotr": ("u", "core", "v"),
-    "lotr-low-rank": ("u", "up", "down", "v"),
-    "shared-in": ("shared", "own"),
-    "shared-out": ("shared", "own"),
-    "truncated": ("up", "down"),
-    "lora": ("up", "down"),
-}
-"""The tensors of a group, by its format."""
 
 TENSOR_ENTRY = 160
 """Bytes of the header that one tensor's dtype, shape and place take, at most."""
@@ -90,18 +80,20 @@ def overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: st
 
     Other tensors, and the header with everything that it can say about these groups.
     """
-    longest = -1.2345678901234567e-123
+    extreme = -1.2345678901234567e-123
     kept = {}
     for name, group in groups.items():
-        each = np.full(group.shape[0], longest)
-        none = np.float64(longest)
+        each = np.full(group.shape[0], extreme)
+        none = np.float64(extreme)
         certificate = Certificate(each, each, none, none, "randomised st-hosvd" * 2, 1000)
         kept[name] = replace(group, certificate=certificate)
     origin = {"format": "peft-lora", "dtype": adapter.dtype, "group_by": group_by}
     header = _header(LoTRAdapter(kept, adapter.extras, adapter.config_text, origin))
     for described, group in zip(header["groups"].values(), groups.values(), strict=True):
         described["ranks"] = [10**6] * (group.shape[0] + 2)
-    keys = [f"groups.{name}.shared" for name in groups for _ in range(4)]
+    most = max(len(form.fields) for form in FORMS.values())
+    longest = max((field for form in FORMS.values() for field in form.fields), key=len)
+    keys = [f"groups.{name}.{longest}" for name in groups for _ in range(most)]
     keys += [f"extras.{key}" for key in adapter.extras]
     entries = sum(len(json.dumps(key)) + TENSOR_ENTRY for key in keys)
     text = len(json.dumps(_text(header)))
@@ -135,7 +127,7 @@ def _text(header: Mapping[str, Any]) -> str:
 def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
     """The tensors of a group by field; a group kept as it is has its modules' side by side."""
     if isinstance(group, LoTRGroup):
-        return {field: getattr(group.stack, field) for field in FIELDS[format_of(group)]}
+        return {field: getattr(group.stack, field) for field in group_form(group).fields}
     return {
         "up": np.concatenate([module.up for module in group.modules], axis=1),
         "down": np.concatenate([module.down for module in group.modules], axis=0),
@@ -216,7 +208,7 @@ def load_native(path: Path) -> LoTRAdapter:
     known = {
         f"groups.{name}.{field}"
         for name, group in groups.items()
-        for field in FIELDS[format_of(group)]
+        for field in group_form(group).fields
     }
     strange = [k for k in tensors if not k.startswith("extras.") and k not in known]
     if strange:
@@ -227,12 +219,17 @@ def load_native(path: Path) -> LoTRAdapter:
 def _group(
     name: str, described: Mapping[str, Any], tensors: Mapping[str, RawTensor], path: Path
 ) -> LoTRGroup | LoRAGroup:
-    format = described.get("format", "lotr")  # the only one there was, and not named, at first
-    if format not in FIELDS:
+    named = described.get("format", LOTR.name)  # the only one there was, and not named, at first
+    try:
+        form = known_form(named)
+    except OptionError as error:
+        raise CheckpointError(f"{path}: group {name} is a {named!r}, and {error}") from None
+    if form is None:
         raise CheckpointError(
-            f"{path}: group {name} has the unknown format {format!r}; upgrade lotr-tn"
+            f"{path}: group {name} has the unknown format {named!r}; upgrade lotr-tn, or install "
+            "the package that the format is of"
         )
-    arrays = {field: _finite(f"groups.{name}.{field}", tensors, path) for field in FIELDS[format]}
+    arrays = {field: _finite(f"groups.{name}.{field}", tensors, path) for field in form.fields}
     targets = tuple(
         Target(
             entry["name"],
@@ -242,11 +239,11 @@ def _group(
         for entry in described["modules"]
     )
     certificate = _certificate(described["certificate"])
-    if format == "lora":
+    if form.kept:
         scales = [float(entry["scale"]) for entry in described["modules"]]
         group = LoRAGroup(name, _modules(targets, scales, arrays, path), certificate)
     else:
-        stack = _stack(format, arrays, [int(r) for r in described["ranks"]], certificate)
+        stack = form.stack_of(arrays, [int(r) for r in described["ranks"]], certificate)
         group = LoTRGroup(name, targets, stack)
     if list(group.shape) != described["shape"]:
         raise CheckpointError(
@@ -262,21 +259,6 @@ def _finite(key: str, tensors: Mapping[str, RawTensor], path: Path) -> np.ndarra
     if not np.isfinite(array.astype(np.float32, copy=False)).all():
         raise CheckpointError(f"{path}: {key} holds NaN or infinite entries; the file is broken")
     return array
-
-
-def _stack(
-    format: str, arrays: dict[str, np.ndarray], ranks: list[int], certificate: Certificate | None
-) -> Compressed:
-    match format:
-        case "lotr":
-            return Tucker2(**arrays, certificate=certificate)
-        case "lotr-low-rank":
-            return LowRankTucker2(**arrays, ranks=tuple(ranks[2:]), certificate=certificate)
-        case "shared-in" | "shared-out":
-            side = "in" if format == "shared-in" else "out"
-            return Tucker1(**arrays, side=side, certificate=certificate)
-        case _:
-            return LoRAStack(**arrays, ranks=tuple(ranks), certificate=certificate)
 
 
 def _modules(

@@ -12,6 +12,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from lotr_tn.report.forms import forms_in, look_of
 from lotr_tn.report.page.payload import payload
 from lotr_tn.report.page.tables import (
     facts,
@@ -43,7 +44,7 @@ def page_html(record: dict[str, Any]) -> str:
     Raises:
         ValueError: the record holds a number that is not finite.
     """
-    style = _asset("page.css")
+    style = _asset("page.css") + _form_styles(record)
     script = "(() => {\n'use strict';\n" + "\n".join(map(_asset, SCRIPTS)) + "\n})();\n"
     parts = {
         "policy": _policy(style, script),
@@ -60,6 +61,23 @@ def page_html(record: dict[str, Any]) -> str:
     }
     # one pass, so that nothing of a record is ever taken for a mark
     return re.sub(r"<!--put (\w+)-->", lambda mark: parts[mark[1]], _asset("page.html"))
+
+
+def _form_styles(record: dict[str, Any]) -> str:
+    """The colours and dashes of the forms, by day, by night and on paper."""
+    looks = {name: look_of(name) for name in forms_in(record) if re.fullmatch(r"[\w-]+", name)}
+    light = "".join(f".form-{name} {{ --own: {look.light}; }}\n" for name, look in looks.items())
+    dark = "".join(f".form-{name} {{ --own: {look.dark}; }}\n" for name, look in looks.items())
+    lines = {
+        name: " ".join(f"{2 * dash:g}" for dash in look.dashes) for name, look in looks.items()
+    }
+    dashes = (
+        f".curve.form-{name} {{ stroke-dasharray: {x}; }}\n" for name, x in lines.items() if x
+    )
+    return (
+        f"{light}{''.join(dashes)}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
+        f"@media print {{\n{light}}}\n"
+    )
 
 
 def _asset(name: str) -> str:

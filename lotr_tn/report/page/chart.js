@@ -54,7 +54,7 @@ function chart(host, spec) {
   }
   for (const point of spec.points || []) {
     const place = `translate(${round(x(point.x))} ${round(y(point.y))})`;
-    svg.append(drawn("path", { d: shape(point.form), transform: place, class: formClass(point.form) + " mark" }, drawn("title", {}, point.words)));
+    svg.append(drawn("path", { d: shape(point.form), transform: place, class: markClass(point.form) }, drawn("title", {}, point.words)));
   }
   const whisker = line(0, 0, 0, 0, "whisker");
   const foot = line(0, 0, 0, 0, "whisker");

@@ -100,31 +100,26 @@ function colour(share) {
   return a.map((x, i) => Math.round(x + (b[i] - x) * (place - index)));
 }
 
-// The mark of each form: told apart by shape as well as by colour.
-const SHAPES = {
-  lora: "M-5-5L5 5M-5 5L5-5",
-  lotr: "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0",
-  truncated: "M-4-4H4V4H-4Z",
-  "shared-in": "M0-5L5 4H-5Z",
-  "shared-out": "M0 5L5-4H-5Z",
-  "lotr-low-rank": "M0-6L5 0L0 6L-5 0Z",
+// The marks of forms, told apart by shape as well as by colour: as figures have them.
+const MARKS = {
+  o: "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0",
+  s: "M-4-4H4V4H-4Z",
+  "^": "M0-5L5 4H-5Z",
+  v: "M0 5L5-4H-5Z",
+  D: "M0-6L5 0L0 6L-5 0Z",
+  P: "M-5 0H5M0-5V5",
+  X: "M-4-4L4 4M-4 4L4-4",
 };
-const NAMES = {
-  lora: "LoRA as it is",
-  lotr: "LoTR: U and V shared",
-  truncated: "each layer's rank cut",
-  "shared-in": "V shared",
-  "shared-out": "U shared",
-  "lotr-low-rank": "LoTR with low-rank cores",
-};
-const formClass = (form) => "form form-" + (form in SHAPES ? form : "other");
-const shape = (form) => SHAPES[form] || "M-4 0H4M0-4V4";
+const formOf = (form) => record.forms[form] || { label: form, marker: "X", kept: false, pairs: false };
+const formClass = (form) => "form form-" + (form in record.forms ? form : "other");
+const markClass = (form) => formClass(form) + ("PX".includes(formOf(form).marker) ? " mark open" : " mark");
+const shape = (form) => MARKS[formOf(form).marker];
 
 // The key of a form: a piece of its line with its mark.
 function formKey(form, withLine) {
   const key = drawn("svg", { viewBox: "0 0 34 14", class: "form-key", "aria-hidden": "true" });
   if (withLine) key.append(drawn("path", { d: "M1 7H33", class: formClass(form) + " curve" }));
-  key.append(drawn("path", { d: shape(form), transform: "translate(17 7)", class: formClass(form) + " mark" }));
+  key.append(drawn("path", { d: shape(form), transform: "translate(17 7)", class: markClass(form) }));
   return key;
 }
 

@@ -44,7 +44,7 @@ function nearest(values, wanted) {
 // Where a group begins: the LoTR that answers the question, or the middle of the surface.
 function firstPair() {
   const { group: it, surface } = view();
-  const lotr = it.candidates.find((c) => c.format === "lotr");
+  const lotr = it.candidates.find((c) => formOf(c.format).pairs);
   if (it.front.length) return pairOfFront(nearest(it.front.map((p) => p.params), lotr ? lotr.params : it.params));
   return surface ? pairAt((surface.r1.length - 1) >> 1, (surface.r2.length - 1) >> 1) : null;
 }
@@ -248,7 +248,7 @@ function showBudget(index) {
   wholeChart.move(budget.params, budget.relative_error, budget.relative_error);
   const rows = byId("whole-rows").rows;
   budget.groups.forEach((part, i) => {
-    const words = [NAMES[part.format] || part.format, String(part.ranks), thousands(part.params), error(part.relative_error)];
+    const words = [formOf(part.format).label, String(part.ranks), thousands(part.params), error(part.relative_error)];
     words.forEach((cell, c) => {
       const place = rows[i].cells[c + 1];
       if (place.textContent !== cell) place.textContent = cell;

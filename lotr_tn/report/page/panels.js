@@ -23,10 +23,11 @@ function goalOf(question, kind) {
 function drawFront(view, record, subject) {
   const { group } = view;
   const front = group.front;
-  const curves = group.curves.filter((curve) => curve.format !== "lotr");
+  const pairs = Object.keys(record.forms).find((form) => record.forms[form].pairs);
+  const curves = group.curves.filter((curve) => !formOf(curve.format).pairs);
   const lines = [
     ...curves.map((curve) => ({ form: curve.format, x: curve.params, y: curve.relative_error })),
-    { form: "lotr", x: front.map((p) => p.params), y: front.map((p) => p.relative_error), dots: true },
+    { form: pairs, x: front.map((p) => p.params), y: front.map((p) => p.relative_error), dots: true },
   ];
   const points = group.candidates
     .filter((c) => c.params > 0 && c.relative_error !== null)
@@ -48,9 +49,9 @@ function drawFront(view, record, subject) {
     marked: true,
   });
   const forms = [...new Set([...lines, ...points].map((s) => s.form))];
-  const label = (form) => (group.candidates.find((c) => c.format === form) || {}).label || NAMES[form] || form;
+  const label = (form) => (group.candidates.find((c) => c.format === form) || {}).label || formOf(form).label;
   const current = drawn("svg", { viewBox: "-17 -10 34 20", class: "form-key current", "aria-hidden": "true" }, drawn("circle", { r: 8 }), drawn("circle", { r: 2.5, class: "centre" }));
-  legend(byId("front-legend"), [...forms.map((form) => [formKey(form, form !== "lora"), label(form)]), [current, "the pair chosen, with its lower bound"]]);
+  legend(byId("front-legend"), [...forms.map((form) => [formKey(form, !formOf(form).kept), label(form)]), [current, "the pair chosen, with its lower bound"]]);
   say("front-caption", `Relative error against parameters, ${subject}. Lines: the best of every form; marks: the candidates. Errors below ${error(rangeY[0])} are drawn at the lower edge.`);
   return drawnChart;
 }
@@ -136,8 +137,8 @@ function drawSpectra(view, subject) {
   const { left, right, layers } = group.spectra;
   const lines = [
     ...(layers || []).map((values) => ({ ...whole(values), kind: "layer-line" })),
-    { ...whole(left), form: "lotr" },
-    { ...whole(right), form: "shared-in" },
+    { ...whole(left), kind: "curve outputs" },
+    { ...whole(right), kind: "curve inputs" },
   ];
   const most = Math.max(left.length, right.length, 2);
   const drawnChart = chart(byId("spectra-chart"), {
@@ -154,8 +155,8 @@ function drawSpectra(view, subject) {
   });
   const sample = (kind) => drawn("svg", { viewBox: "0 0 34 14", class: "form-key", "aria-hidden": "true" }, drawn("path", { d: "M1 7H33", class: kind }));
   legend(byId("spectra-legend"), [
-    [sample(formClass("lotr") + " curve"), "output side of the stack; upright: r1"],
-    [sample(formClass("shared-in") + " curve"), "input side of the stack; upright: r2"],
+    [sample("curve outputs"), "output side of the stack; upright: r1"],
+    [sample("curve inputs"), "input side of the stack; upright: r2"],
     [sample("layer-line"), "single layers"],
   ]);
   say("spectra-caption", `Singular values over the norm of the updates, ${subject}.`);

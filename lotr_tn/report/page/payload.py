@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lotr_tn.report.forms import form_record, forms_in
 from lotr_tn.report.numbers import error
 
 __all__ = ["packed", "payload"]
@@ -27,6 +28,7 @@ def payload(record: dict[str, Any]) -> str:
     kept = {key: value for key, value in record.items() if key != "groups"}
     kept["budgets"] = _four_digits(record["budgets"])
     kept["number_bytes"] = BYTES.get(record["dtype"])
+    kept["forms"] = {name: form_record(name) for name in forms_in(record)}
     kept["groups"] = [_group(group) for group in record["groups"]]
     text = json.dumps(kept, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     for mark in "<>&":

@@ -5,6 +5,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from lotr_tn.analysis.forms import LORA, LOTR, Look
+from lotr_tn.report.forms import is_kept, is_pairs, label_of, look_of
 from lotr_tn.report.numbers import count, error, times
 from lotr_tn.report.plots.scales import (
     ERROR_LABEL,
@@ -21,28 +23,18 @@ from lotr_tn.report.plots.style import (
     BLACK,
     BLUE,
     VERMILLION,
-    Look,
-    look_of,
+    dashes_of,
     shortened,
 )
 
 __all__ = ["draw_errors", "draw_spectra", "error_floor", "recommended_of"]
 
-MEDIAN = Look(BLACK, (0, (1, 1)), "D")
-OUTPUTS = Look(BLUE, "solid", "o")
-INPUTS = Look(VERMILLION, (0, (5, 1.5)), "s")
+MEDIAN = Look(BLACK, marker="D", dashes=(1, 1))
+OUTPUTS = Look(BLUE, marker="o", dashes=())
+INPUTS = Look(VERMILLION, marker="s", dashes=(5, 1.5))
 
 NAME, LABEL = 18, 26
 """Characters of a group's name in a title, and of a format's in a legend."""
-
-LABELS = {
-    "lotr": "LoTR: U and V shared",
-    "truncated": "each layer's rank cut",
-    "shared-in": "V shared",
-    "shared-out": "U shared",
-    "lotr-low-rank": "LoTR with low-rank cores",
-}
-"""Names of formats that have a curve but are no candidate."""
 
 ROUNDING = 1e-12
 """Errors below this are off the panel."""
@@ -102,7 +94,7 @@ def _draw_spectrum(ax: Axes, values: list[float], look: Look, label: str, low: f
         range(1, len(values) + 1),
         [max(value, low / 10) for value in values],
         color=look.colour,
-        ls=look.dashes,
+        ls=dashes_of(look),
         marker=look.marker,
         markerfacecolor="white" if look is INPUTS else look.colour,
         markevery=_spread(seen),
@@ -147,14 +139,17 @@ def draw_errors(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> No
     near = [size for size in sizes if size <= NEAR * group["params"]]
     right = 1.3 * max([*near, best["params"] if best else 0])
     if group["front"]:
-        sizes += _draw_front(ax, group["front"], _label(group, "lotr"), low)
+        sizes += _draw_front(ax, group["front"], _label(group, LOTR.name), low)
     for curve in group["curves"]:
-        if curve["format"] != "lotr" or not group["front"]:
+        if not is_pairs(curve["format"]) or not group["front"]:
             sizes += _draw_curve(ax, curve, _label(group, curve["format"]), low, right)
-    drawn = {curve["format"] for curve in group["curves"]} | ({"lotr"} if group["front"] else set())
+    drawn = {curve["format"] for curve in group["curves"]}
+    drawn |= {LOTR.name} if group["front"] else set()
     _draw_candidates(ax, group, drawn, low, right)
-    lora = look_of("lora")
-    ax.axvline(group["params"], color=lora.colour, ls=lora.dashes, lw=1.1, label="LoRA as it is")
+    lora = look_of(LORA.name)
+    ax.axvline(
+        group["params"], color=lora.colour, ls=dashes_of(lora), lw=1.1, label="LoRA as it is"
+    )
     if question["kind"].endswith("error") and question["value"] > 0:
         together = ", all groups together" if question["kind"] == "total_error" else ""
         ax.axhline(question["value"], color=ASKED, lw=1.1, label=f"asked error{together}", zorder=1)
@@ -175,7 +170,7 @@ def _answer(group: dict[str, Any], best: dict[str, Any] | None) -> str:
     if best is None:
         return "no format meets the question\n"
     label, loss = shortened(best["label"], LABEL), f"error {error(best['relative_error'])}"
-    if best["format"] == "lora":
+    if is_kept(best["format"]):
         return f"{label}\n{count(best['params'])} parameters, {loss}"
     size = f"{count(best['params'])} of {count(group['params'])} parameters"
     return f"{label}\n{size} ({times(best['params'], group['params'])}), {loss}"
@@ -183,7 +178,7 @@ def _answer(group: dict[str, Any], best: dict[str, Any] | None) -> str:
 
 def _label(group: dict[str, Any], form: str) -> str:
     found = (c["label"] for c in group["candidates"] if c["format"] == form)
-    return shortened(next(found, LABELS.get(form, form)), LABEL)
+    return shortened(next(found, label_of(form)), LABEL)
 
 
 def _draw_curve(ax: Axes, curve: dict[str, Any], label: str, low: float, right: float) -> list[int]:
@@ -196,7 +191,7 @@ def _draw_curve(ax: Axes, curve: dict[str, Any], label: str, low: float, right: 
         [size for size, _ in points],
         [max(value, low / 10) for _, value in points],
         color=look.colour,
-        ls=look.dashes,
+        ls=dashes_of(look),
         label=label,
         marker=look.marker,
         markevery=seen if len(seen) == 1 else [],
@@ -206,7 +201,7 @@ def _draw_curve(ax: Axes, curve: dict[str, Any], label: str, low: float, right: 
 
 def _draw_front(ax: Axes, front: list[dict[str, Any]], label: str, low: float) -> list[int]:
     """The LoTR front, and the bound below which no LoTR of these ranks gets; the sizes drawn."""
-    look = look_of("lotr")
+    look = LOTR.look
     points = [p for p in front if p["params"] > 0 and p["relative_error"] is not None]
     sizes = [point["params"] for point in points]
     errors = [max(point["relative_error"], low / 10) for point in points]
@@ -217,7 +212,7 @@ def _draw_front(ax: Axes, front: list[dict[str, Any]], label: str, low: float) -
         sizes,
         errors,
         color=look.colour,
-        ls=look.dashes,
+        ls=dashes_of(look),
         marker=look.marker,
         markevery=[0] if alone else [],
         label=label,
@@ -240,7 +235,7 @@ def _draw_candidates(
     """Where each format answers the question; those without a curve are named here."""
     for candidate in group["candidates"]:
         value = candidate["relative_error"]
-        if candidate["format"] == "lora" or value is None or not 0 < candidate["params"] < right:
+        if is_kept(candidate["format"]) or value is None or not 0 < candidate["params"] < right:
             continue
         look = look_of(candidate["format"])
         ax.plot(

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.patheffects import Normal, Stroke
 
+from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.plots.curves import NAME, error_floor
 from lotr_tn.report.plots.scales import PARAMS_LABEL, log_axis, plain_number, short_count
 from lotr_tn.report.plots.style import BAND, BLACK, MAP, shortened
@@ -67,7 +68,7 @@ def _draw_errors(ax: Axes, group: dict[str, Any], low: float) -> None:
     ax.set_ylabel("layer")
     _name_layers(ax, [group["labels"][i] for i in order])
     _mark(ax, group["params"], "dotted", "LoRA as it is", edges)
-    lotr = next((c for c in group["candidates"] if c["format"] == "lotr"), None)
+    lotr = next((c for c in group["candidates"] if is_pairs(c["format"])), None)
     if lotr:
         _mark(ax, lotr["params"], "solid", "LoTR that answers the question", edges)
     below = float(np.nanmin(errors, initial=1.0)) < low

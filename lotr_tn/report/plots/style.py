@@ -1,7 +1,8 @@
 """Colours, lines and markers that differ without colour too, and text as it may be drawn."""
 
-from dataclasses import dataclass
 from typing import Any
+
+from lotr_tn.analysis.forms import Look
 
 __all__ = [
     "ASKED",
@@ -13,15 +14,13 @@ __all__ = [
     "MAP",
     "STYLE",
     "VERMILLION",
-    "Look",
-    "look_of",
+    "dashes_of",
     "shortened",
 ]
 
 # the palette of Okabe and Ito (2008), told apart with every common colour blindness
 BLACK, GREY = "#000000", "#8a8a8a"
-ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
-BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+ORANGE, YELLOW, BLUE, VERMILLION = "#E69F00", "#F0E442", "#0072B2", "#D55E00"
 
 ASKED, BAND, BEST = ORANGE, "#c4c4c4", YELLOW
 MAP = "cividis"
@@ -58,29 +57,9 @@ STYLE: dict[str, Any] = {
 """What differs from matplotlib's own defaults."""
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one format is drawn everywhere."""
-
-    colour: str
-    dashes: Any
-    marker: str
-
-
-LOOKS = {
-    "lora": Look(BLACK, (0, (1, 1)), "P"),
-    "lotr": Look(BLUE, "solid", "o"),
-    "truncated": Look(VERMILLION, (0, (5, 1.5)), "s"),
-    "shared-in": Look(GREEN, (0, (5, 1.5, 1, 1.5)), "^"),
-    "shared-out": Look(PURPLE, (0, (2, 1)), "v"),
-    "lotr-low-rank": Look(SKY, (0, (8, 1.5, 1, 1.5, 1, 1.5)), "D"),
-}
-OTHER = Look(GREY, (0, (3, 3)), "X")
-
-
-def look_of(form: str) -> Look:
-    """The look of a format; the same grey one for all that have none of their own."""
-    return LOOKS.get(form, OTHER)
+def dashes_of(look: Look) -> Any:
+    """The dashes of a line as matplotlib takes them."""
+    return (0, look.dashes) if look.dashes else "solid"
 
 
 def shortened(text: str, most: int) -> str:

@@ -1,0 +1,125 @@
+"""How the layers of a new adapter could be stored in a bank: what each way takes and loses."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.adapters.adapter import LoRAGroup
+from lotr_tn.analysis.allocation import Menu, allocate
+from lotr_tn.analysis.pareto import pareto_front
+from lotr_tn.decompose.extension import Extension
+from lotr_tn.decompose.truncation import cut_layers, global_order
+from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import ITEM_SIZES
+from lotr_tn.ops.norms import layer_singular_values
+
+__all__ = ["Way", "cheapest", "ways_of"]
+
+PAIRS = 24
+"""Pairs of numbers of new directions that are tried with cores of low rank."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to store some layers.
+
+    Attributes:
+        bytes: what it takes.
+        loss: squared norm of what it loses, predicted.
+        make: makes the stack; None where the LoRAs are kept as they are.
+        new: new directions of either side.
+        ranks: of each layer, where cores are of low rank or factors its own.
+    """
+
+    bytes: int
+    loss: float
+    make: "Callable[[Way], Any] | None" = None
+    new: tuple[int, int] = (0, 0)
+    ranks: tuple[int, ...] = ()
+
+
+def ways_of(
+    stack: LoRAStack, lora: LoRAGroup, extension: Extension | None, dtype: str, own: str
+) -> Iterator[Way]:
+    """All ways to store some layers that may be best for some error.
+
+    Args:
+        stack: the layers in float64.
+        lora: the same as they were stored.
+        extension: of the group's bases by them, where it has any.
+        dtype: of the bases.
+        own: dtype of factors that layers have for themselves.
+    """
+    yield Way(lora.stored * ITEM_SIZES[lora.dtype], 0.0)
+    yield from _truncations(stack, own)
+    if extension is not None:
+        yield from _extensions(extension, dtype)
+        yield from _low_rank_extensions(extension, dtype)
+
+
+def _truncations(stack: LoRAStack, dtype: str) -> Iterator[Way]:
+    def make(way: Way) -> Any:
+        return cut_layers(stack, way.ranks, dtype)
+
+    _, m, n = stack.shape
+    values = [np.asarray(v) for v in layer_singular_values(stack)]
+    order = global_order(values)
+    rounding = UNIT_ROUNDOFF[dtype] ** 2 * float(order.tails[0])
+    for terms, tail in enumerate(order.tails):
+        size = terms * (m + n) * ITEM_SIZES[dtype]
+        yield Way(size, float(tail) + rounding, make, ranks=order.ranks(terms))
+
+
+def _extensions(extension: Extension, dtype: str) -> Iterator[Way]:
+    """New directions, with a whole core for each layer."""
+
+    def make(way: Way) -> Any:
+        return extension.tucker(*way.new, dtype)
+
+    layers, m, n = extension.shape
+    p, q = extension.left.own, extension.right.own
+    lost = extension.lost
+    rounding = UNIT_ROUNDOFF[dtype] ** 2 * extension.energy
+    k1, k2 = np.meshgrid(*(np.arange(size) for size in lost.shape), indexing="ij")
+    numbers = (m * k1 + n * k2 + layers * (p + k1) * (q + k2)).ravel()
+    for at in pareto_front(numbers, lost.ravel()):
+        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
+        size = int(numbers[at]) * ITEM_SIZES[dtype]
+        yield Way(size, float(lost.ravel()[at]) + rounding, make, pair)
+
+
+def _low_rank_extensions(extension: Extension, dtype: str) -> Iterator[Way]:
+    """The same with cores whose ranks are cut together."""
+
+    def make(way: Way) -> Any:
+        return extension.low_rank(*way.new, way.ranks, dtype)
+
+    _, m, n = extension.shape
+    p, q = extension.left.own, extension.right.own
+    lost, item = extension.lost, ITEM_SIZES[dtype]
+    rounding = UNIT_ROUNDOFF[dtype] ** 2 * extension.energy
+    k1, k2 = np.meshgrid(*(np.arange(size) for size in lost.shape), indexing="ij")
+    terms = sum(part.stop - part.start for part in extension.slices)
+    numbers = (m * k1 + n * k2 + terms * (p + k1 + q + k2)).ravel()
+    front = pareto_front(numbers, lost.ravel())
+    for at in front[np.unique(np.linspace(0, len(front) - 1, PAIRS).round().astype(int))]:
+        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
+        outside = float(lost[pair]) + rounding
+        order = global_order(extension.values(*pair))
+        width = p + pair[0] + q + pair[1]
+        for kept, tail in enumerate(order.tails):
+            size = (m * pair[0] + n * pair[1] + kept * width) * item
+            yield Way(size, outside + float(tail), make, pair, order.ranks(kept))
+
+
+def cheapest(ways: Sequence[Sequence[Way]], allowed: float) -> list[Way]:
+    """One way of each, which together take fewest bytes within a squared error."""
+    menus = [
+        Menu(np.array([way.loss for way in each]), np.array([float(way.bytes) for way in each]))
+        for each in ways
+    ]
+    picks = allocate(menus, max(allowed, 0.0)).picks
+    return [each[pick] for each, pick in zip(ways, picks, strict=True)]

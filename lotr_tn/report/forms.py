@@ -1,0 +1,56 @@
+"""Forms by the names that records hold; one that is not registered here has a plain look."""
+
+from typing import Any
+
+from lotr_tn.analysis.forms import FORMS, LOTR, Look
+
+__all__ = ["form_record", "forms_in", "is_kept", "is_pairs", "label_of", "look_of", "phrase_of"]
+
+
+def label_of(name: str) -> str:
+    """For tables and legends."""
+    return FORMS[name].label if name in FORMS else name
+
+
+def phrase_of(name: str) -> str:
+    """Within a sentence."""
+    return FORMS[name].in_a_sentence if name in FORMS else name
+
+
+def look_of(name: str) -> Look:
+    """How it is drawn; the same grey for all that are unknown."""
+    return FORMS[name].look if name in FORMS else Look()
+
+
+def is_kept(name: str) -> bool:
+    """Whether it is the LoRA as it is."""
+    return name in FORMS and FORMS[name].kept
+
+
+def is_pairs(name: str) -> bool:
+    """Whether its points are pairs of ranks of the error surface."""
+    return name in FORMS and FORMS[name].pairs
+
+
+def forms_in(record: dict[str, Any]) -> list[str]:
+    """The forms that the record of an analysis names, each once, and that of its fronts."""
+    groups = record["groups"]
+    named = [part["format"] for budget in record["budgets"] for part in budget["groups"]]
+    for group in groups:
+        parts = (*group["curves"], *group["candidates"], *group["clusters"])
+        named += [part["format"] for part in parts]
+    return list(dict.fromkeys([LOTR.name, *named]))
+
+
+def form_record(name: str) -> dict[str, Any]:
+    """What the page needs to draw a form."""
+    look = look_of(name)
+    return {
+        "label": label_of(name),
+        "kept": is_kept(name),
+        "pairs": is_pairs(name),
+        "marker": look.marker,
+        "light": look.light,
+        "dark": look.dark,
+        "dashes": list(look.dashes),
+    }
