@@ -224,13 +224,13 @@ def test_shared_factors_are_taken_once(monkeypatch):
 
 def test_factors_that_are_products_are_never_taken_for_others(monkeypatch):
     """A product that was freed leaves its place in memory to the next module's."""
-    true_layer = merging_modules.layer_of
+    true_layer = merging_modules.between_shared
 
     def made_anew(stack, index, *, xp):
         layer = true_layer(stack, index, xp=xp)
         return replace(layer, left=layer.left * 1, right=layer.right * 1)
 
-    monkeypatch.setattr(merging_modules, "layer_of", made_anew)
+    monkeypatch.setattr(merging_modules, "between_shared", made_anew)
     rng = np.random.default_rng(0)
     stack = lt.Tucker1(rng.standard_normal((300, 4)), rng.standard_normal((12, 500, 4)), "in")
     targets = tuple(Target(f"layers.{i}.q", Layout(), 4) for i in range(12))
