@@ -3,20 +3,6 @@
 import sys
 import warnings
 
-__all__ = [
-    "BackendError",
-    "CheckpointError",
-    "DerivativeError",
-    "FormatError",
-    "LotrError",
-    "OptionError",
-    "PerformanceWarning",
-    "PrecisionWarning",
-    "RankError",
-    "UnsupportedError",
-    "warn_outside",
-]
-
 
 class LotrError(Exception):
     """Base of every error that this package raises on purpose."""

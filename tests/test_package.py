@@ -22,11 +22,13 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_all_names_exist_and_are_documented(name):
+    """A name without an underscore is for others to use, in its room or beyond."""
     module = importlib.import_module(name)
     assert module.__doc__
-    for public in getattr(module, "__all__", ()):
-        thing = getattr(module, public)
-        if inspect.isclass(thing) or inspect.isfunction(thing):
+    listed = {public: getattr(module, public) for public in getattr(module, "__all__", ())}
+    for public, thing in {**vars(module), **listed}.items():
+        mine = getattr(thing, "__module__", None) == name and not public.startswith("_")
+        if (mine or public in listed) and (inspect.isclass(thing) or inspect.isfunction(thing)):
             assert inspect.getdoc(thing), f"{name}.{public} has no docstring"
 
 
@@ -58,4 +60,4 @@ def test_no_file_is_a_drawer():
     for path in (ROOT / "lotr_tn").rglob("*.py"):
         assert path.stem not in {"utils", "helpers", "misc", "common"}
         lines = len(path.read_text().splitlines())
-        assert lines <= 450, f"{path.name} has {lines} lines: split it"
+        assert lines <= 400, f"{path.name} has {lines} lines: split it"

@@ -14,20 +14,6 @@ from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tuc
 from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.counts import parameter_count
 
-__all__ = [
-    "Adapter",
-    "Compressed",
-    "Layout",
-    "LoRAAdapter",
-    "LoRAGroup",
-    "LoRAModule",
-    "LoTRAdapter",
-    "LoTRGroup",
-    "Target",
-    "common_dtype",
-]
-
-
 Compressed: TypeAlias = Tucker2 | LowRankTucker2 | Tucker1 | LoRAStack
 """The formats in which a compressed group is stored."""
 

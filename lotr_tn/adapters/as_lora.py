@@ -16,16 +16,6 @@ from lotr_tn.adapters.own_factors import own_factors
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.errors import CheckpointError
 
-__all__ = [
-    "Export",
-    "as_dtype",
-    "config_text",
-    "fits_float16",
-    "portable_config",
-    "portable_lora",
-    "to_lora",
-]
-
 DTYPE_MARGIN = 1 / 100
 """A dtype for the factors is chosen when its unit roundoff is at most this share of the error: what
 it adds changes no digit that is shown."""

@@ -8,8 +8,6 @@ from lotr_tn.adapters.storage import AdapterRule, storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.formats import LoRAStack
 
-__all__ = ["Asked", "Where"]
-
 
 @dataclass(frozen=True)
 class Asked:

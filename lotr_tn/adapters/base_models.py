@@ -5,8 +5,6 @@ import json
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter
 from lotr_tn.errors import CheckpointError
 
-__all__ = ["base_model_in", "base_model_of", "require_same_base"]
-
 KEY = "base_model_name_or_path"
 
 

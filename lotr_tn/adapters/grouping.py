@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup, LoTRAdapter, LoTRGroup
-from lotr_tn.catalogue.grouping import group_paths, kind_of
-
-__all__ = ["group_modules", "kind_of", "lora_groups"]
+from lotr_tn.catalogue.grouping import group_paths
 
 
 def group_modules(

@@ -16,8 +16,6 @@ from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.frame import Frame, frame_of
 from lotr_tn.ops.layers import layer_of, two_factors
 
-__all__ = ["no_update", "own_factors"]
-
 ORTHOGONAL = 1e-3
 """Largest cosine of columns that count as orthogonal: an SVD would turn them by rounding. Whatever
 it is, they are exported without loss; only how far each is from the least rank depends on it."""

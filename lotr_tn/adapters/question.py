@@ -17,8 +17,6 @@ from lotr_tn.analysis.forms import Options
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 
-__all__ = ["Measured", "Question", "Rule", "is_met", "measure", "subject_of"]
-
 Rule: TypeAlias = RelativeError | Energy | TotalError | Budget
 
 KEPT = 2**24

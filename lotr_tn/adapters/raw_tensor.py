@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-__all__ = ["CODES", "DTYPES", "RawTensor"]
-
 DTYPES = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),

@@ -8,8 +8,6 @@ from lotr_tn.adapters.adapter import LoRAGroup
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import RankLimits
 
-__all__ = ["Limits", "kept_apart", "limits_of"]
-
 Limits: TypeAlias = RankLimits | Mapping[str, RankLimits] | None
 """Limits for all groups, or for some by name; those of "" are for all that are not named."""
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup, LoRAModule
-from lotr_tn.adapters.grouping import kind_of, lora_groups
-
-__all__ = ["StackedGroup", "Stacking", "stackings_of"]
+from lotr_tn.adapters.grouping import lora_groups
+from lotr_tn.catalogue.grouping import kind_of
 
 
 @dataclass(frozen=True, eq=False)

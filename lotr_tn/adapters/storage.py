@@ -7,8 +7,6 @@ from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
 from lotr_tn.analysis.forms import LORA, Form, FormatName, form_of
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, TotalError
 
-__all__ = ["AdapterRule", "format_of", "group_form", "storage_dtype_for", "stored_ranks"]
-
 AdapterRule: TypeAlias = RankRule | TotalError
 
 DTYPE_MARGIN = 1 / 8

@@ -15,8 +15,6 @@ import numpy as np
 from lotr_tn.analysis.pareto import lower_hull, pareto_front
 from lotr_tn.errors import OptionError
 
-__all__ = ["Allocation", "Menu", "allocate", "hull_path", "least_loss"]
-
 STATES = 20_000
 """Partial choices kept at a time; beyond, the list is thinned and the bound says what it cost."""
 

@@ -2,8 +2,6 @@
 
 from lotr_tn.errors import OptionError
 
-__all__ = ["break_even_layers"]
-
 
 def break_even_layers(m: int, n: int, rank: int, r1: int, r2: int | None = None) -> int | None:
     """The fewest layers at which Tucker-2 of ranks (r1, r2) stores less than LoRA of a rank.

@@ -12,16 +12,6 @@ from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg.ranks import ITEM_SIZES, RankLimits
 from lotr_tn.ops.counts import parameter_count
 
-__all__ = [
-    "Candidate",
-    "Stored",
-    "Subject",
-    "joint_error",
-    "make_point",
-    "measured_candidate",
-    "predicted_candidate",
-]
-
 Stored: TypeAlias = LoRAStack | Tucker2 | Tucker1 | LowRankTucker2
 
 

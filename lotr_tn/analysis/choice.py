@@ -21,8 +21,6 @@ from lotr_tn.errors import FormatError, OptionError, PrecisionWarning
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Energy, RankLimits, RelativeError
 
-__all__ = ["Choice", "allowed_loss", "choose_within"]
-
 
 @dataclass(frozen=True, eq=False)
 class Choice:

@@ -17,8 +17,6 @@ from lotr_tn.analysis.subspaces import Overlaps, common_energy, overlaps_of
 from lotr_tn.formats import Stack
 from lotr_tn.ops.checks import refuse_gradient
 
-__all__ = ["Cluster", "Clustering", "cluster_layers", "clusters_of"]
-
 LEAST_COMMON = 0.1
 """Share of their squared norms that sets of layers must have in common to be tried as one: with
 less, sharing saves less than the cores cost."""

@@ -13,8 +13,6 @@ from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.counts import parameter_count
 
-__all__ = ["compress"]
-
 
 def compress(
     stack: Stack,

@@ -16,8 +16,6 @@ from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
 from lotr_tn.ops.arrays import common_namespace
 
-__all__ = ["Coordinates", "coordinates_of", "triangle"]
-
 WELL_CONDITIONED = 1e-5
 """Smallest over largest singular value down to which eigenvectors of the Gram matrix are used: what
 they mix up is then below 1e-11 of the energies that are cut off. Beyond, an SVD is taken."""

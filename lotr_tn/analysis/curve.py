@@ -6,8 +6,6 @@ import numpy as np
 
 from lotr_tn.analysis.pareto import pareto_front
 
-__all__ = ["Curve", "best_point", "front_of"]
-
 
 @dataclass(frozen=True, eq=False)
 class Curve:

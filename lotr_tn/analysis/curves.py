@@ -9,8 +9,6 @@ from lotr_tn.analysis.curve import Curve
 from lotr_tn.analysis.forms import FORMS, FormatName, Search
 from lotr_tn.linalg.ranks import RankLimits
 
-__all__ = ["curves_of", "layer_losses"]
-
 PAIRS = 24
 """Pairs of shared ranks tried for low-rank cores, for each guess of how many terms are kept."""
 

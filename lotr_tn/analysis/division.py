@@ -23,20 +23,6 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Budget, TotalError
 
-__all__ = [
-    "Division",
-    "Point",
-    "Points",
-    "bounded",
-    "choose_point",
-    "divide",
-    "divide_points",
-    "division_path",
-    "others_of_size",
-    "points_of",
-    "settle",
-]
-
 Point: TypeAlias = tuple[FormatName, int]
 """A format, and a place on its curve."""
 

@@ -11,8 +11,6 @@ from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import best_pair, cheapest_pair, pair_parameters
 from lotr_tn.ops.checks import refuse_gradient
 
-__all__ = ["ErrorSurface", "RankPair", "error_surface", "surface_of"]
-
 
 @dataclass(frozen=True)
 class RankPair:

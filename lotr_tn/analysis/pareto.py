@@ -4,8 +4,6 @@ import numpy as np
 
 from lotr_tn.linalg.ranks import TIE
 
-__all__ = ["lower_hull", "pareto_front"]
-
 
 def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Indices of the points that no other point beats in cost and loss, cheapest first.

@@ -8,8 +8,6 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Energy, FixedRank, RankLimits, RelativeError
 
-__all__ = ["made_within", "require_curves"]
-
 
 def made_within(stack: LoRAStack, form: Form, rule: RelativeError | Energy, options: Options):
     """The stack in a form within an error, as stored, by the form's own search or by its rank.

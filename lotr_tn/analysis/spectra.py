@@ -9,8 +9,6 @@ from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.checks import refuse_gradient
 
-__all__ = ["Spectra", "mode_spectra"]
-
 NUMERICAL_ZERO = 1e-12
 """Share of the largest singular value below which one counts as zero, in float64."""
 

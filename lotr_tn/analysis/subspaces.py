@@ -9,14 +9,6 @@ from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
 from lotr_tn.ops.checks import refuse_gradient
 
-__all__ = [
-    "Overlaps",
-    "common_energy",
-    "overlaps_of",
-    "principal_angles",
-    "subspace_overlaps",
-]
-
 NUMERICAL_ZERO = 1e-12
 """Share of a layer's largest singular value below which a direction counts as absent."""
 

@@ -8,8 +8,6 @@ from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg import smallest_rank
 from lotr_tn.ops.norms import layer_singular_values
 
-__all__ = ["cut_parameters", "cut_tails", "truncated_parameters"]
-
 
 def truncated_parameters(stack: LoRAStack, relative_error: float) -> int:
     """The fewest LoRA parameters that keep the whole stack within a relative error.

@@ -37,8 +37,6 @@ from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.stacking import concat_layers, take_layers
 
-__all__ = ["Bank", "BankAdapter", "Figures", "Stacking"]
-
 Stacking: TypeAlias = Literal["adapters", "layers", "all"]
 """What a stack is over: the adapters, for each module; over layers too; over all of a shape."""
 

@@ -26,8 +26,6 @@ from lotr_tn.banks.group import (
 from lotr_tn.banks.layout import row_shapes
 from lotr_tn.files.bank_tensor import BankTensor
 
-__all__ = ["SenseError", "require_sense", "whole_number"]
-
 KINDS = ("linear", "embedding", "conv")
 
 

@@ -25,8 +25,6 @@ from lotr_tn.files.container import (
 )
 from lotr_tn.files.dialects.native import room_for_figures, tool_version
 
-__all__ = ["is_bank", "load_bank", "overhead", "save_bank", "verify_bank"]
-
 SCHEMA = 1
 
 MALFORMED = (

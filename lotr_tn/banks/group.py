@@ -14,21 +14,6 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats import Certificate, LoRAStack
 
-__all__ = [
-    "ADAPTER",
-    "DISTANCE",
-    "DRIFT",
-    "MODULE",
-    "NORM",
-    "RANK",
-    "SCALE",
-    "TERMS",
-    "BankGroup",
-    "Part",
-    "exact_stack",
-    "in_whole_bases",
-]
-
 ADAPTER, MODULE, RANK, TERMS = range(4)
 """Columns of a part's index."""
 

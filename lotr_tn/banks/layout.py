@@ -13,8 +13,6 @@ from lotr_tn.analysis.forms import Form
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Certificate
 
-__all__ = ["bases_of", "require_layout", "row_shapes", "rows_of", "stack_of_rows", "widened"]
-
 ROWS = ("layer", "term")
 
 

@@ -12,8 +12,6 @@ from lotr_tn.banks.group import Part
 from lotr_tn.banks.layout import rows_of
 from lotr_tn.files.bank_tensor import BankTensor
 
-__all__ = ["StoredLayers"]
-
 
 @dataclass(frozen=True, eq=False)
 class StoredLayers:

@@ -13,15 +13,6 @@ from lotr_tn.catalogue.families import family_of, linear_modules
 from lotr_tn.catalogue.grouping import kind_of
 from lotr_tn.errors import OptionError
 
-__all__ = [
-    "Architecture",
-    "ModuleShape",
-    "architecture",
-    "architecture_from_config",
-    "architecture_from_shapes",
-    "known_architectures",
-]
-
 
 @final
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from lotr_tn.catalogue.architecture import Architecture
 from lotr_tn.catalogue.grouping import group_paths
 from lotr_tn.errors import RankError
 
-__all__ = ["CountRow", "CountTable", "GroupCount", "count_table"]
-
 RANKS = (1, 2, 4, 8, 16, 32)
 """The ranks of the LoTR paper's table."""
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from lotr_tn.errors import CheckpointError, UnsupportedError
 
-__all__ = ["MODEL_TYPES", "family_of", "linear_modules"]
-
 WIDTH = ("hidden_size", "n_embd", "n_embed", "d_model", "dim")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")

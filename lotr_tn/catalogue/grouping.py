@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lotr_tn.errors import OptionError
 
-__all__ = ["group_paths", "kind_of"]
-
 Shape = tuple[int, int]
 
 

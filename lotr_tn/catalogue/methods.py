@@ -14,8 +14,6 @@ from lotr_tn._arrays import Array
 from lotr_tn.catalogue.grouping import kind_of
 from lotr_tn.formats import Stack, Tucker2
 
-__all__ = ["LOTR", "METHODS", "Method", "Site", "Tensors", "sites_of"]
-
 Tensors: TypeAlias = Mapping[str, Array]
 """Arrays by the names of their parameters."""
 

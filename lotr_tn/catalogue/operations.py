@@ -7,8 +7,6 @@ from lotr_tn.formats import Core, Dense, LoRAStack, LowRankTucker2, Stack, Tucke
 from lotr_tn.ops.conversion import shared_format
 from lotr_tn.ops.primitives import CORE, has_rule, primitives_of, registered_formats
 
-__all__ = ["Cell", "all_formats", "column", "operations_table", "sum_of", "sums_table"]
-
 Exactness = Literal["exact", "rounded", "float64", "best", "√2 best", "measured"]
 
 SAME = "same format"

@@ -25,8 +25,6 @@ from lotr_tn.report.analysis_text import analysis_text
 from lotr_tn.report.page import page_html
 from lotr_tn.report.plots import refuse_plot, save_plot
 
-__all__ = ["analyze"]
-
 EVERY = typer.Option("--all", help="Show every group's candidates.")
 
 

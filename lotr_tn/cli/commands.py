@@ -12,8 +12,6 @@ import typer
 from typer.core import TyperCommand
 from typer.models import OptionInfo
 
-__all__ = ["ADVANCED", "HIDDEN", "register", "typed"]
-
 ADVANCED = "Advanced"
 """The panel that `--help-all` shows, and `--help` leaves out."""
 

@@ -18,8 +18,6 @@ from lotr_tn.report.plots import refuse_plot
 from lotr_tn.report.records import comparison_record
 from lotr_tn.report.text import comparison_text
 
-__all__ = ["compare"]
-
 EVERY = typer.Option("--all", help="Show every module; of many, all cosines and overlaps.")
 
 

@@ -14,8 +14,6 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-__all__ = ["NOT_MET", "REPLACE", "Output", "file_size", "missed", "progress"]
-
 NOT_MET = 3
 """Exit status of work that was done, but missed the error or size that was asked for."""
 

@@ -30,8 +30,6 @@ from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text
 
-__all__ = ["PANELS", "convert"]
-
 PANELS = {
     "How much": "rel_error total_error max_params max_bytes rank",
     "Which form": "format",

@@ -20,8 +20,6 @@ from lotr_tn.cli.questions import GroupByOption
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.counts import counts_record, counts_text, models_record, models_text
 
-__all__ = ["count"]
-
 
 def count(
     shapes: Annotated[

@@ -24,8 +24,6 @@ from lotr_tn.report.records import (
 )
 from lotr_tn.report.text import comparison_text, conversion_text, export_text, inspection_text
 
-__all__ = ["demo"]
-
 ERRORS = (0.3, 0.1, 0.01)
 
 

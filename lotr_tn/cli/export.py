@@ -19,8 +19,6 @@ from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.records import export_record
 from lotr_tn.report.text import export_text
 
-__all__ = ["Exporting", "export", "lotr_name"]
-
 
 @dataclass(frozen=True)
 class Exporting:

@@ -18,8 +18,6 @@ from lotr_tn.errors import OptionError
 from lotr_tn.report.records import inspection_record
 from lotr_tn.report.text import inspection_text
 
-__all__ = ["inspect"]
-
 EVERY = typer.Option("--all", help="Show every adapter and every stack of a bank.")
 
 

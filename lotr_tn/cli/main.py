@@ -19,8 +19,6 @@ from lotr_tn.cli.merge import merge
 from lotr_tn.cli.moved import MOVED, moved
 from lotr_tn.errors import LotrError, OptionError
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="lotr",
     help="Low tensor rank (LoTR) adapters: convert, compare and export, with measured errors.",

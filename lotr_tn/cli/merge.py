@@ -17,8 +17,6 @@ from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.merging import merging_record, merging_text
 
-__all__ = ["Mixing", "merge", "mixed"]
-
 
 @dataclass(frozen=True)
 class Mixing:

@@ -6,8 +6,6 @@ import typer
 
 from lotr_tn.errors import OptionError
 
-__all__ = ["MOVED", "moved"]
-
 MOVED = {"append": "add", "drop": "drop", "rename": "rename", "compact": "compact"}
 """Commands of `lotr bank`, by the names that they had as commands of `lotr`."""
 

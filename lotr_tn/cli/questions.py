@@ -11,21 +11,6 @@ from lotr_tn.analysis.forms import FORMS, form_named
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RelativeError, TotalError
 
-__all__ = [
-    "AnyBaseOption",
-    "DtypeOption",
-    "FormatOption",
-    "GroupByOption",
-    "HowMuch",
-    "MaxRankOption",
-    "MethodOption",
-    "MinRankOption",
-    "OrEnergy",
-    "OrRanks",
-    "asked_limits",
-    "asked_text",
-]
-
 MinRankOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,8 +7,6 @@ from typing import TypeAlias
 
 from lotr_tn.errors import FormatError
 
-__all__ = ["Sizes", "parsed", "shape_of", "size_of", "sizes_of", "solid", "those"]
-
 Sizes: TypeAlias = dict[str, int]
 """The size of every letter."""
 

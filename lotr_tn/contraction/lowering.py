@@ -7,8 +7,6 @@ from itertools import product
 from lotr_tn._arrays import Array, Namespace
 from lotr_tn.contraction.equation import Sizes, shape_of, size_of, solid, those
 
-__all__ = ["Step", "View", "lowered"]
-
 _CALL = 500  # entries that are copied in about the time of one call of the library
 _LAYOUTS = 16  # layouts of the intermediates that are pursued side by side
 

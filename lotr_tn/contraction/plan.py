@@ -14,8 +14,6 @@ from lotr_tn.contraction.equation import Sizes, parsed, shape_of, size_of, sizes
 from lotr_tn.contraction.lowering import Step, lowered
 from lotr_tn.errors import FormatError, OptionError
 
-__all__ = ["ContractionPlan", "plan"]
-
 _EXHAUSTIVE = 6  # operands up to which every order is tried
 _OUTER_PRODUCTS = 8  # operands up to which a limited search also tries products that sum nothing
 

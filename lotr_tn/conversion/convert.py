@@ -42,8 +42,6 @@ from lotr_tn.linalg.ranks import (
 from lotr_tn.ops.arrays import arrays_of
 from lotr_tn.ops.norms import layer_norms
 
-__all__ = ["Converting", "Method", "convert_adapter"]
-
 Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
 
 

@@ -36,8 +36,6 @@ from lotr_tn.linalg.factor import svd
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops import layer_distances
 
-__all__ = ["Merged", "MergedModule", "merge_adapters"]
-
 
 @final
 @dataclass(frozen=True)

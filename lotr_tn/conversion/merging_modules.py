@@ -24,8 +24,6 @@ from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.layers import between_shared, two_factors
 
-__all__ = ["Bases", "ModuleUpdates", "Reduced", "updates_of"]
-
 ROUNDING = 8 * UNIT_ROUNDOFF["float64"]
 """Share of the sizes of factors that the float64 arithmetic on them may lose."""
 

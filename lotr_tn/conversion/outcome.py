@@ -9,8 +9,6 @@ from lotr_tn.adapters.adapter import LoTRAdapter
 from lotr_tn.analysis.forms import FormatName
 from lotr_tn.formats import Certificate
 
-__all__ = ["Conversion", "GroupConversion"]
-
 
 @dataclass(frozen=True)
 class GroupConversion:

@@ -25,17 +25,6 @@ from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
-__all__ = [
-    "Storage",
-    "assemble",
-    "bounds_of",
-    "fix_signs",
-    "keep_whole",
-    "lifted",
-    "signs",
-    "with_best_cores",
-]
-
 ARITHMETIC = 32
 """Unit roundoffs that the float64 arithmetic itself may lose, relative to the norm."""
 

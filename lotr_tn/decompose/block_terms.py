@@ -11,16 +11,6 @@ from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.ops.checks import refuse_gradient
 
-__all__ = [
-    "BlockTerms",
-    "block_terms",
-    "by_layer",
-    "layer_squares",
-    "layer_triangles",
-    "on_device",
-    "one_for_each",
-]
-
 
 @dataclass(frozen=True)
 class BlockTerms:

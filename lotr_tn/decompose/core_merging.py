@@ -13,8 +13,6 @@ from lotr_tn.formats import Stack, Tucker2
 from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.moving import astype
 
-__all__ = ["in_common_basis", "merge_cores"]
-
 ARITHMETIC = 2.0**-43
 """Share of the norm that float64 factors in another gauge may differ by: 1e-13. What is smaller
 must neither elect a sign nor be counted."""

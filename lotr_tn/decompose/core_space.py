@@ -18,16 +18,6 @@ from lotr_tn.linalg.factor import eigh_descending, qr, svd
 from lotr_tn.linalg.gram import cross_gram, wide_product
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
-__all__ = [
-    "CoreSpace",
-    "Side",
-    "core_space",
-    "layer_weights",
-    "space_of",
-    "unweigh",
-    "weigh",
-]
-
 
 @dataclass(frozen=True)
 class Side:

@@ -11,8 +11,6 @@ from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker2
 from lotr_tn.linalg import triangular_factor
 from lotr_tn.linalg.surface import lost_energy_surface
 
-__all__ = ["Extension", "extension_of"]
-
 NEARLY = 0.1
 """Distance of a Gram matrix from the identity up to which a basis counts as nearly orthonormal."""
 

@@ -24,8 +24,6 @@ from lotr_tn.ops.norms import root_sum_squares
 from lotr_tn.ops.padding import zero_blocks
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-__all__ = ["Gauge", "RandomGauge", "first_step_gain", "random_factors", "regauge"]
-
 Gauge: TypeAlias = Literal["orthonormal", "balanced", "equalised"]
 """Gauges of a given update."""
 

@@ -34,8 +34,6 @@ from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 
-__all__ = ["Initialisation", "certificate_of", "initial_factors"]
-
 Method: TypeAlias = Literal["svd", "hosvd", "hooi"]
 
 

@@ -44,8 +44,6 @@ from lotr_tn.ops.checks import require_layer
 from lotr_tn.ops.frame import frame_of
 from lotr_tn.ops.norms import root_sum_squares
 
-__all__ = ["Matrices", "WeightInitialisation", "initial_factors_of_weights"]
-
 
 class Matrices(Protocol):
     """L matrices (m, n), each made when it is asked for: a list, or a view of a file."""

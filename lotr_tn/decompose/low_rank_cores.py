@@ -32,8 +32,6 @@ from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
-__all__ = ["low_rank_tucker2"]
-
 
 def low_rank_tucker2(
     stack: Stack,

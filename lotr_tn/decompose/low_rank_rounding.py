@@ -26,8 +26,6 @@ from lotr_tn.ops.layers import layer_of
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import root_sum_squares
 
-__all__ = ["canonical_low_rank_tucker2", "round_low_rank_tucker2"]
-
 
 def round_low_rank_tucker2(stack: LowRankTucker2, rule: RankRule, dtype: str) -> LowRankTucker2:
     """The stack with each core cut to leading singular values, certified.

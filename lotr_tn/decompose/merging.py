@@ -30,18 +30,6 @@ from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import layered_field, lowered
 from lotr_tn.ops.stacking import take_layers
 
-__all__ = [
-    "MERGE_METHODS",
-    "MergeMethod",
-    "exact_rank",
-    "merge",
-    "merged_core",
-    "require_merging",
-    "require_slerp",
-    "require_weights",
-    "slerp_coefficients",
-]
-
 MergeMethod: TypeAlias = Literal["linear", "ties", "dare", "dare-ties", "slerp"]
 """How updates are merged."""
 

@@ -36,8 +36,6 @@ from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.padding import zero_blocks
 
-__all__ = ["hooi_in_metric", "in_metric", "metric_distances"]
-
 Metric: TypeAlias = Array | Sequence[Array]
 """A diagonal (n,) or a factor (n, k) for all layers; or a sequence of L of them."""
 

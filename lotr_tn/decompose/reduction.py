@@ -14,8 +14,6 @@ from lotr_tn.ops.arrays import common_namespace, first_array
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.primitives import lowered
 
-__all__ = ["Reduction", "reduced"]
-
 
 @dataclass(frozen=True)
 class Reduction:

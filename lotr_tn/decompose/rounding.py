@@ -21,8 +21,6 @@ from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-__all__ = ["canonicalize", "round_stack"]
-
 CoreKind = TypeVar("CoreKind", bound=Core)
 """A core format that a function keeps."""
 

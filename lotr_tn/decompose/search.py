@@ -16,8 +16,6 @@ from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, best_pair, cheapes
 from lotr_tn.linalg.surface import lost_energy_surface
 from lotr_tn.ops.arrays import storage_dtype
 
-__all__ = ["Fit", "PairSearch", "asked_dtype", "lost_energies", "meet_error", "resolution"]
-
 Pair: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Callable[[CoreSpace, Pair], Subspaces]
 Result = TypeVar("Result", bound="LoRAStack | LowRankTucker2 | Tucker1 | Tucker2")

@@ -21,8 +21,6 @@ from lotr_tn.linalg.gram import cross_gram, wide_product
 from lotr_tn.ops.frame import outside
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
-__all__ = ["blocked_space", "random_normal", "randomised_space", "range_finder"]
-
 
 def range_finder(
     start: Array, multiply: Callable[[Array], Array], power_iterations: int, *, xp: Namespace

@@ -18,8 +18,6 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import svd
 
-__all__ = ["Sketch"]
-
 
 @dataclass(frozen=True, eq=False)
 class Sketch:

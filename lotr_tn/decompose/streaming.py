@@ -31,8 +31,6 @@ from lotr_tn.formats import LoRAStack, LowRankTucker2
 from lotr_tn.formats.checks import require_axes
 from lotr_tn.linalg.factor import eigh_descending, qr, svd
 
-__all__ = ["Bases", "Block", "grow", "joined", "project"]
-
 FLOORS = {True: 1e-14, False: 2.0**-20}
 """Relative size below which a residual is rounding, for float64 and for narrower factors. That is
 90 roundings of 1.1e-16, and 16 of 6e-8: a product over k columns adds up about √k of them, and a

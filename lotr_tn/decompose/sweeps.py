@@ -12,8 +12,6 @@ from lotr_tn.decompose.core_space import CoreSpace, Side, weigh
 from lotr_tn.linalg.factor import eigh_descending, qr, svd
 from lotr_tn.ops.norms import root_sum_squares
 
-__all__ = ["Subspaces", "alternate", "leading_axes", "refit_right"]
-
 
 @dataclass(frozen=True)
 class Subspaces:

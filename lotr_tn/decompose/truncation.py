@@ -35,16 +35,6 @@ from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.frame import Frame, distances_from, project
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
 
-__all__ = [
-    "GlobalOrder",
-    "cut_layers",
-    "differentiable_rule",
-    "global_order",
-    "limited_order",
-    "truncate",
-    "without_null_terms",
-]
-
 TIE = 16
 """Unit roundoffs of the largest singular value within which values count as equal."""
 

@@ -18,8 +18,6 @@ from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.primitives import lowered
 
-__all__ = ["hooi", "hosvd", "st_hosvd"]
-
 Ranks: TypeAlias = RankRule | int | tuple[int, int]
 Pair: TypeAlias = tuple[int, int]
 Method: TypeAlias = Literal["auto", "exact", "randomised", "blocked"]

@@ -35,8 +35,6 @@ from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
-__all__ = ["tucker1"]
-
 
 def tucker1(
     stack: Stack,

@@ -12,8 +12,6 @@ from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.arrays import common_namespace, first_array
 from lotr_tn.ops.norms import layer_norms
 
-__all__ = ["Weights", "layer_weighting", "weighted"]
-
 Weights: TypeAlias = Sequence[float] | Array | str | None
 """L numbers, "unit-norm", or None."""
 

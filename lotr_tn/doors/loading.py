@@ -12,8 +12,6 @@ from lotr_tn.files.dialects.native import save_native
 from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.dialects.table import dialect_of
 
-__all__ = ["load_adapter", "place_in_bank", "save_adapter"]
-
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Read an adapter: a PEFT folder or file of LoRA or of LoTR, or a native LoTR file.

@@ -18,8 +18,6 @@ from lotr_tn.doors.loading import load_adapter, place_in_bank
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS
 
-__all__ = ["NamedAdapters", "folder_names", "is_collection", "named_adapters", "plain_name"]
-
 LONGEST_NAME = 200
 """Bytes of a folder's name; most file systems take 255, and while it is written it has more."""
 

@@ -11,8 +11,6 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.container import Container, Entry, hashed
 from lotr_tn.files.spool import Slot, Spool
 
-__all__ = ["BankTensor"]
-
 
 def checked(entry: Entry) -> Iterator[bytes | memoryview]:
     """The bytes of an entry; after the last one they are compared with its checksum.

@@ -7,8 +7,6 @@ from lotr_tn.adapters.storage import AdapterRule
 from lotr_tn.files.dialects.native import overhead
 from lotr_tn.linalg.ranks import Budget
 
-__all__ = ["spent_beside"]
-
 
 def spent_beside(
     rule: AdapterRule,

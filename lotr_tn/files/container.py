@@ -31,18 +31,6 @@ from lotr_tn.files.spool import Slot, Spool
 from lotr_tn.files.tensors import map_tensors, read_header, read_metadata
 from lotr_tn.files.writing import write_file
 
-__all__ = [
-    "METADATA_KEY",
-    "Container",
-    "Entry",
-    "hashed",
-    "is_container",
-    "read_container",
-    "verify_container",
-    "write_bank_file",
-    "write_container",
-]
-
 METADATA_KEY = "lotr_bank"
 
 CHUNK = 1 << 21

@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["exchange"]
-
 AT_FDCWD = -100  # paths are relative to the working folder, as everywhere
 SWAP = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 

@@ -12,8 +12,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["exclusive"]
-
 TRIES = 2
 """A writer that was waited for may just have renamed a new file over the one that was opened."""
 

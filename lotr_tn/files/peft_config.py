@@ -9,8 +9,6 @@ from typing import Any
 
 from lotr_tn.errors import CheckpointError, UnsupportedError
 
-__all__ = ["module_rank_and_scale", "parse_config"]
-
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 """Initialisations of A and B that leave the base weights as they are."""
 

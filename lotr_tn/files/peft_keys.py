@@ -8,8 +8,6 @@ from pathlib import Path
 from lotr_tn.adapters.adapter import Layout
 from lotr_tn.errors import CheckpointError, UnsupportedError
 
-__all__ = ["FactorKey", "factor_key", "pair_keys", "parse_key"]
-
 PREFIX = "base_model.model."
 
 _FACTOR = re.compile(

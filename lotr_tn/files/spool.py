@@ -12,8 +12,6 @@ import numpy as np
 from lotr_tn.adapters.raw_tensor import CODES, DTYPES
 from lotr_tn.errors import CheckpointError
 
-__all__ = ["Slot", "Spool"]
-
 CHUNK = 1 << 20
 
 

@@ -20,15 +20,6 @@ from lotr_tn._arrays import STORAGE_DTYPES, to_numpy
 from lotr_tn.adapters.raw_tensor import CODES, DTYPES, RawTensor
 from lotr_tn.errors import CheckpointError
 
-__all__ = [
-    "map_tensors",
-    "read_header",
-    "read_metadata",
-    "read_pickle",
-    "read_safetensors",
-    "write_safetensors",
-]
-
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file.

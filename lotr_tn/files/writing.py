@@ -16,8 +16,6 @@ from safetensors import SafetensorError
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.exchange import exchange
 
-__all__ = ["refuse_existing", "write_file", "write_folder"]
-
 Writer = Callable[[Path], object]
 
 

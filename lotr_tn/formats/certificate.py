@@ -5,8 +5,6 @@ from typing import final
 
 from lotr_tn._arrays import Array, to_numpy
 
-__all__ = ["Certificate"]
-
 
 @final
 @dataclass(frozen=True, eq=False)

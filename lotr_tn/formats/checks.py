@@ -3,8 +3,6 @@
 from lotr_tn._arrays import Array
 from lotr_tn.errors import FormatError
 
-__all__ = ["require_axes", "require_equal"]
-
 
 def require_axes(name: str, array: Array, axes: str) -> None:
     """Refuse an array whose number of axes is not that of `axes`, such as `(L, r1, r2)`."""

@@ -8,8 +8,6 @@ from lotr_tn.errors import FormatError
 from lotr_tn.formats.checks import require_axes
 from lotr_tn.formats.operators import Operators
 
-__all__ = ["Dense"]
-
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)

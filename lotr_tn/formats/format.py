@@ -5,8 +5,6 @@ from typing import Any, ClassVar
 
 from lotr_tn.formats.operators import Operators
 
-__all__ = ["Format"]
-
 
 class Format(Operators):
     """A format of a package's, or a person's, own: the base class of its record.

@@ -10,8 +10,6 @@ from lotr_tn.formats.certificate import Certificate
 from lotr_tn.formats.checks import require_axes, require_equal
 from lotr_tn.formats.operators import Operators
 
-__all__ = ["LoRAStack"]
-
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,8 +11,6 @@ from lotr_tn._arrays import Array
 from lotr_tn.errors import FormatError
 from lotr_tn.formats.printing import describe
 
-__all__ = ["Operators", "register"]
-
 _FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 

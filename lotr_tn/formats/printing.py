@@ -7,8 +7,6 @@ import numpy as np
 
 from lotr_tn._arrays import Array, dtype_name, to_numpy
 
-__all__ = ["describe"]
-
 LARGEST_SHOWN = 40
 
 

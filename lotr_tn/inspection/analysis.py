@@ -11,8 +11,6 @@ from lotr_tn.analysis.division import bounded
 from lotr_tn.analysis.forms import LORA, FormatName
 from lotr_tn.analysis.subspaces import Overlaps
 
-__all__ = ["Analysis", "GroupAnalysis", "StackingCost"]
-
 
 @dataclass(frozen=True, eq=False)
 class GroupAnalysis:

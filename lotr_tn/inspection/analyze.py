@@ -23,8 +23,6 @@ from lotr_tn.files.budget import spent_beside
 from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError
 
-__all__ = ["Analysing", "analyze_adapters"]
-
 LARGEST_STACK = 1024
 """Rank terms of a stack up to which other ways of stacking are measured without being asked for."""
 

@@ -11,8 +11,6 @@ from lotr_tn.formats import Stack
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.ops import astype, inner, layer_distances, layer_norms, take_layers
 
-__all__ = ["Comparison", "ModuleComparison", "compare_adapters"]
-
 
 @dataclass(frozen=True)
 class ModuleComparison:

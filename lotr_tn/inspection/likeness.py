@@ -13,8 +13,6 @@ from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.layers import layer_of, two_factors
 
-__all__ = ["Likeness", "compare_many", "modules_of"]
-
 HELD_BYTES = 2**30
 """Bytes of factors that are held at a time: the modules are gone through in as many passes over
 the adapters as that takes, and in at most one pass a module."""

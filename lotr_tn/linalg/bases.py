@@ -11,14 +11,6 @@ from lotr_tn._arrays import Array, Namespace, float64, is_wide
 from lotr_tn.linalg.factor import eigh_descending, qr
 from lotr_tn.linalg.gram import cross_gram
 
-__all__ = [
-    "inverse_or_zero",
-    "orthonormal_basis",
-    "polar_factor",
-    "root_of_gram",
-    "triangular_factor",
-]
-
 GRAM_RESOLUTION = 2.0**-26
 """√ε₆₄: singular values below this share of the largest are rounding noise on the Gram route."""
 

@@ -38,8 +38,6 @@ from lotr_tn._arrays import to_numpy as host
 from lotr_tn.errors import BackendError, DerivativeError, FormatError, RankError
 from lotr_tn.linalg.product import svd_of_product
 
-__all__ = ["leading_vectors_with_gradient", "truncated_svd_with_gradient"]
-
 SMALLEST_GAP = 1e-10
 """Singular values that differ by no more than this share of the scale count as equal."""
 

@@ -4,8 +4,6 @@ import array_api_compat
 
 from lotr_tn._arrays import Array, Namespace, float64
 
-__all__ = ["eigh_descending", "qr", "svd"]
-
 
 def qr(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
     """Householder QR of (m, k): Q (m, min(m, k)) with orthonormal columns, R upper triangular."""

@@ -2,8 +2,6 @@
 
 from lotr_tn._arrays import Array, Namespace, float64, is_wide, row_blocks
 
-__all__ = ["cross_gram", "wide_product"]
-
 
 def cross_gram(x: Array, y: Array, *, xp: Namespace) -> Array:
     """xᵀ y in float64.

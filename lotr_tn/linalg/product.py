@@ -4,8 +4,6 @@ from lotr_tn._arrays import Array, namespace_of
 from lotr_tn.errors import FormatError
 from lotr_tn.linalg.factor import qr, svd
 
-__all__ = ["svd_of_product"]
-
 
 def svd_of_product(up: Array, down: Array) -> tuple[Array, Array, Array]:
     """Thin SVD of up @ down by QR, QR and an SVD of the small middle.

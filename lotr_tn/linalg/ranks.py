@@ -9,26 +9,6 @@ import numpy as np
 
 from lotr_tn.errors import RankError
 
-__all__ = [
-    "ITEM_SIZES",
-    "TIE",
-    "Budget",
-    "Energy",
-    "FixedRank",
-    "RankLimits",
-    "RankRule",
-    "RelativeError",
-    "TotalError",
-    "as_rule",
-    "best_pair",
-    "byte_count",
-    "cheapest_pair",
-    "pair_parameters",
-    "rank_for",
-    "smallest_rank",
-    "tail_energies",
-]
-
 
 @final
 @dataclass(frozen=True)

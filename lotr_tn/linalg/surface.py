@@ -2,8 +2,6 @@
 
 from lotr_tn._arrays import Array, Namespace, zeros
 
-__all__ = ["lost_energy_surface"]
-
 
 def lost_energy_surface(energies: Array, *, xp: Namespace) -> Array:
     """Squared error of keeping the leading r1 and r2 directions, for every pair (r1, r2).

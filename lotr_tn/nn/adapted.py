@@ -7,8 +7,6 @@ from torch import nn
 from lotr_tn.nn.bases import is_embedding, weight_of
 from lotr_tn.nn.holding import AdaptedLayer, EmbeddingUpdate, LinearUpdate
 
-__all__ = ["AdaptedEmbedding", "AdaptedLinear", "Switched", "adapted"]
-
 
 class Switched(AdaptedLayer):
     """Which adapter is active, and whether any is."""

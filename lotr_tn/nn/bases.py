@@ -8,16 +8,6 @@ from torch import Tensor, nn
 
 from lotr_tn.errors import FormatError, UnsupportedError
 
-__all__ = [
-    "base_of",
-    "is_embedding",
-    "lies_transposed",
-    "matrix_of",
-    "require_supported",
-    "sizes",
-    "weight_of",
-]
-
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
 """The output layer inside nn.MultiheadAttention, which takes its weight and never calls it."""

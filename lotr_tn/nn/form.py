@@ -15,8 +15,6 @@ from lotr_tn.errors import FormatError, OptionError, UnsupportedError
 from lotr_tn.formats import LoRAStack, Stack
 from lotr_tn.nn.grouping import Group
 
-__all__ = ["FORMS", "Form", "Own", "Start", "listed", "register"]
-
 Own: TypeAlias = Mapping[str, Tensor]
 """What a layer has for itself, by the names of the parameters; nothing for some forms."""
 

@@ -12,8 +12,6 @@ from lotr_tn.catalogue.methods import Site, sites_of
 from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.nn.bases import base_of, is_embedding, require_supported, sizes
 
-__all__ = ["Group", "GroupBy", "find_targets", "form_groups"]
-
 GroupBy: TypeAlias = str | Mapping[str, Sequence[str]]
 """`kind`, `shape`, a regular expression, or the modules of each group by its name."""
 

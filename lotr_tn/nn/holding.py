@@ -20,8 +20,6 @@ from lotr_tn.nn.bases import (
 )
 from lotr_tn.nn.form import Form, Own
 
-__all__ = ["AdaptedLayer", "EmbeddingUpdate", "LinearUpdate"]
-
 
 class Room(NamedTuple):
     """The attributes in which a layer keeps an adapter, each a dictionary by adapters' names."""

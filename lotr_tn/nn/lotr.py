@@ -11,8 +11,6 @@ from lotr_tn.nn.grouping import Group, GroupBy
 from lotr_tn.nn.model import add
 from lotr_tn.nn.planning import Plan, Updates
 
-__all__ = ["add_lotr", "plan_groups"]
-
 Model = TypeVar("Model", bound=nn.Module)
 Trained: TypeAlias = Literal["all", "cores", "factors"]
 

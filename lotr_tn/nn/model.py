@@ -18,18 +18,6 @@ from lotr_tn.nn.planning import Plan, Updates
 from lotr_tn.nn.training import lotr_layers, require_adapter
 from lotr_tn.ops.arithmetic import scale
 
-__all__ = [
-    "add",
-    "disabled",
-    "merge",
-    "merged_copy",
-    "remove_lotr",
-    "set_active",
-    "set_stacks",
-    "stacks_of",
-    "unmerge",
-]
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -18,8 +18,6 @@ from lotr_tn.nn.form import Form, Own, Start
 from lotr_tn.nn.grouping import Group, GroupBy, form_groups
 from lotr_tn.nn.holding import AdaptedLayer, require_dropout
 
-__all__ = ["Place", "Plan", "Updates"]
-
 Updates: TypeAlias = Mapping[str, tuple[Array, Array]]
 """Low-rank updates to continue with: (up (m, r), down (r, n)) by module path, scale inside."""
 

@@ -10,8 +10,6 @@ from torch import nn
 from lotr_tn.errors import OptionError
 from lotr_tn.nn.training import lotr_layers, shared_parameters
 
-__all__ = ["shard_lotr"]
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -7,8 +7,6 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-__all__ = ["SharedProduct", "times"]
-
 
 def times(x: Tensor, factor: Tensor) -> Tensor:
     """The product x @ factor, in the factor's dtype or in that of autocast."""

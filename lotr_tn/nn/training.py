@@ -8,15 +8,6 @@ from torch import Tensor, nn
 from lotr_tn.errors import OptionError
 from lotr_tn.nn.holding import AdaptedLayer, names_of
 
-__all__ = [
-    "lotr_layers",
-    "parameter_count",
-    "parameter_groups",
-    "shared_factors",
-    "shared_parameters",
-    "train_only",
-]
-
 
 def lotr_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     """The adapted layers of a model, by path, with PEFT or without it."""

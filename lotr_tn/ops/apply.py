@@ -16,8 +16,6 @@ from lotr_tn.ops.layers import cores_as_lora
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-__all__ = ["Order", "apply", "apply_transpose", "cheapest_order", "merge_break_even"]
-
 Order = Literal["chain", "fold left", "fold right", "merge"]
 """How x ΔWᵀ is computed: ((x V) Gᵀ) Uᵀ, (x V)(U G)ᵀ, (x V Gᵀ) Uᵀ, or x (U G Vᵀ)ᵀ."""
 

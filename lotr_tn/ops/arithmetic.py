@@ -20,8 +20,6 @@ from lotr_tn.ops.layers import cores_as_lora
 from lotr_tn.ops.padding import block_diagonal, zero_blocks
 from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered, primitives_of
 
-__all__ = ["add", "scale", "subtract", "transpose"]
-
 
 def add(a: Stack, b: Stack) -> Stack:
     """A + b as a stack, exactly; ranks add.

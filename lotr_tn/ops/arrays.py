@@ -7,17 +7,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from lotr_tn._arrays import Array, Namespace, dtype_name, namespace_of, wants_gradient
 from lotr_tn.formats import Certificate, Stack
 
-__all__ = [
-    "Kind",
-    "array_fields",
-    "arrays_of",
-    "common_namespace",
-    "differentiable",
-    "first_array",
-    "storage_dtype",
-    "with_arrays",
-]
-
 Kind = TypeVar("Kind", bound=Stack)
 """A stack whose format a function keeps."""
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from lotr_tn._arrays import Array
 
-__all__ = ["chain_product", "cheapest_splits", "rows_of"]
-
 
 def chain_product(matrices: Sequence[Array]) -> Array:
     """The product of x (..., n_0) and matrices (n_0, n_1), (n_1, n_2), … in the cheapest order.

@@ -4,8 +4,6 @@ from lotr_tn.errors import DerivativeError, FormatError
 from lotr_tn.formats import Stack
 from lotr_tn.ops.arrays import differentiable
 
-__all__ = ["refuse_gradient", "require_layer", "require_same_shape"]
-
 
 def refuse_gradient(what: str, *stacks: Stack) -> None:
     """Refuse stacks that torch records, where the derivative would not be right."""

@@ -23,17 +23,6 @@ from lotr_tn.ops.layers import core_of, cores_as_lora
 from lotr_tn.ops.padding import zero_blocks
 from lotr_tn.ops.primitives import CORE, lowered, primitives_of, registered_formats
 
-__all__ = [
-    "as_dense",
-    "as_lora",
-    "as_low_rank_tucker2",
-    "as_tucker1",
-    "as_tucker2",
-    "convert",
-    "in_shared_format",
-    "shared_format",
-]
-
 
 def convert(stack: Stack, to: type[Stack], *, side: SharedSide = "in") -> Stack:
     """The same updates in another format, without loss.

@@ -5,8 +5,6 @@ import math
 from lotr_tn.formats import Stack
 from lotr_tn.ops.arrays import arrays_of
 
-__all__ = ["parameter_count"]
-
 
 def parameter_count(stack: Stack) -> int:
     """The number of stored entries.

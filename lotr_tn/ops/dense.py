@@ -7,8 +7,6 @@ from lotr_tn.ops.arrays import common_namespace, storage_dtype
 from lotr_tn.ops.layers import layer_of, layer_product
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-__all__ = ["to_dense"]
-
 WARN_ABOVE_ENTRIES = 2**28
 """`to_dense` warns above this many entries: 1 GiB of float32."""
 

@@ -22,8 +22,6 @@ from lotr_tn.ops.norms import frobenius, layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import by_rule_or_hub
 from lotr_tn.ops.stacking import take_layers
 
-__all__ = ["distance", "layer_distances"]
-
 GRAM_TRUSTED = 1e-4
 """Share of the sizes of the factors above which a squared distance by Gram matrices is trusted."""
 

@@ -28,16 +28,6 @@ from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangul
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
-__all__ = [
-    "Frame",
-    "Projection",
-    "cores_in",
-    "distances_from",
-    "frame_of",
-    "outside",
-    "project",
-]
-
 
 @dataclass(frozen=True)
 class Frame:

@@ -12,8 +12,6 @@ from lotr_tn.ops.layers import Layer, layer_inner, layer_of, left_times_middle
 from lotr_tn.ops.norms import norm
 from lotr_tn.ops.primitives import by_rule_or_hub, lowered
 
-__all__ = ["cosine", "gram", "inner"]
-
 
 def inner(a: Stack, b: Stack) -> Array:
     """⟨a, b⟩ = Σ_l tr(a_lᵀ b_l), the inner product behind `norm`.

@@ -9,19 +9,6 @@ from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tu
 from lotr_tn.linalg.gram import cross_gram, wide_product
 from lotr_tn.ops.primitives import lowered
 
-__all__ = [
-    "Layer",
-    "between_shared",
-    "core_of",
-    "cores_as_lora",
-    "each_core",
-    "layer_inner",
-    "layer_of",
-    "layer_product",
-    "left_times_middle",
-    "two_factors",
-]
-
 
 @dataclass(frozen=True)
 class Layer:

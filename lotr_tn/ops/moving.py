@@ -9,8 +9,6 @@ from lotr_tn._arrays import STORAGE_DTYPES, Array, narrow
 from lotr_tn.errors import BackendError
 from lotr_tn.ops.arrays import Kind, arrays_of, common_namespace, with_arrays
 
-__all__ = ["astype", "to_device"]
-
 
 def astype(stack: Kind, dtype: str) -> Kind:
     """The stack stored in another dtype; its certificate, which measured the old one, is dropped.

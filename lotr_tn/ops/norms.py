@@ -11,8 +11,6 @@ from lotr_tn.ops.arrays import common_namespace, differentiable
 from lotr_tn.ops.layers import layer_inner, layer_of, left_times_middle
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-__all__ = ["layer_norms", "layer_singular_values", "norm", "root_sum_squares"]
-
 NormKind = Literal["frobenius", "spectral", "nuclear"]
 
 

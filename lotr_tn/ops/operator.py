@@ -15,8 +15,6 @@ from lotr_tn.ops.primitives import has_rule, lowered
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-__all__ = ["as_linear_operator"]
-
 
 def as_linear_operator(stack: Stack, layer: int | None = None) -> "LinearOperator":
     """One update, or all of them one below the other, as a `scipy.sparse.linalg.LinearOperator`.

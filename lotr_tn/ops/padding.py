@@ -2,8 +2,6 @@
 
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, zeros
 
-__all__ = ["block_diagonal", "zero_blocks"]
-
 
 def zero_blocks(x: Array, axis: int, before: int, after: int, *, xp: Namespace) -> Array:
     """`x` with that many zeros before and after it along an axis; `x` itself for none."""

@@ -13,23 +13,6 @@ from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import Core, Format, LoRAStack, Stack
 from lotr_tn.ops.arrays import array_fields, common_namespace
 
-__all__ = [
-    "CORE",
-    "RULED",
-    "Axis",
-    "Primitives",
-    "by_rule_or_hub",
-    "has_rule",
-    "joined",
-    "layered_field",
-    "lowered",
-    "primitives_of",
-    "register_format",
-    "registered_formats",
-    "rule",
-    "unregister_format",
-]
-
 CORE: tuple[type[Core], ...] = get_args(Core)
 """The core formats."""
 

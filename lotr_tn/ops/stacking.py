@@ -18,8 +18,6 @@ from lotr_tn.ops.conversion import (
 from lotr_tn.ops.padding import zero_blocks
 from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered
 
-__all__ = ["concat_layers", "take_layers"]
-
 
 def take_layers(stack: Kind, layers: Sequence[int]) -> Kind:
     """The stack of the layers named, in that order; layers may repeat.

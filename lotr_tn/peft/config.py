@@ -15,8 +15,6 @@ from lotr_tn.nn.forms.tucker2 import Tucker2Form, rank_pair
 from lotr_tn.nn.holding import require_dropout
 from lotr_tn.nn.planning import Plan
 
-__all__ = ["AdapterConfig", "FormConfig", "LotrConfig"]
-
 
 class Kind(str, Enum):  # noqa: UP042 - PEFT reads the text of its own kind of enumeration
     """The name of a method: PEFT's own list of methods cannot be added to from outside."""

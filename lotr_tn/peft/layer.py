@@ -10,8 +10,6 @@ from lotr_tn.nn.bases import is_embedding
 from lotr_tn.nn.form import Form, Own
 from lotr_tn.nn.holding import AdaptedLayer, EmbeddingUpdate, LinearUpdate
 
-__all__ = ["TunerEmbedding", "TunerLayer", "TunerLinear", "tuner_layer"]
-
 
 class TunerLayer(BaseTunerLayer, AdaptedLayer):
     """What PEFT switches on a layer; it is combined with one of the two kinds of layers."""

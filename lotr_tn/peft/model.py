@@ -26,8 +26,6 @@ from lotr_tn.nn.training import lotr_layers
 from lotr_tn.peft.config import AdapterConfig, kind
 from lotr_tn.peft.layer import TunerLayer, tuner_layer
 
-__all__ = ["FormModel", "entered"]
-
 C = TypeVar("C", bound=type[AdapterConfig])
 
 

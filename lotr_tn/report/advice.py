@@ -7,8 +7,6 @@ from lotr_tn.analysis.forms.truncated import FORM as TRUNCATED
 from lotr_tn.report.forms import is_kept, is_pairs, phrase_of
 from lotr_tn.report.numbers import byte_size, error, times
 
-__all__ = ["group_advice", "question_text", "verdict"]
-
 SHARED = 0.5
 """Mean overlap from which layers are said to share a subspace."""
 

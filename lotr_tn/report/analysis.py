@@ -18,8 +18,6 @@ from lotr_tn.report.forms import is_pairs, label_of
 from lotr_tn.report.numbers import rank_range
 from lotr_tn.report.text import ranks_text
 
-__all__ = ["analysis_record", "question_record", "with_surfaces"]
-
 ERRORS = (0.3, 0.1, 0.05, 0.01)
 """Errors at which every group says what each format would store."""
 

@@ -15,8 +15,6 @@ from lotr_tn.report.forms import is_kept
 from lotr_tn.report.numbers import byte_size, count, error, times
 from lotr_tn.report.text import bound_text, plain_table, shape_text
 
-__all__ = ["analysis_text"]
-
 SHOWN_GROUPS = 3
 MOST_ROWS = 12
 

@@ -17,18 +17,6 @@ from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.report.numbers import byte_size, error, file_growth, times
 from lotr_tn.report.text import plain_table
 
-__all__ = [
-    "adapter_record",
-    "adapter_table",
-    "bank_conversion_record",
-    "bank_conversion_text",
-    "bank_question_text",
-    "bank_record",
-    "bank_text",
-    "grown",
-    "verification_text",
-]
-
 SHOWN = 12
 """Rows of a table that are shown unless all are asked for."""
 

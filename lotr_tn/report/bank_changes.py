@@ -14,17 +14,6 @@ from lotr_tn.banks.changing.editing import Edited
 from lotr_tn.report.bank import adapter_record, adapter_table
 from lotr_tn.report.numbers import byte_size, error, file_growth
 
-__all__ = [
-    "appending_record",
-    "appending_text",
-    "compacting_record",
-    "compacting_text",
-    "dropping_record",
-    "dropping_text",
-    "renaming_record",
-    "renaming_text",
-]
-
 
 def _change(
     done: Appended | Edited | Compacted, path: Path, before: int, seconds: float

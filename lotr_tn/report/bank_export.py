@@ -13,8 +13,6 @@ from lotr_tn.report.numbers import byte_size, error, file_growth
 from lotr_tn.report.records import export_record
 from lotr_tn.report.text import export_ranks, plain_table
 
-__all__ = ["bank_export_record", "bank_export_text", "bank_exports_text"]
-
 
 def bank_export_record(
     bank: Bank, name: str, export: Export, destination: Path, size: int, seconds: float

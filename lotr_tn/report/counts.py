@@ -14,8 +14,6 @@ from lotr_tn.catalogue.counts import CountTable
 from lotr_tn.report.numbers import times
 from lotr_tn.report.text import plain_table
 
-__all__ = ["counts_record", "counts_text", "models_record", "models_text"]
-
 
 def counts_record(table: CountTable) -> dict[str, Any]:
     """What `lotr count --json` prints."""

@@ -4,8 +4,6 @@ from typing import Any
 
 from lotr_tn.analysis.forms import FORMS, LOTR, Look
 
-__all__ = ["form_record", "forms_in", "is_kept", "is_pairs", "label_of", "look_of", "phrase_of"]
-
 
 def label_of(name: str) -> str:
     """For tables and legends."""

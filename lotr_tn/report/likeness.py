@@ -16,8 +16,6 @@ from rich.text import Text
 from lotr_tn.inspection.likeness import Likeness
 from lotr_tn.report.text import plain_table
 
-__all__ = ["GROUP_COSINE", "likeness_record", "likeness_text", "two_digits"]
-
 GROUP_COSINE = 0.5
 """The least cosine of every two adapters of a group."""
 

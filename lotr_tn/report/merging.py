@@ -10,8 +10,6 @@ from lotr_tn.conversion.merge import Merged
 from lotr_tn.report.numbers import byte_size, error, rank_range
 from lotr_tn.report.text import plain_table
 
-__all__ = ["merging_record", "merging_text"]
-
 
 def merging_record(merged: Merged, destination: Path, size: int, seconds: float) -> dict[str, Any]:
     """What `lotr merge --json` prints; `size` is that of the written weights."""

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-__all__ = ["byte_size", "count", "error", "file_growth", "rank_range", "times"]
-
 
 def count(number: int) -> str:
     """A count, short: 4.19M.

@@ -10,8 +10,6 @@ from lotr_tn.adapters.storage import format_of, stored_ranks
 from lotr_tn.conversion.outcome import Conversion, GroupConversion
 from lotr_tn.inspection.compare import Comparison
 
-__all__ = ["comparison_record", "conversion_record", "export_record", "inspection_record"]
-
 
 def conversion_record(
     conversion: Conversion, destination: Path, sizes: tuple[int, int], seconds: float

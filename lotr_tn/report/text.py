@@ -11,19 +11,6 @@ from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.numbers import byte_size, count, error, rank_range, times
 
-__all__ = [
-    "bound_text",
-    "comparison_text",
-    "conversion_text",
-    "export_ranks",
-    "export_text",
-    "inspection_text",
-    "plain_table",
-    "ranks_text",
-    "shape_text",
-    "verdict",
-]
-
 WORST = 8
 SHOWN_EXTRAS = 3
 

@@ -12,8 +12,6 @@ from lotr_tn.testing import laws, strategies
 from lotr_tn.testing.promises import LAWS, Law, Options, arguments_of, promised, settings_for
 from lotr_tn.testing.strategies.formats import ToArray
 
-__all__ = ["DecompositionLaws"]
-
 
 class DecompositionLaws:
     """A test case with one test for each law of decompositions. Requires the hypothesis package.

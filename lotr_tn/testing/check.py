@@ -12,8 +12,6 @@ from hypothesis.strategies import SearchStrategy
 from lotr_tn.testing.promises import Law, Options, arguments_of, promised, settings_for
 from lotr_tn.testing.strategies.formats import ToArray
 
-__all__ = ["LawReport", "Report", "check_decomposition"]
-
 
 @dataclass(frozen=True)
 class LawReport:

@@ -5,8 +5,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-__all__ = ["GENERIC_KINDS", "KINDS", "Kind", "factor", "layered", "layers_are_generic", "plain"]
-
 Kind = Literal[
     "whole numbers",
     "normal",

@@ -15,8 +15,6 @@ from lotr_tn.testing import laws, strategies
 from lotr_tn.testing.laws.outcome import run
 from lotr_tn.testing.strategies.formats import ToArray
 
-__all__ = ["LAWS", "Law", "Options", "arguments_of", "promised", "settings_for"]
-
 
 @dataclass(frozen=True)
 class Options:

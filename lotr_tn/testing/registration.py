@@ -11,8 +11,6 @@ from lotr_tn.formats import Format, Stack
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-__all__ = ["register"]
-
 
 def register(*kinds: type) -> None:
     """Tell hypothesis how to draw formats: all of the package's, or those named.

@@ -3,7 +3,7 @@ import pytest
 
 import lotr_tn as lt
 from lotr_tn.adapters import Layout, LoRAModule, Target
-from lotr_tn.adapters.grouping import kind_of
+from lotr_tn.catalogue.grouping import kind_of
 from lotr_tn.errors import OptionError
 
 

@@ -15,22 +15,6 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg.ranks import Energy, FixedRank, RankLimits, RelativeError
 
-__all__ = [
-    "ENTRY_POINTS",
-    "FORMS",
-    "Form",
-    "FormatName",
-    "Look",
-    "Options",
-    "Search",
-    "all_forms",
-    "auto_forms",
-    "form_named",
-    "form_of",
-    "known_form",
-    "register_form",
-]
-
 FormatName: TypeAlias = str
 """The name of a stored form, a key of `FORMS`."""
 

@@ -6,8 +6,6 @@ from lotr_tn.analysis.curve import Curve
 from lotr_tn.analysis.forms.form import Form, Look
 from lotr_tn.formats import LoRAStack
 
-__all__ = ["FORM"]
-
 FORM = Form(
     "lora",
     LoRAStack,

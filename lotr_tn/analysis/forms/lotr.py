@@ -20,8 +20,6 @@ from lotr_tn.linalg.ranks import (
     tail_energies,
 )
 
-__all__ = ["DECOMPOSITIONS", "FORM", "least_shared"]
-
 DECOMPOSITIONS = {"hooi": hooi, "st-hosvd": st_hosvd, "hosvd": hosvd}
 
 

@@ -15,8 +15,6 @@ from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.formats import LoRAStack, LowRankTucker2
 from lotr_tn.linalg.ranks import FixedRank, RankLimits
 
-__all__ = ["FORM", "core_values"]
-
 NOTHING = 1e-13
 """Share of ‖T‖ below which an error is only rounding."""
 

@@ -11,8 +11,6 @@ from lotr_tn.decompose.tucker1 import tucker1
 from lotr_tn.formats import LoRAStack, SharedSide, Tucker1
 from lotr_tn.linalg.ranks import FixedRank, RankLimits, tail_energies
 
-__all__ = ["IN", "OUT"]
-
 
 def _form(name: str, side: SharedSide, label: str, phrase: str, look: Look) -> Form:
     inside = side == "in"

@@ -11,8 +11,6 @@ from lotr_tn.decompose.truncation import cut_layers, limited_order
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import FixedRank, RankLimits
 
-__all__ = ["FORM", "cut_energies", "layer_ranks"]
-
 
 def layer_ranks(
     terms: Sequence[int], coordinates: Coordinates, limits: RankLimits

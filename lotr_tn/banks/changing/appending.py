@@ -32,8 +32,6 @@ from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms
 
-__all__ = ["Appended", "append_adapters"]
-
 ATTEMPTS = 4
 """Times that an adapter is stored anew when what is measured is above what was asked."""
 

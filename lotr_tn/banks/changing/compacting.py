@@ -31,8 +31,6 @@ from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.stacking import take_layers
 
-__all__ = ["Compacted", "compact_bank"]
-
 LEAST = 4
 """Unit roundoffs of the storage dtype that an adapter without any error left may drift, relative to
 its norm: bases cannot be written anew for less."""

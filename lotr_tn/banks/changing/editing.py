@@ -12,8 +12,6 @@ from lotr_tn.banks.group import ADAPTER, BankGroup, Part
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.locking import exclusive
 
-__all__ = ["Edited", "drop_adapters", "rename_adapter"]
-
 
 @dataclass(frozen=True, eq=False)
 class Edited:

@@ -16,8 +16,6 @@ from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import ITEM_SIZES
 from lotr_tn.ops.norms import layer_singular_values
 
-__all__ = ["Way", "cheapest", "ways_of"]
-
 PAIRS = 24
 """Pairs of numbers of new directions that are tried with cores of low rank."""
 

@@ -21,8 +21,6 @@ from lotr_tn.banks.making.stacks import Reduced
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, TotalError
 
-__all__ = ["Choices", "Wanted", "choose", "sharing"]
-
 ROUNDS = 6
 """Times that weights are refined."""
 

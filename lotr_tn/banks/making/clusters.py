@@ -12,8 +12,6 @@ import numpy as np
 from lotr_tn.banks.making.choosing import Wanted, choose
 from lotr_tn.banks.making.stacks import Reduced
 
-__all__ = ["Clusters", "Split", "clusters_of"]
-
 MOST_ADAPTERS = 256
 """Adapters up to which all pairs are compared."""
 

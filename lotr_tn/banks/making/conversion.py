@@ -26,8 +26,6 @@ from lotr_tn.files.spool import Spool
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
-__all__ = ["BankConversion", "BankRule", "StackChoice", "convert_adapters"]
-
 StackingChoice: TypeAlias = Literal["auto", "adapters", "layers", "all"]
 STACKINGS: tuple[Stacking, ...] = ("adapters", "layers", "all")
 

@@ -26,8 +26,6 @@ from lotr_tn.banks.making.stacks import (
 from lotr_tn.banks.making.survey import Survey
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
-__all__ = ["BankRule", "Job", "Outcome", "StackChoice", "bank_of"]
-
 BankRule: TypeAlias = RelativeError | TotalError | FixedRank | Budget
 
 COMPARED_UP_TO = 1024

@@ -15,8 +15,6 @@ from lotr_tn.decompose.streaming import Bases, project
 from lotr_tn.ops.layers import each_core
 from lotr_tn.ops.moving import astype
 
-__all__ = ["distances_from"]
-
 
 def distances_from(fleet: FleetStack, stored: Any) -> np.ndarray:
     """(L,) ‖ΔW − ΔŴ‖ of each layer from the original, in float64.

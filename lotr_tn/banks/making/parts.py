@@ -30,8 +30,6 @@ from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
 
-__all__ = ["Made", "kept_group", "made_at", "made_at_ranks", "made_truncated"]
-
 
 @dataclass(frozen=True, eq=False)
 class Made:

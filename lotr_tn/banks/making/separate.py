@@ -11,8 +11,6 @@ from lotr_tn.banks.making.parts import Made, made_truncated
 from lotr_tn.banks.making.stacks import Reduced
 from lotr_tn.linalg.ranks import ITEM_SIZES
 
-__all__ = ["Separate", "made_separate", "separate_ranks"]
-
 
 @dataclass(frozen=True, eq=False)
 class Separate:

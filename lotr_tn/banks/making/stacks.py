@@ -25,17 +25,6 @@ from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack
 from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.stacking import take_layers
 
-__all__ = [
-    "PIECE",
-    "WHOLE_UP_TO",
-    "FleetStack",
-    "Goal",
-    "Reduced",
-    "Route",
-    "reduce_all",
-    "stacks_of",
-]
-
 Route: TypeAlias = Literal["auto", "whole", "updated", "sketch", "apart"]
 
 WHOLE_UP_TO = 512

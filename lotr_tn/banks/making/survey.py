@@ -25,17 +25,6 @@ from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.container import Entry
 from lotr_tn.files.spool import Slot, Spool
 
-__all__ = [
-    "Contents",
-    "ModuleLayers",
-    "Survey",
-    "as_lora_adapter",
-    "bank_adapter",
-    "require_modules",
-    "require_same_module",
-    "survey_of",
-]
-
 
 @dataclass(eq=False)
 class Contents:

@@ -12,8 +12,6 @@ from lotr_tn.cli.questions import AnyBaseOption
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.report.bank_changes import appending_record, appending_text
 
-__all__ = ["add"]
-
 EVERY = typer.Option("--all", help="Show every new adapter.")
 
 

@@ -9,8 +9,6 @@ from lotr_tn.cli.bank.opening import ChangedBankArgument, opened
 from lotr_tn.cli.console import Output, missed
 from lotr_tn.report.bank_changes import compacting_record, compacting_text
 
-__all__ = ["compact"]
-
 EVERY = typer.Option("--all", help="Show every adapter.")
 
 

@@ -19,8 +19,6 @@ from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.bank_export import bank_export_record, bank_export_text, bank_exports_text
 
-__all__ = ["export"]
-
 EVERY = typer.Option("--all", help="Every adapter of the bank.")
 
 

@@ -23,8 +23,6 @@ from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import TotalError
 from lotr_tn.report.bank import bank_conversion_record, bank_conversion_text, bank_question_text
 
-__all__ = ["PANELS", "Making", "make"]
-
 PANELS = {
     "How much": "rel_error total_error max_params max_bytes rank",
     "Which form": "format stack",

@@ -8,8 +8,6 @@ from lotr_tn.cli.merge import Mixing, mixed
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.files.writing import refuse_existing
 
-__all__ = ["merge"]
-
 
 def merge(bank: BankArgument, *, how: Mixing, out: Annotated[Output, {"force": REPLACE}]) -> None:
     """Merge adapters of a bank into one LoRA, as lotr merge does; --weights says which."""

@@ -10,8 +10,6 @@ from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.doors.sources import NamedAdapters
 from lotr_tn.errors import CheckpointError
 
-__all__ = ["BankArgument", "ChangedBankArgument", "opened", "require_paths"]
-
 BankArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="BANK", help="The bank.")]
 ChangedBankArgument: TypeAlias = Annotated[
     Path, typer.Argument(metavar="BANK", help="The bank; it is changed in place.")

@@ -9,8 +9,6 @@ from lotr_tn.cli.bank.opening import ChangedBankArgument, opened
 from lotr_tn.cli.console import Output
 from lotr_tn.report.bank_changes import renaming_record, renaming_text
 
-__all__ = ["rename"]
-
 
 def rename(
     bank: ChangedBankArgument,

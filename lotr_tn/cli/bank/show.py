@@ -12,8 +12,6 @@ from lotr_tn.cli.console import Output, file_size
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.bank import bank_record, bank_text
 
-__all__ = ["record_of", "show"]
-
 EVERY = typer.Option("--all", help="Show every adapter and every stack.")
 
 

@@ -10,8 +10,6 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.container import read_container
 from lotr_tn.report.bank import verification_text
 
-__all__ = ["verify"]
-
 NAMED = 6
 """Damaged tensors that are named."""
 

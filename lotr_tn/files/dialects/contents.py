@@ -11,8 +11,6 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS
 from lotr_tn.files.tensors import read_metadata
 
-__all__ = ["Contents", "read_config"]
-
 
 @dataclass(frozen=True)
 class Contents:

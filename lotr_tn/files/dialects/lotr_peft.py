@@ -42,8 +42,6 @@ from lotr_tn.ops.arithmetic import scale, subtract
 from lotr_tn.ops.layers import layer_of
 from lotr_tn.ops.moving import astype
 
-__all__ = ["is_lotr_peft", "load_lotr_peft", "save_lotr_peft"]
-
 KEPT = ("auto_mapping", "base_model_name_or_path", "modules_to_save", "revision", "task_type")
 """What a configuration says beside the method."""
 

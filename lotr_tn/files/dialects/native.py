@@ -27,16 +27,6 @@ from lotr_tn.files.tensors import read_safetensors, write_safetensors
 from lotr_tn.files.writing import write_file
 from lotr_tn.formats import Certificate
 
-__all__ = [
-    "METADATA_KEY",
-    "is_native",
-    "load_native",
-    "overhead",
-    "room_for_figures",
-    "save_native",
-    "tool_version",
-]
-
 METADATA_KEY = "lotr"
 SCHEMA = 1
 

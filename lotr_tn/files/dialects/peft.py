@@ -16,8 +16,6 @@ from lotr_tn.files.peft_keys import factor_key, pair_keys
 from lotr_tn.files.tensors import read_pickle, read_safetensors, write_safetensors
 from lotr_tn.files.writing import write_folder
 
-__all__ = ["load_peft", "save_peft"]
-
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 WITHOUT_EXTRAS = {"bias": "none", "modules_to_save": None, "trainable_token_indices": None}

@@ -11,13 +11,12 @@ from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft, save_
 from lotr_tn.files.dialects.native import is_native, load_native, save_native
 from lotr_tn.files.dialects.peft import load_peft, save_peft
 
-__all__ = ["DIALECTS", "Dialect", "dialect_of"]
-
 
 class Write(Protocol):
     """Writes an adapter to a path, all or nothing."""
 
-    def __call__(self, adapter: Any, path: Path, *, force: bool) -> None: ...
+    def __call__(self, adapter: Any, path: Path, *, force: bool) -> None:
+        """Raises CheckpointError where the target exists or cannot be written."""
 
 
 @dataclass(frozen=True)

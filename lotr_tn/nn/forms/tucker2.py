@@ -14,8 +14,6 @@ from lotr_tn.nn.forms.tucker2_starts import STARTS, ZERO_CORE, starting_values
 from lotr_tn.nn.grouping import Group
 from lotr_tn.nn.shared_product import SharedProduct, times
 
-__all__ = ["Ranks", "Tucker2Form", "add_product", "folds_left", "folds_right", "rank_pair"]
-
 Ranks: TypeAlias = int | tuple[int, int]
 """One rank, or (r1, r2) for the output and the input side."""
 

@@ -15,8 +15,6 @@ from lotr_tn.nn.form import Start
 from lotr_tn.nn.grouping import Group
 from lotr_tn.ops.moving import astype
 
-__all__ = ["STARTS", "ZERO_CORE", "TuckerStart", "starting_values"]
-
 TuckerStart: TypeAlias = Literal[
     "balanced", "orthonormal", "equalised", "reference", "zero-u", "weights", "principal"
 ]

@@ -10,8 +10,6 @@ import numpy as np
 from lotr_tn.report.forms import form_record, forms_in
 from lotr_tn.report.numbers import error
 
-__all__ = ["packed", "payload"]
-
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Of one stored number."""
 

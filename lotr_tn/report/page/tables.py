@@ -6,16 +6,6 @@ from typing import Any
 
 from lotr_tn.report.numbers import byte_size, error, rank_range, times
 
-__all__ = [
-    "facts",
-    "group_sections",
-    "question",
-    "stackings",
-    "summary",
-    "title",
-    "verdict",
-]
-
 SHOWN_RUNS = 12
 """Ranges of a cluster's layers that are named before the rest is counted."""
 

@@ -27,8 +27,6 @@ from lotr_tn.report.plots.style import (
     shortened,
 )
 
-__all__ = ["draw_errors", "draw_spectra", "error_floor", "recommended_of"]
-
 MEDIAN = Look(BLACK, marker="D", dashes=(1, 1))
 OUTPUTS = Look(BLUE, marker="o", dashes=())
 INPUTS = Look(VERMILLION, marker="s", dashes=(5, 1.5))

@@ -13,8 +13,6 @@ from lotr_tn.report.plots.curves import NAME, draw_errors, draw_spectra
 from lotr_tn.report.plots.maps import draw_layers, write
 from lotr_tn.report.plots.style import shortened
 
-__all__ = ["draw"]
-
 ROWS = 8
 """Groups drawn; the others are counted in the title."""
 

@@ -18,8 +18,6 @@ from lotr_tn.report.likeness import two_digits
 from lotr_tn.report.plots.saving import METADATA, refuse_plot
 from lotr_tn.report.plots.style import BAND, BLACK, MAP, STYLE, shortened
 
-__all__ = ["draw_likeness", "save_likeness_plot"]
-
 DIVERGING = "RdBu_r"
 """Blue for opposite, red for alike: told apart with every common colour blindness."""
 

@@ -13,8 +13,6 @@ from lotr_tn.report.plots.curves import NAME, error_floor
 from lotr_tn.report.plots.scales import PARAMS_LABEL, log_axis, plain_number, short_count
 from lotr_tn.report.plots.style import BAND, BLACK, MAP, shortened
 
-__all__ = ["draw_layers"]
-
 LABELS, LABEL = 14, 14
 """Layers named on an axis, and characters of each name."""
 

@@ -8,8 +8,6 @@ from typing import Any
 from lotr_tn.errors import BackendError, OptionError
 from lotr_tn.files.writing import refuse_existing, write_file
 
-__all__ = ["refuse_plot", "save_plot"]
-
 METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-__all__ = ["ERROR_LABEL", "PARAMS_LABEL", "log_axis", "plain_number", "positive", "short_count"]
-
 PARAMS_LABEL = "parameters (numbers stored)"
 ERROR_LABEL = "relative error (Frobenius)"
 

@@ -4,20 +4,6 @@ from typing import Any
 
 from lotr_tn.analysis.forms import Look
 
-__all__ = [
-    "ASKED",
-    "BAND",
-    "BEST",
-    "BLACK",
-    "BLUE",
-    "GREY",
-    "MAP",
-    "STYLE",
-    "VERMILLION",
-    "dashes_of",
-    "shortened",
-]
-
 # the palette of Okabe and Ito (2008), told apart with every common colour blindness
 BLACK, GREY = "#000000", "#8a8a8a"
 ORANGE, YELLOW, BLUE, VERMILLION = "#E69F00", "#F0E442", "#0072B2", "#D55E00"

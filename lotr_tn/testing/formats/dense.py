@@ -7,8 +7,6 @@ from lotr_tn.formats import Dense
 from lotr_tn.testing.entries import Kind, layered
 from lotr_tn.testing.formats.registry import Cut, Drawn, FormatLaws
 
-__all__ = ["DENSE"]
-
 
 def _make(kind: Kind, rng: np.random.Generator, shape: tuple, sizes: Drawn, dtype: str) -> Dense:
     layers, m, n = shape

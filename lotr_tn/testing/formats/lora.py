@@ -8,8 +8,6 @@ from lotr_tn.formats import LoRAStack
 from lotr_tn.testing.entries import Kind, layered, plain
 from lotr_tn.testing.formats.registry import Arrays, Cut, Drawn, FormatLaws, Sizes
 
-__all__ = ["EACH_RANK", "LORA", "RANKS", "block_diagonal", "layer_cuts", "terms"]
-
 RANKS = (1, 2, 3, 4, 0)
 """Ranks of layers, and of one shared side; 0 comes last, so that examples shrink towards 1."""
 

@@ -10,8 +10,6 @@ from lotr_tn.testing.formats.lora import EACH_RANK, block_diagonal, layer_cuts, 
 from lotr_tn.testing.formats.registry import Arrays, Drawn, FormatLaws
 from lotr_tn.testing.formats.tucker2 import PAIR, shared_factors
 
-__all__ = ["LOW_RANK_TUCKER2"]
-
 
 def _make(
     kind: Kind, rng: np.random.Generator, shape: tuple, sizes: Drawn, dtype: str

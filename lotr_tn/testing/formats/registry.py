@@ -10,18 +10,6 @@ import numpy as np
 from lotr_tn.formats import Stack
 from lotr_tn.testing.entries import Kind
 
-__all__ = [
-    "Arrays",
-    "Cut",
-    "Drawn",
-    "FormatLaws",
-    "Sizes",
-    "known_formats",
-    "laws_of",
-    "register_format_laws",
-    "unregister_format_laws",
-]
-
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """A stack's arrays by field name, in float64."""
 

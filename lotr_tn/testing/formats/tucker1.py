@@ -9,8 +9,6 @@ from lotr_tn.testing.entries import Kind, factor, layered, plain
 from lotr_tn.testing.formats.lora import RANKS
 from lotr_tn.testing.formats.registry import Arrays, Cut, Drawn, FormatLaws, Sizes
 
-__all__ = ["TUCKER1"]
-
 
 def _make(kind: Kind, rng: np.random.Generator, shape: tuple, sizes: Drawn, dtype: str) -> Tucker1:
     layers, m, n = shape

@@ -10,8 +10,6 @@ from lotr_tn.testing.entries import Kind, factor, layered, plain
 from lotr_tn.testing.formats.lora import RANKS
 from lotr_tn.testing.formats.registry import Arrays, Cut, Drawn, FormatLaws, Sizes
 
-__all__ = ["PAIR", "TUCKER2", "shared_factors"]
-
 _POSITIVE = tuple(itertools.permutations((1, 2, 3, 4, 5), 2))
 
 PAIR = Sizes((*_POSITIVE, *((0, r) for r in RANKS), *((r, 0) for r in RANKS[:-1])), _POSITIVE)

@@ -19,19 +19,6 @@ from lotr_tn.testing.laws.truth import dense_updates
 from lotr_tn.testing.strategies import sizes
 from lotr_tn.testing.strategies.sizes import either
 
-__all__ = [
-    "dense_stacks",
-    "lora_stacks",
-    "low_rank_tucker2s",
-    "nearly_low_rank",
-    "stacks",
-    "stacks_of",
-    "stacks_of_one_shape",
-    "stored",
-    "tucker1s",
-    "tucker2s",
-]
-
 ToArray: TypeAlias = Callable[[np.ndarray], Array]
 Shapes: TypeAlias = SearchStrategy[tuple[int, int, int]]
 Made = TypeVar("Made", bound=Stack)

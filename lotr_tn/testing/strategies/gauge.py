@@ -9,8 +9,6 @@ from hypothesis.strategies import SearchStrategy
 from lotr_tn._arrays import Array
 from lotr_tn.testing.strategies.formats import ToArray, stored
 
-__all__ = ["gauges"]
-
 SMALLEST_SCALE = 0.5
 
 

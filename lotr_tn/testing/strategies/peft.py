@@ -14,8 +14,6 @@ from lotr_tn.testing.strategies import sizes
 from lotr_tn.testing.strategies.formats import ToArray, stored
 from lotr_tn.testing.strategies.sizes import either
 
-__all__ = ["adapter_configs", "adapters", "peft_state_dicts"]
-
 PATHS = {
     "q_proj": "model.layers.{}.self_attn.q_proj",
     "v_proj": "model.layers.{}.self_attn.v_proj",

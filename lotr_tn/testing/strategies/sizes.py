@@ -6,8 +6,6 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-__all__ = ["distinct_sizes", "either", "ranks", "shapes"]
-
 
 def either(name: str, given: Any, default: SearchStrategy) -> SearchStrategy:
     """The strategy that was given as the argument `name`, or the default where it is None.
