@@ -1,6 +1,7 @@
 """HOSVD, ST-HOSVD and HOOI: laws, oracles, bounds and degenerate input."""
 
 import warnings
+from types import FunctionType
 
 import numpy as np
 import pytest
