@@ -82,7 +82,7 @@ def _parts(size: str) -> None:
     overlaps, curves = overlaps_of(coordinates), curves_of(coordinates, 0, sharing())
     work = {
         f"hosvd, ranks {target}": lambda: lt.hosvd(stack, target),
-        "error_surface": lambda: lt.error_surface(stack),
+        "error_surface": lambda: lt.analysis.error_surface(stack),
         "curves of all formats": lambda: curves_of(coordinates_of(stack), 0),
         "clusters, beside it": lambda: clusters_of(coordinates, overlaps, curves, 0.05),
     }

@@ -35,7 +35,7 @@ from benchmarks.fleets import write_fleet, write_run
 from benchmarks.measure import Timing, report, timed_together
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.banks.bank import Bank
-from lotr_tn.banks.changing.appending import append_adapters
+from lotr_tn.banks.changing.appending import add_adapters
 from lotr_tn.banks.file import load_bank
 
 ERROR = 0.05
@@ -78,13 +78,13 @@ CONVERT = """
 import json, resource, sys, time
 from pathlib import Path
 import lotr_tn as lt
-from lotr_tn.banks.making.conversion import convert_adapters
+from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.doors.sources import named_adapters
 
 folder, count, bank, error = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 folders = sorted(path for path in folder.iterdir() if path.is_dir())[:count]
 begun = time.perf_counter()
-done = convert_adapters(named_adapters(folders), bank, lt.RelativeError(error), force=True)
+done = make_bank(named_adapters(folders), bank, lt.RelativeError(error), force=True)
 seconds = time.perf_counter() - begun
 try:  # the high-water mark of this program alone; getrusage's begins with the parent's
     lines = open("/proc/self/status").read().splitlines()
@@ -266,7 +266,9 @@ def _use(folder: Path, bank: Path, spare: Path, size: Size) -> dict[str, Any]:
 
     appended, one = _in_turn(
         lambda: shutil.copy(bank, grown),
-        lambda: append_adapters(grown, {"another": lt.load_adapter(spare)}, rel_error=ERROR),
+        lambda: add_adapters(
+            grown, {"another": lt.load_adapter(spare)}, rule=lt.RelativeError(ERROR)
+        ),
         converted,
         max(size.repeats, int(2 * size.seconds)),
     )

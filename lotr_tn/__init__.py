@@ -1,71 +1,33 @@
 """Low tensor rank (LoTR) adapters: convert, compare and compute with updates that stay factored.
 
-Everything public is named here. Importing this package loads neither torch nor plotting.
+What most people need is named here; the rest stands in its room, such as `lotr_tn.banks` or
+`lotr_tn.nn`, which is loaded when it is asked for. Importing this package loads neither torch nor
+plotting.
 """
 
+import importlib
+import warnings
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from lotr_tn import errors
 from lotr_tn.adapters import LoRAAdapter, LoTRAdapter, group_modules, to_lora
-from lotr_tn.analysis import (
-    Clustering,
-    ErrorSurface,
-    Overlaps,
-    RankPair,
-    Spectra,
-    break_even_layers,
-    cluster_layers,
-    compress,
-    error_surface,
-    mode_spectra,
-    principal_angles,
-    subspace_overlaps,
-)
-from lotr_tn.banks import (
-    Bank,
-    append_adapters,
-    compact_bank,
-    convert_adapters,
-    drop_adapters,
-    load_bank,
-    rename_adapter,
-    verify_bank,
-)
-from lotr_tn.catalogue import (
-    Architecture,
-    CountTable,
-    ModuleShape,
-    architecture,
-    architecture_from_config,
-    architecture_from_shapes,
-    count_table,
-    operations_table,
-    sums_table,
-)
-from lotr_tn.contraction import ContractionPlan, plan
+from lotr_tn.analysis import compress
+from lotr_tn.contraction import plan
 from lotr_tn.conversion import convert_adapter, merge_adapters
 from lotr_tn.decompose import (
-    Initialisation,
-    WeightInitialisation,
     canonicalize,
-    first_step_gain,
     hooi,
-    hooi_in_metric,
     hosvd,
-    initial_factors,
-    initial_factors_of_weights,
     low_rank_tucker2,
     merge,
-    metric_distances,
-    random_factors,
-    regauge,
     st_hosvd,
     tucker1,
 )
 from lotr_tn.decompose import round_stack as round
 from lotr_tn.doors import load_adapter, save_adapter
 from lotr_tn.formats import Certificate, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
-from lotr_tn.inspection import Analysis, Likeness, analyze_adapters, compare_adapters, compare_many
+from lotr_tn.inspection import analyze_adapters, compare_adapters
 from lotr_tn.linalg import (
     Budget,
     Energy,
@@ -102,96 +64,56 @@ from lotr_tn.ops import (
 )
 
 __all__ = [
-    "Analysis",
-    "Architecture",
-    "Bank",
     "Budget",
     "Certificate",
-    "Clustering",
-    "ContractionPlan",
-    "CountTable",
     "Dense",
     "Energy",
-    "ErrorSurface",
     "FixedRank",
-    "Initialisation",
-    "Likeness",
     "LoRAAdapter",
     "LoRAStack",
     "LoTRAdapter",
     "LowRankTucker2",
-    "ModuleShape",
-    "Overlaps",
     "RankLimits",
-    "RankPair",
     "RelativeError",
-    "Spectra",
     "TotalError",
     "Tucker1",
     "Tucker2",
-    "WeightInitialisation",
     "add",
     "analyze_adapters",
-    "append_adapters",
     "apply",
     "apply_transpose",
-    "architecture",
-    "architecture_from_config",
-    "architecture_from_shapes",
     "as_linear_operator",
     "astype",
-    "break_even_layers",
     "canonicalize",
-    "cluster_layers",
-    "compact_bank",
     "compare_adapters",
-    "compare_many",
     "compress",
     "concat_layers",
     "convert",
     "convert_adapter",
-    "convert_adapters",
     "cosine",
-    "count_table",
     "distance",
-    "drop_adapters",
-    "error_surface",
     "errors",
-    "first_step_gain",
     "gram",
     "group_modules",
     "hooi",
-    "hooi_in_metric",
     "hosvd",
-    "initial_factors",
-    "initial_factors_of_weights",
     "inner",
     "layer_distances",
     "layer_norms",
     "layer_singular_values",
     "load_adapter",
-    "load_bank",
     "low_rank_tucker2",
     "merge",
     "merge_adapters",
     "merge_break_even",
-    "metric_distances",
-    "mode_spectra",
     "norm",
-    "operations_table",
     "parameter_count",
     "plan",
-    "principal_angles",
-    "random_factors",
-    "regauge",
-    "rename_adapter",
     "round",
     "save_adapter",
     "scale",
     "st_hosvd",
-    "subspace_overlaps",
     "subtract",
-    "sums_table",
     "svd_of_product",
     "take_layers",
     "to_dense",
@@ -199,8 +121,58 @@ __all__ = [
     "to_lora",
     "transpose",
     "tucker1",
-    "verify_bank",
 ]
+
+ROOMS = (
+    "adapters",
+    "analysis",
+    "banks",
+    "catalogue",
+    "contraction",
+    "decompose",
+    "formats",
+    "inspection",
+    "linalg",
+    "nn",
+    "ops",
+    "peft",
+    "testing",
+)
+"""Groups of names, each a package that is loaded at its first use."""
+
+MOVED = {
+    "analysis": "Clustering ErrorSurface Overlaps RankPair Spectra break_even_layers "
+    "cluster_layers error_surface mode_spectra principal_angles subspace_overlaps",
+    "banks": "Bank add_adapters=append_adapters compact_bank make_bank=convert_adapters "
+    "drop_adapters load_bank rename_adapter verify_bank",
+    "catalogue": "Architecture CountTable ModuleShape architecture architecture_from_config "
+    "architecture_from_shapes count_table operations_table sums_table",
+    "contraction": "ContractionPlan",
+    "decompose": "Initialisation WeightInitialisation first_step_gain hooi_in_metric "
+    "initial_factors initial_factors_of_weights metric_distances random_factors regauge",
+    "inspection": "Analysis Likeness compare_many",
+}
+"""Names that stood here before rooms had names of their own, and what they were called."""
+
+
+def __getattr__(name: str) -> Any:
+    """A room, or a name that has moved into one."""
+    if name in ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    for room, moved in MOVED.items():
+        for entry in moved.split():
+            new, _, old = entry.partition("=")
+            if name == (old or new):
+                warnings.warn(
+                    f"lotr_tn.{name} is now lotr_tn.{room}.{new}", DeprecationWarning, stacklevel=2
+                )
+                return getattr(importlib.import_module(f"{__name__}.{room}"), new)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *ROOMS})
+
 
 try:
     __version__ = version("lotr-tn")

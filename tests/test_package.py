@@ -34,8 +34,28 @@ def test_all_names_exist_and_are_documented(name):
 
 def test_public_names_are_sorted_and_complete():
     assert lotr_tn.__all__ == sorted(lotr_tn.__all__)
-    public = {k for k, v in vars(lotr_tn).items() if inspect.isfunction(v) or inspect.isclass(v)}
-    assert public - {"PackageNotFoundError", "version"} <= set(lotr_tn.__all__)
+    ours = {k: v for k, v in vars(lotr_tn).items() if k[0] != "_" and callable(v)}
+    public = {k for k, v in ours.items() if v.__module__.startswith("lotr_tn.")}
+    assert public <= set(lotr_tn.__all__)
+
+
+@pytest.mark.parametrize("room", lotr_tn.ROOMS)
+def test_rooms_are_reached_by_attribute(room):
+    assert getattr(lotr_tn, room) is importlib.import_module(f"lotr_tn.{room}")
+    assert room in dir(lotr_tn)
+
+
+def test_names_that_moved_are_found_with_a_word_where():
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    for room, moved in lotr_tn.MOVED.items():
+        for entry in moved.split():
+            new, _, old = entry.partition("=")
+            with pytest.warns(DeprecationWarning, match=rf"is now lotr_tn\.{room}\.{new}$"):
+                assert getattr(lotr_tn, old or new) is getattr(getattr(lotr_tn, room), new)
+            assert (old or new) not in lotr_tn.__all__
+            assert f"`{new}`" in changelog, "the table of old and new names"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        importlib.import_module("lotr_tn").__getattr__("nothing")
 
 
 def test_import_is_light():

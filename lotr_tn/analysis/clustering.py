@@ -15,6 +15,7 @@ from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.analysis.subspaces import Overlaps, common_energy, overlaps_of
 from lotr_tn.formats import Stack
+from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.checks import refuse_gradient
 
 LEAST_COMMON = 0.1
@@ -77,7 +78,7 @@ _Priced: TypeAlias = tuple[float, float, list[_Choice]]
 _Way: TypeAlias = Callable[[_Node, float], _Priced]
 
 
-def cluster_layers(stack: Stack, relative_error: float) -> Clustering:
+def cluster_layers(stack: Stack, rule: RelativeError) -> Clustering:
     """The partition of a stack's layers into clusters that stores least within an error.
 
     Layers are merged into a tree by the overlap of their subspaces (complete linkage). Every set of
@@ -89,7 +90,7 @@ def cluster_layers(stack: Stack, relative_error: float) -> Clustering:
 
     Args:
         stack: any stack (L, m, n).
-        relative_error: the Frobenius error allowed over the whole stack.
+        rule: the Frobenius error allowed over the whole stack.
 
     Returns:
         The partition. Its cost is what the curves say, by the truncated HOSVD.
@@ -101,18 +102,19 @@ def cluster_layers(stack: Stack, relative_error: float) -> Clustering:
 
     Examples:
         >>> import numpy as np
-        >>> from lotr_tn import LoRAStack
+        >>> from lotr_tn import LoRAStack, RelativeError
         >>> rng = np.random.default_rng(0)
         >>> u, w = rng.standard_normal((2, 60, 2))  # even layers write to u, odd ones to w
         >>> up = np.concatenate([u, w] * 4, axis=1)
-        >>> found = cluster_layers(LoRAStack(up, rng.standard_normal((16, 9)), (2,) * 8), 0.01)
+        >>> stack = LoRAStack(up, rng.standard_normal((16, 9)), (2,) * 8)
+        >>> found = cluster_layers(stack, RelativeError(0.01))
         >>> [(cluster.layers, cluster.format) for cluster in found.clusters]
         [((0, 2, 4, 6), 'shared-out'), ((1, 3, 5, 7), 'shared-out')]
     """
     refuse_gradient("cluster_layers", stack)
     coordinates = coordinates_of(stack)
     curves = curves_of(coordinates, 0, sharing())
-    return clusters_of(coordinates, overlaps_of(coordinates), curves, relative_error)
+    return clusters_of(coordinates, overlaps_of(coordinates), curves, rule.epsilon)
 
 
 def clusters_of(

@@ -9,7 +9,7 @@ import typer
 
 from lotr_tn.adapters import Adapter
 from lotr_tn.cli.console import REPLACE, Output, file_size, missed
-from lotr_tn.cli.questions import AnyBaseOption, DtypeOption
+from lotr_tn.cli.questions import AnyBaseOption, DtypeOption, error_rule
 from lotr_tn.conversion.merge import merge_adapters
 from lotr_tn.conversion.merging_modules import updates_of
 from lotr_tn.doors.sources import named_adapters
@@ -87,7 +87,7 @@ def mixed(adapters: Mapping[str, Adapter], how: Mixing, out: Output) -> None:
             density=how.density,
             seed=how.seed,
             rank=how.rank,
-            rel_error=how.rel_error,
+            rule=error_rule(how.rel_error),
             extras_from=how.extras_from,
             dtype=how.dtype,
             any_base=how.any_base,

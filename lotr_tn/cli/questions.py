@@ -68,6 +68,11 @@ GroupByOption: TypeAlias = Annotated[
 Question: TypeAlias = RelativeError | TotalError | Budget
 
 
+def error_rule(rel_error: float | None) -> RelativeError | None:
+    """The error that an option asks for; None where it was left out."""
+    return None if rel_error is None else RelativeError(rel_error)
+
+
 @dataclass(frozen=True)
 class HowMuch:
     """The error or the size that is asked for: at most one of these options."""

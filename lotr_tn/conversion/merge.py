@@ -109,7 +109,7 @@ def merge_adapters(
     density: float = 1.0,
     seed: int = 0,
     rank: int | None = None,
-    rel_error: float | None = None,
+    rule: RelativeError | None = None,
     extras_from: str | None = None,
     dtype: str = "auto",
     any_base: bool = False,
@@ -130,12 +130,12 @@ def merge_adapters(
         density: as for `merge`.
         seed: of the draws of "dare", which depend on it and on a module's path alone.
         rank: the largest rank that a module keeps; what is exact where left out.
-        rel_error: in place of `rank`, the smallest common rank whose relative error over all
+        rule: in place of `rank`, the smallest common rank whose relative error over all
             modules, measured on what is stored, is at most this.
         extras_from: whose other tensors (heads, biases) and configuration to keep, by name, or
             "none". Left out, they must be equal in all adapters.
         dtype: storage dtype, or `auto`: float32, or float64 where an adapter has it; with
-            `rel_error` the adapters' own where its rounding is invisible beside the error.
+            `rule` the adapters' own where its rounding is invisible beside the error.
         any_base: whether differing names of the base model are let through.
         progress: called with each module's path before it is merged.
 
@@ -150,26 +150,28 @@ def merge_adapters(
 
     Cost: O((m + n)·R²) flops a module for the summed rank R of the factors that differ, and
     O(L·r1·r2) for each that L adapters share; for "ties" and "dare" also L·K1·K2 numbers. Memory
-    of one module, and of the merged factors; with `rel_error` these in float64.
+    of one module, and of the merged factors; with `rule` these in float64.
     """
     require_merging(method, density, seed)
-    _require_cut(rank, rel_error, dtype)
+    _require_cut(rank, rule, dtype)
     chosen = _weights_of(adapters, weights, method)
     used = {name: adapters[name] for name in chosen}
     if not any_base:
         _require_one_base(used)
     extras, config = _carried(adapters, used, extras_from)
-    job = _Job(method, density, seed, _dtype_for(used.values(), dtype, rel_error), Bases())
+    job = _Job(method, density, seed, _dtype_for(used.values(), dtype, rule), Bases())
     modules = updates_of(used)
     coefficients = job.coefficients(modules, chosen)
     found = job.merged(modules, coefficients, progress)
-    if rel_error is None:
+    if rule is None:
         stored, kept = job.dtype, [_Kept.of(one, rank, job.dtype) for one in found]
     else:
-        stored, kept = _within(list(found), rel_error, job.dtype, may_widen=dtype == "auto")
+        stored, kept = _within(list(found), rule.epsilon, job.dtype, may_widen=dtype == "auto")
     export = portable_lora([one.module for one in kept], config, extras, dtype=stored)
     figures = tuple(one.figures for one in kept)
-    return Merged(export.adapter, method, chosen, coefficients, figures, stored, rel_error)
+    return Merged(
+        export.adapter, method, chosen, coefficients, figures, stored, rule and rule.epsilon
+    )
 
 
 def _require_one_base(adapters: Mapping[str, Adapter]) -> None:
@@ -290,7 +292,7 @@ def _number(name: str) -> int:
 
 
 def _within(
-    found: list[_Found], rel_error: float, dtype: str, *, may_widen: bool
+    found: list[_Found], epsilon: float, dtype: str, *, may_widen: bool
 ) -> tuple[str, list[_Kept]]:
     """The smallest common rank that keeps to an error, as stored; or all there is."""
     most = max(one.rank for one in found)
@@ -298,32 +300,30 @@ def _within(
     for one in found:
         tails = tail_energies(one.values)
         lost[: tails.size] += tails
-    rank = smallest_rank(lost, rel_error**2 * lost[0])
+    rank = smallest_rank(lost, epsilon**2 * lost[0])
     while True:
         kept = [_Kept.of(one, rank, dtype) for one in found]
         if may_widen and dtype == "float16" and not all(fits_float16(one.module) for one in kept):
             dtype = "float32"
             continue
         distance = _root_sum_squares(one.figures.distance for one in kept)
-        if rank == most or distance <= rel_error * lost[0] ** 0.5:
+        if rank == most or distance <= epsilon * lost[0] ** 0.5:
             return dtype, kept
         rank += 1  # rounding to the dtype took what was left
 
 
-def _dtype_for(adapters: Iterable[Adapter], dtype: str, rel_error: float | None) -> str:
+def _dtype_for(adapters: Iterable[Adapter], dtype: str, rule: RelativeError | None) -> str:
     if dtype != "auto":
         return dtype
     own = min((adapter.dtype for adapter in adapters), key=lambda name: UNIT_ROUNDOFF[name])
-    return storage_dtype_for(own, RelativeError(rel_error or 0.0))
+    return storage_dtype_for(own, rule or RelativeError(0))
 
 
-def _require_cut(rank: int | None, rel_error: float | None, dtype: str) -> None:
-    if rank is not None and rel_error is not None:
-        raise OptionError("give rank or rel_error, and not both: each says how much to keep")
+def _require_cut(rank: int | None, rule: RelativeError | None, dtype: str) -> None:
+    if rank is not None and rule is not None:
+        raise OptionError("give rank or rule, and not both: each says how much to keep")
     if rank is not None:
         require_count("rank", rank, 1)
-    if rel_error is not None:
-        RelativeError(rel_error)
     if dtype != "auto" and dtype not in UNIT_ROUNDOFF:
         raise OptionError(
             f"dtype must be auto or one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}"

@@ -178,7 +178,7 @@ def compare_many(
         >>> import lotr_tn as lt
         >>> adapter = lt.load_adapter(Path(lt.__file__).parent / "demo" / "adapter")
         >>> half = lt.convert_adapter(adapter, lt.RelativeError(0.5)).adapter
-        >>> lt.compare_many({"lora": adapter, "half": half}).cosine.round(2)
+        >>> lt.inspection.compare_many({"lora": adapter, "half": half}).cosine.round(2)
         array([[1.  , 0.87],
                [0.87, 1.  ]])
     """

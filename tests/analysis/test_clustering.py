@@ -48,7 +48,7 @@ def extremes(stack, error):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_partition_costs_what_it_says(name, error, seed):
     stack = PLANTED[name](seed)
-    found = lt.cluster_layers(stack, error)
+    found = lt.analysis.cluster_layers(stack, lt.RelativeError(error))
     covered = sorted(layer for cluster in found.clusters for layer in cluster.layers)
     assert covered == list(range(stack.shape[0]))
     assert found.parameters == sum(cluster.parameters for cluster in found.clusters)
@@ -71,7 +71,7 @@ def test_planted_clusters_are_found(seed, data):
     cut = data.draw(st.integers(4, 5))
     sets = tuple(sorted(layers[:cut])), tuple(sorted(layers[cut:]))
     stack = clustered(seed, sets, (9, 37, 21))
-    found = lt.cluster_layers(stack, 0.001)
+    found = lt.analysis.cluster_layers(stack, lt.RelativeError(0.001))
     assert {cluster.layers for cluster in found.clusters} == set(sets)
     exact = sum(37 * 2 + 21 * 2 + 4 * len(members) for members in sets)
     assert found.parameters <= exact
@@ -81,26 +81,28 @@ def test_planted_clusters_are_found(seed, data):
 def test_layers_that_share_nothing_stay_alone():
     sets = ((0, 3, 4, 6),)
     stack = clustered(2, sets, (8, 37, 21))
-    found = lt.cluster_layers(stack, 0.001)
+    found = lt.analysis.cluster_layers(stack, lt.RelativeError(0.001))
     assert [cluster.layers for cluster in found.clusters] == [(0, 3, 4, 6), (1, 2, 5, 7)]
     assert found.clusters[1].format == "truncated"
     assert found.clusters[1].parameters == 4 * 2 * (37 + 21)
-    unshared = lt.cluster_layers(lora(0, (5, 53, 47), (2, 2, 2, 2, 2)), 0.01)
+    unshared = lt.analysis.cluster_layers(
+        lora(0, (5, 53, 47), (2, 2, 2, 2, 2)), lt.RelativeError(0.01)
+    )
     assert [(c.layers, c.format) for c in unshared.clusters] == [((0, 1, 2, 3, 4), "truncated")]
 
 
 def test_layers_that_share_stay_together():
-    found = lt.cluster_layers(shared(0), 1e-6)
+    found = lt.analysis.cluster_layers(shared(0), lt.RelativeError(1e-6))
     assert [(c.layers, c.format) for c in found.clusters] == [(tuple(range(9)), "lotr")]
     assert found.parameters == 31 * 4 + 23 * 3 + 9 * 12
-    outside = lt.cluster_layers(one_side(1, "out"), 1e-6)
+    outside = lt.analysis.cluster_layers(one_side(1, "out"), lt.RelativeError(1e-6))
     assert [(c.layers, c.format) for c in outside.clusters] == [(tuple(range(7)), "shared-out")]
 
 
 @given(stack=strategies.stacks(), error=st.sampled_from(ERRORS))
 def test_any_stack(stack, error):
     """Single layers, zero layers, rank 0 and ties."""
-    found = lt.cluster_layers(stack, error)
+    found = lt.analysis.cluster_layers(stack, lt.RelativeError(error))
     covered = sorted(layer for cluster in found.clusters for layer in cluster.layers)
     assert covered == list(range(stack.shape[0]))
     assert found.relative_error <= error
@@ -111,4 +113,6 @@ def test_any_stack(stack, error):
 def test_refusals():
     torch = pytest.importorskip("torch")
     with pytest.raises(DerivativeError, match="cluster_layers has no derivative"):
-        lt.cluster_layers(lt.Dense(torch.ones(2, 3, 4, requires_grad=True)), 0.1)
+        lt.analysis.cluster_layers(
+            lt.Dense(torch.ones(2, 3, 4, requires_grad=True)), lt.RelativeError(0.1)
+        )

@@ -16,10 +16,10 @@ import lotr_tn as lt
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.adapters.storage import format_of, stored_ranks
 from lotr_tn.analysis.forms import FORMS, Look, auto_forms, form_named, form_of, register_form
-from lotr_tn.banks.changing.appending import append_adapters
+from lotr_tn.banks.changing.appending import add_adapters
 from lotr_tn.banks.changing.editing import drop_adapters
 from lotr_tn.banks.file import load_bank
-from lotr_tn.banks.making.conversion import convert_adapters
+from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.native import load_native, save_native
 from lotr_tn.inspection.analyze import analyze_adapters
@@ -92,7 +92,7 @@ def test_it_is_exported_and_compared(demo):
     whole = [group.certificate for group in adapter.groups.values()]
     lost = np.linalg.norm([c.distance for c in whole]) / np.linalg.norm([c.norm for c in whole])
     assert measured == pytest.approx(lost, rel=1e-6)
-    cosine = lt.compare_many({"a": demo, "b": adapter}).cosine[0, 1]
+    cosine = lt.inspection.compare_many({"a": demo, "b": adapter}).cosine[0, 1]
     assert cosine == pytest.approx((1 - lost**2) ** 0.5, rel=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_it_is_analysed_and_drawn(demo, tmp_path):
 def test_a_bank_holds_it_in_its_own_fields(demo, tmp_path):
     path = tmp_path / "bank.lotr.safetensors"
     other = replace(demo, modules=tuple(replace(m, scale=2 * m.scale) for m in demo.modules))
-    done = convert_adapters({"a": demo, "b": other}, path, FixedRank(3), format="diagonal")
+    done = make_bank({"a": demo, "b": other}, path, FixedRank(3), format="diagonal")
     assert set(done.bank.figures("a").formats) == {"diagonal"}
     for name, original in (("a", demo), ("b", other)):
         found = load_bank(path)[name]
@@ -161,7 +161,7 @@ def test_a_bank_holds_it_in_its_own_fields(demo, tmp_path):
     stack, names = done.bank.stack(module)
     assert (type(stack), names) == (own_form.Diagonal, ("a", "b"))
     before = to_lora(load_bank(path)["b"], ranks="minimal", dtype="float64").adapter
-    append_adapters(path, {"c": demo}, rel_error=0.05)
+    add_adapters(path, {"c": demo}, rule=lt.RelativeError(0.05))
     assert load_bank(path).figures("c").relative_error <= 0.05
     drop_adapters(path, ["a"])
     after = to_lora(load_bank(path)["b"], ranks="minimal", dtype="float64").adapter
@@ -173,11 +173,11 @@ def test_a_bank_holds_it_in_its_own_fields(demo, tmp_path):
 def test_a_bank_refuses_what_it_cannot_lay_out(demo, tmp_path):
     path = tmp_path / "bank.lotr.safetensors"
     with pytest.raises(OptionError, match="what the form diagonal would lose at each size"):
-        convert_adapters({"a": demo}, path, RelativeError(0.1), format="diagonal")
+        make_bank({"a": demo}, path, RelativeError(0.1), format="diagonal")
     register_form(replace(own_form.FORM, axes={"a": "out r", "w": "head r", "b": "in r"}))
     sentence = r"diagonal holds a \(out r\); w \(head r\); b \(in r\); choose another form"
     with pytest.raises(OptionError, match=sentence):
-        convert_adapters({"a": demo}, path, FixedRank(3), format="diagonal")
+        make_bank({"a": demo}, path, FixedRank(3), format="diagonal")
     assert not path.exists()
 
 

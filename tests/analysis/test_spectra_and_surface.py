@@ -47,7 +47,7 @@ def decaying(seed, base):
 @pytest.mark.parametrize("base", [1.5, 10.0, 40.0])
 def test_the_surface_is_the_dense_one_entry_by_entry(backend, base):
     stack = decaying(0, base)
-    surface = lt.error_surface(stack_on(stack, backend))
+    surface = lt.analysis.error_surface(stack_on(stack, backend))
     errors, lower = dense_surface(laws.dense_updates(stack))
     rows, columns = surface.errors.shape
     known = errors[:rows, :columns]
@@ -62,7 +62,7 @@ def test_the_surface_is_the_dense_one_entry_by_entry(backend, base):
 
 @given(stack=strategies.stacks())
 def test_any_stack(stack):
-    surface = lt.error_surface(stack)
+    surface = lt.analysis.error_surface(stack)
     layers, m, n = stack.shape
     norm = float(lt.norm(stack))
     assert (surface.lower <= surface.errors).all()
@@ -83,7 +83,7 @@ def test_any_stack(stack):
 def test_the_front_holds_every_answer(seed, error):
     rng = np.random.default_rng(seed)
     stack = lt.LoRAStack(rng.standard_normal((9, 6)), rng.standard_normal((6, 7)), (2, 3, 1))
-    surface = lt.error_surface(stack)
+    surface = lt.analysis.error_surface(stack)
     cheapest = surface.cheapest(error)
     assert cheapest == next(p for p in surface.front() if p.relative_error <= error)
     best = surface.best(cheapest.parameters)
@@ -100,7 +100,7 @@ def test_real_adapters(data, name):
         lt.group_modules(adapter).values(), key=lambda g: g.stack.shape[0] * g.stack.shape[1]
     )
     stack = lt.astype(lt.take_layers(group.stack, [0, 1]), "float64")
-    surface = lt.error_surface(stack)
+    surface = lt.analysis.error_surface(stack)
     dense = laws.dense_updates(stack)
     norm = np.linalg.norm(dense)
     (left, right) = unfoldings(dense)
@@ -115,7 +115,7 @@ def test_real_adapters(data, name):
 @each_backend
 @given(stack=strategies.lora_stacks())
 def test_spectra_are_those_of_the_unfoldings(backend, stack):
-    found = lt.mode_spectra(stack_on(stack, backend))
+    found = lt.analysis.mode_spectra(stack_on(stack, backend))
     dense = laws.dense_updates(stack)
     size = np.linalg.norm(dense)
     for values, unfolding in zip((found.left, found.right), unfoldings(dense), strict=True):
@@ -130,16 +130,16 @@ def test_spectra_are_those_of_the_unfoldings(backend, stack):
 
 
 def test_ranks_of_a_planted_stack():
-    found = lt.mode_spectra(decaying(0, 10.0))
+    found = lt.analysis.mode_spectra(decaying(0, 10.0))
     assert found.numerical_ranks == (7, 7)
     assert all(1 <= rank < 2 for rank in found.stable_ranks)
     least = found.ranks_for(1e-3)
-    surface = lt.error_surface(decaying(0, 10.0))
+    surface = lt.analysis.error_surface(decaying(0, 10.0))
     for r1, r2 in itertools.product(range(8), range(8)):
         if surface.errors[r1, r2] <= 1e-3:
             assert r1 >= least[0]
             assert r2 >= least[1]
-    zero = lt.mode_spectra(0.0 * decaying(0, 10.0))
+    zero = lt.analysis.mode_spectra(0.0 * decaying(0, 10.0))
     assert zero.stable_ranks == (0, 0)
     assert zero.numerical_ranks == (0, 0)
     assert zero.ranks_for(0.1) == (0, 0)
@@ -150,7 +150,7 @@ def test_break_even_is_the_first_layer_that_pays(m, n, rank, r):
     def saves(layers):
         return m * r + n * (r + 1) + layers * r * (r + 1) < layers * rank * (m + n)
 
-    found = lt.break_even_layers(m, n, rank, r, r + 1)
+    found = lt.analysis.break_even_layers(m, n, rank, r, r + 1)
     if found is None:
         assert not saves(10**9)
     else:
@@ -159,13 +159,13 @@ def test_break_even_is_the_first_layer_that_pays(m, n, rank, r):
 
 
 def test_refusals():
-    surface = lt.error_surface(decaying(0, 2.0))
+    surface = lt.analysis.error_surface(decaying(0, 2.0))
     with pytest.raises(RankError, match=r"0 … 7 and 0 … 7; found \(8, 1\)"):
         surface.at(8, 1)
     with pytest.raises(RankError, match="no ranks lose as little"):
         surface.cheapest(-1.0)
     with pytest.raises(OptionError, match="rank must be at least 1; found 0"):
-        lt.break_even_layers(3, 3, 0, 1)
+        lt.analysis.break_even_layers(3, 3, 0, 1)
     torch = pytest.importorskip("torch")
     with pytest.raises(DerivativeError, match="error_surface has no derivative"):
-        lt.error_surface(lt.Dense(torch.ones(1, 2, 2, requires_grad=True)))
+        lt.analysis.error_surface(lt.Dense(torch.ones(1, 2, 2, requires_grad=True)))

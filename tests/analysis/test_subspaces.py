@@ -37,9 +37,9 @@ def test_angles_and_overlaps_are_scipys(backend, seed, ranks):
     stack = lora(seed, (4, 9, 7), ranks)
     dense = dense_of(stack)
     moved = stack_on(stack, backend)
-    overlaps = lt.subspace_overlaps(moved)
+    overlaps = lt.analysis.subspace_overlaps(moved)
     for i, j in ((0, 1), (2, 1), (3, 0), (2, 2)):
-        angles = lt.principal_angles(moved, i, j)
+        angles = lt.analysis.principal_angles(moved, i, j)
         sides = (dense[i], dense[j]), (dense[i].T, dense[j].T)
         for found, matrix, (a, b) in zip(
             angles, (overlaps.left, overlaps.right), sides, strict=True
@@ -71,11 +71,13 @@ def test_only_the_updates_count(data):
         up[:, part] = up[:, part] @ turn * 10 ** rng.uniform(-3, 3)
         down[part] = np.linalg.solve(turn, down[part])
     other = lt.LoRAStack(up, down, stack.ranks)
-    a, b = lt.subspace_overlaps(stack), lt.subspace_overlaps(other)
+    a, b = lt.analysis.subspace_overlaps(stack), lt.analysis.subspace_overlaps(other)
     assert np.allclose(a.left, b.left, atol=1e-11)
     assert np.allclose(a.right, b.right, atol=1e-11)
     for x, y in zip(
-        lt.principal_angles(stack, 0, 1), lt.principal_angles(other, 0, 1), strict=True
+        lt.analysis.principal_angles(stack, 0, 1),
+        lt.analysis.principal_angles(other, 0, 1),
+        strict=True,
     ):
         assert np.allclose(x, y, atol=1e-10)
 
@@ -83,7 +85,7 @@ def test_only_the_updates_count(data):
 @given(stack=strategies.lora_stacks())
 def test_any_stack(stack):
     """Zero layers, rank 0, dependent columns: overlaps stay between 0 and 1."""
-    found = lt.subspace_overlaps(stack)
+    found = lt.analysis.subspace_overlaps(stack)
     for matrix in (found.left, found.right):
         assert matrix.shape == (stack.shape[0],) * 2
         assert (matrix >= 0).all()
@@ -93,15 +95,15 @@ def test_any_stack(stack):
 
 
 def test_planted_overlaps():
-    together = lt.subspace_overlaps(shared(0, pair=(3, 3)))
+    together = lt.analysis.subspace_overlaps(shared(0, pair=(3, 3)))
     assert together.means == pytest.approx((1, 1), abs=1e-12)
-    outside = lt.subspace_overlaps(one_side(0, "out"))
+    outside = lt.analysis.subspace_overlaps(one_side(0, "out"))
     assert outside.means[0] == pytest.approx(1, abs=1e-12)
     assert outside.means[1] < 0.3
-    assert lt.subspace_overlaps(lora(0, (1, 9, 7), (3,))).means == (1, 1)
+    assert lt.analysis.subspace_overlaps(lora(0, (1, 9, 7), (3,))).means == (1, 1)
     eye = np.eye(8)
     apart = lt.LoRAStack(eye[:, :4], eye[[0, 1, 1, 2]], (2, 2))
-    found = lt.subspace_overlaps(apart)
+    found = lt.analysis.subspace_overlaps(apart)
     assert found.left[0, 1] == pytest.approx(0, abs=1e-12)
     assert found.right[0, 1] == pytest.approx(0.5, abs=1e-12)
 
@@ -112,10 +114,10 @@ def test_a_direction_that_is_only_rounding_does_not_count():
     up[:, 2] = up[:, 0] + up[:, 1]  # the first layer has rank 2 ...
     down = stack.down.copy()
     up[:, 3:] = null_space(up[:, :2].T)[:, :2]  # ... and the second is orthogonal to it
-    found = lt.subspace_overlaps(lt.LoRAStack(up, down, (3, 2)))
+    found = lt.analysis.subspace_overlaps(lt.LoRAStack(up, down, (3, 2)))
     assert found.left[0, 1] == pytest.approx(0, abs=1e-12)
     assert found.chance == pytest.approx((2 / 9, 2 / 7))
-    left, _ = lt.principal_angles(lt.LoRAStack(up, down, (3, 2)), 0, 1)
+    left, _ = lt.analysis.principal_angles(lt.LoRAStack(up, down, (3, 2)), 0, 1)
     assert np.allclose(left, np.pi / 2)
 
 
@@ -124,7 +126,7 @@ def test_small_and_large_angles_keep_their_digits(angle):
     eye = np.eye(6)
     turned = np.cos(angle) * eye[:, 0] + np.sin(angle) * eye[:, 3]
     up = np.stack([eye[:, 0], eye[:, 1], turned, eye[:, 1]], axis=1)
-    left, right = lt.principal_angles(lt.LoRAStack(up, np.eye(4, 5), (2, 2)), 0, 1)
+    left, right = lt.analysis.principal_angles(lt.LoRAStack(up, np.eye(4, 5), (2, 2)), 0, 1)
     assert left == pytest.approx([0, angle], rel=1e-6, abs=1e-14)
     assert right == pytest.approx([np.pi / 2] * 2)
 
@@ -132,12 +134,12 @@ def test_small_and_large_angles_keep_their_digits(angle):
 def test_refusals():
     stack = lora(0)
     with pytest.raises(FormatError, match="a layer must lie in 0 … 3; found 4"):
-        lt.principal_angles(stack, 0, 4)
+        lt.analysis.principal_angles(stack, 0, 4)
     with pytest.raises(FormatError, match="found -1"):
-        lt.principal_angles(stack, -1, 0)
+        lt.analysis.principal_angles(stack, -1, 0)
     torch = pytest.importorskip("torch")
     watched = lt.Dense(torch.ones(2, 3, 4, requires_grad=True))
     with pytest.raises(DerivativeError, match="subspace_overlaps has no derivative"):
-        lt.subspace_overlaps(watched)
+        lt.analysis.subspace_overlaps(watched)
     with pytest.raises(DerivativeError, match="principal_angles has no derivative"):
-        lt.principal_angles(watched, 0, 1)
+        lt.analysis.principal_angles(watched, 0, 1)

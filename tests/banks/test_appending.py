@@ -22,10 +22,10 @@ def path(tmp_path):
 def test_older_adapters_are_exported_as_before_byte_for_byte(stack, format, path, tmp_path):
     fleet = fleets.mixed()
     first = {name: fleet[name] for name in ("plain", "half", "double")}
-    made = lt.convert_adapters(first, path, RULE, stack=stack, format=format)
+    made = lt.banks.make_bank(first, path, RULE, stack=stack, format=format)
     known = fleets.exports(made.bank, tmp_path / "out")
     for name in ("brain", "tiny", "zero", "partly"):
-        grown = lt.append_adapters(path, {name: fleet[name]})
+        grown = lt.banks.add_adapters(path, {name: fleet[name]})
         assert grown.names == (name,)
         assert grown.met
         assert grown.bytes_after == path.stat().st_size
@@ -37,20 +37,20 @@ def test_older_adapters_are_exported_as_before_byte_for_byte(stack, format, path
     for name, one in fleet.items():
         assert fleets.extras_of(grown.bank[name]) == fleets.extras_of(one)
         assert grown.bank.config_text(name) == one.config_text
-    assert lt.verify_bank(path) == []
+    assert lt.banks.verify_bank(path) == []
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 0.1, 1e-3, 1e-5])
 def test_one_after_another_and_together_give_the_same_errors(epsilon, path, tmp_path):
     fleet = fleets.fleet(7, ranks=(2, 4))
     names = list(fleet)
-    lt.convert_adapters({n: fleet[n] for n in names[:3]}, path, lt.RelativeError(epsilon))
+    lt.banks.make_bank({n: fleet[n] for n in names[:3]}, path, lt.RelativeError(epsilon))
     copy = tmp_path / "copy.lotr.safetensors"
     copy.write_bytes(path.read_bytes())
     for name in names[3:]:
-        single = lt.append_adapters(path, {name: fleet[name]})
+        single = lt.banks.add_adapters(path, {name: fleet[name]})
         assert single.met
-    joint = lt.append_adapters(copy, {name: fleet[name] for name in names[3:]})
+    joint = lt.banks.add_adapters(copy, {name: fleet[name] for name in names[3:]})
     assert joint.names == tuple(names[3:])
     fleets.require_true(single.bank, fleet, epsilon)
     fleets.require_true(joint.bank, fleet, epsilon)
@@ -60,8 +60,8 @@ def test_one_after_another_and_together_give_the_same_errors(epsilon, path, tmp_
 def test_an_adapter_of_the_lineage_costs_little_more_than_its_cores(path):
     fleet = fleets.fleet(9, noise=0.0)
     names = list(fleet)
-    made = lt.convert_adapters({n: fleet[n] for n in names[:8]}, path, RULE, format="lotr")
-    grown = lt.append_adapters(path, {"a8": fleet["a8"]})
+    made = lt.banks.make_bank({n: fleet[n] for n in names[:8]}, path, RULE, format="lotr")
+    grown = lt.banks.add_adapters(path, {"a8": fleet["a8"]})
     assert grown.new_directions == 0
     more = fleets.stack_bytes(grown.bank) - fleets.stack_bytes(made.bank)
     assert more == grown.bank.figures("a8").own_bytes
@@ -69,9 +69,9 @@ def test_an_adapter_of_the_lineage_costs_little_more_than_its_cores(path):
 
 
 def test_a_stranger_never_costs_more_than_its_own_factors(path):
-    made = lt.convert_adapters(fleets.fleet(8), path, RULE)
+    made = lt.banks.make_bank(fleets.fleet(8), path, RULE)
     odd = fleets.adapter(99, rank=2)
-    grown = lt.append_adapters(path, {"odd": odd})
+    grown = lt.banks.add_adapters(path, {"odd": odd})
     more = fleets.stack_bytes(grown.bank) - fleets.stack_bytes(made.bank)
     assert more <= 4 * odd.parameters
     fleets.require_true(grown.bank, {"odd": odd}, 0.05)
@@ -81,7 +81,7 @@ def test_new_directions_are_added_where_they_pay(path):
     """Fresh directions that all later adapters of a kind use are stored once."""
     kinds = {"q": ((40, 30), Layout())}
     fleet = fleets.fleet(8, kinds=kinds, layers=1, noise=0.0, shared=3, ranks=(3,))
-    made = lt.convert_adapters(fleet, path, RULE, format="lotr")
+    made = lt.banks.make_bank(fleet, path, RULE, format="lotr")
     modules = fleets.paths(kinds, 1)
     u, v = fleets.spaces([0, 0], modules, 3)["model.layers.0.q"]
     rng = np.random.default_rng(3)
@@ -90,7 +90,7 @@ def test_new_directions_are_added_where_they_pay(path):
     for seed in range(3):
         one = fleets.adapter(50 + seed, planted=wider, modules=modules, noise=0.0)
         fleet[f"wide{seed}"] = one
-        grown = lt.append_adapters(path, {f"wide{seed}": one})
+        grown = lt.banks.add_adapters(path, {f"wide{seed}": one})
         added.append(grown.new_directions)
     assert added == [1, 0, 0]
     (group,) = grown.bank.groups.values()
@@ -103,9 +103,9 @@ def test_new_directions_are_added_where_they_pay(path):
 def test_another_error_may_be_asked_of_new_adapters(path):
     fleet = fleets.fleet(6, noise=0.2)
     names = list(fleet)
-    lt.convert_adapters({n: fleet[n] for n in names[:4]}, path, RULE)
-    fine = lt.append_adapters(path, {"a4": fleet["a4"]}, rel_error=1e-4)
-    coarse = lt.append_adapters(path, {"a5": fleet["a5"]}, rel_error=0.3)
+    lt.banks.make_bank({n: fleet[n] for n in names[:4]}, path, RULE)
+    fine = lt.banks.add_adapters(path, {"a4": fleet["a4"]}, rule=lt.RelativeError(1e-4))
+    coarse = lt.banks.add_adapters(path, {"a5": fleet["a5"]}, rule=lt.RelativeError(0.3))
     fleets.require_true(coarse.bank, fleet)
     assert fine.bank.figures("a4").relative_error <= 1e-4
     assert 0.1 < coarse.bank.figures("a5").relative_error <= 0.3
@@ -120,10 +120,10 @@ def test_a_module_that_none_had_gets_a_group_of_its_own(path, tmp_path):
         "all": fleets.adapter(1, modules=modules),
         "more": fleets.adapter(2, modules=modules),
     }
-    made = lt.convert_adapters({"few": fleet["few"]}, path, RULE)
+    made = lt.banks.make_bank({"few": fleet["few"]}, path, RULE)
     known = fleets.exports(made.bank, tmp_path / "out")
     for name in ("all", "more"):
-        grown = lt.append_adapters(path, {name: fleet[name]})
+        grown = lt.banks.add_adapters(path, {name: fleet[name]})
     fleets.require_true(grown.bank, fleet, 0.05)
     assert set(fleets.dense(grown.bank["few"])) == set(few)
     assert fleets.exports(grown.bank, tmp_path / "out", ["few"]) == known
@@ -134,26 +134,26 @@ def test_a_module_that_none_had_gets_a_group_of_its_own(path, tmp_path):
 
 def test_a_bank_made_for_a_size_needs_an_error_for_new_adapters(path):
     fleet = fleets.fleet(4)
-    lt.convert_adapters(fleet, path, lt.FixedRank(3))
+    lt.banks.make_bank(fleet, path, lt.FixedRank(3))
     before = path.read_bytes()
     with pytest.raises(lt.errors.OptionError, match="made for a size, not for an error"):
-        lt.append_adapters(path, {"new": fleets.adapter(9)})
+        lt.banks.add_adapters(path, {"new": fleets.adapter(9)})
     assert path.read_bytes() == before
     new = fleets.adapter(9)
-    grown = lt.append_adapters(path, {"new": new}, rel_error=0.1)
+    grown = lt.banks.add_adapters(path, {"new": new}, rule=lt.RelativeError(0.1))
     fleets.require_true(grown.bank, {"new": new}, 0.1)
     fleets.require_true(grown.bank, fleet)
 
 
 def test_one_that_fails_among_several_changes_nothing(path):
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
     before = path.read_bytes()
     bad = fleets.adapter(9, base="acme/other")
     with pytest.raises(lt.errors.CheckpointError, match="bad belongs to the base acme/other"):
-        lt.append_adapters(path, {"good": fleets.adapter(8), "bad": bad})
+        lt.banks.add_adapters(path, {"good": fleets.adapter(8), "bad": bad})
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
-    lt.append_adapters(path, {"good": fleets.adapter(8), "bad": bad}, any_base=True)
+    lt.banks.add_adapters(path, {"good": fleets.adapter(8), "bad": bad}, any_base=True)
 
 
 OTHER = {"q": ((23, 19), Layout()), "v": ((11, 17), Layout())}
@@ -174,41 +174,41 @@ TURNED = {"q": ((23, 17), Layout("embedding")), "v": ((11, 17), Layout())}
 def test_what_does_not_fit_is_refused_by_name(name, one, words, path):
     from dataclasses import replace
 
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
     before = path.read_bytes()
     options = {key: value for key, value in one.items() if key != "empty"}
     adapter = fleets.adapter(9, **options)
     if "empty" in one:
         adapter = replace(adapter, modules=())
     with pytest.raises(lt.errors.CheckpointError, match=words) as caught:
-        lt.append_adapters(path, {name: adapter})
+        lt.banks.add_adapters(path, {name: adapter})
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [-0.1, float("nan"), 1.5])
 def test_errors_that_make_no_sense_are_refused(error, path):
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
     before = path.read_bytes()
     with pytest.raises(lt.errors.LotrError):
-        lt.append_adapters(path, {"new": fleets.adapter(9)}, rel_error=error)
+        lt.banks.add_adapters(path, {"new": fleets.adapter(9)}, rule=lt.RelativeError(error))
     assert path.read_bytes() == before
 
 
 def test_an_error_of_nothing_keeps_the_adapter_as_it_is(path):
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
     one = fleets.adapter(9, dtype="bfloat16", scale=1 / 3)
-    grown = lt.append_adapters(path, {"exact": one}, rel_error=0.0)
+    grown = lt.banks.add_adapters(path, {"exact": one}, rule=lt.RelativeError(0.0))
     assert grown.met
     assert grown.bank.figures("exact").relative_error == 0.0
     assert fleets.error(fleets.dense(grown.bank["exact"]), fleets.dense(one)) == 0.0
 
 
 def test_no_adapter_changes_nothing(path):
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
     before = path.read_bytes()
     try:
-        done = lt.append_adapters(path, {})
+        done = lt.banks.add_adapters(path, {})
     except lt.errors.LotrError:
         return
     assert done.names == ()

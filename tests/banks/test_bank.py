@@ -22,9 +22,9 @@ def path(tmp_path):
 
 def grown(path, fleet, first=4, **options):
     names = list(fleet)
-    bank = lt.convert_adapters({n: fleet[n] for n in names[:first]}, path, RULE, **options).bank
+    bank = lt.banks.make_bank({n: fleet[n] for n in names[:first]}, path, RULE, **options).bank
     for name in names[first:]:
-        bank = lt.append_adapters(path, {name: fleet[name]}).bank
+        bank = lt.banks.add_adapters(path, {name: fleet[name]}).bank
     return bank
 
 
@@ -68,10 +68,10 @@ def test_a_stack_holds_appended_adapters_of_other_formats_and_segments(format, p
     assert any(len(group.outputs) > 1 for group in bank.groups.values()) or format == "lora"
     for module in bank.modules:
         require_rows(bank, module)
-    bank = lt.drop_adapters(path, ["a1", "a5"]).bank
+    bank = lt.banks.drop_adapters(path, ["a1", "a5"]).bank
     for module in bank.modules:
         require_rows(bank, module)
-    bank = lt.compact_bank(path, rel_error=0.2).bank
+    bank = lt.banks.compact_bank(path, rule=lt.RelativeError(0.2)).bank
     for module in bank.modules:
         require_rows(bank, module)
 
@@ -79,8 +79,8 @@ def test_a_stack_holds_appended_adapters_of_other_formats_and_segments(format, p
 def test_segments_alone_stay_one_tucker2(path):
     one = {"q": ((40, 30), fleets.Layout())}
     fleet = fleets.fleet(6, kinds=one, layers=1, noise=0.02)
-    lt.convert_adapters({"a0": fleet["a0"], "a1": fleet["a1"]}, path, RULE, format="lotr")
-    bank = lt.load_bank(path)
+    lt.banks.make_bank({"a0": fleet["a0"], "a1": fleet["a1"]}, path, RULE, format="lotr")
+    bank = lt.banks.load_bank(path)
     assert isinstance(require_rows(bank, "model.layers.0.q"), lt.Tucker2)
 
 
@@ -120,11 +120,11 @@ def test_nothing_of_other_adapters_is_read(path):
                 start = at + row * core[0].nbytes
                 raw[start : start + core[0].nbytes] = b"\xff" * core[0].nbytes
     path.write_bytes(raw)
-    damaged = lt.load_bank(path)
+    damaged = lt.banks.load_bank(path)
     assert fleets.export(damaged, "a3", path.parent / "out") == known
     with pytest.raises(lt.errors.CheckpointError, match="holds NaN or infinite"):
         damaged.load("a2")
-    assert len(lt.verify_bank(path)) == len(bank.groups)
+    assert len(lt.banks.verify_bank(path)) == len(bank.groups)
 
 
 def test_cores_are_views_of_the_file(path):
@@ -192,7 +192,7 @@ def header(path):
 
 def test_a_header_is_read_as_it_was_written(header, path):
     write, _, _ = header
-    one, other = lt.load_bank(path), lt.load_bank(write())
+    one, other = lt.banks.load_bank(path), lt.banks.load_bank(write())
     assert one.adapters == other.adapters
     assert (one.asked, one.stacking, one.explanation) == (
         other.asked,
@@ -294,11 +294,11 @@ def test_headers_that_make_no_sense_are_refused_in_a_sentence(case, header):
 
 def refused(file, words):
     with pytest.raises(lt.errors.CheckpointError, match=words) as caught:
-        lt.load_bank(file)
+        lt.banks.load_bank(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     with pytest.raises(lt.errors.CheckpointError):
-        lt.append_adapters(file, {"new": fleets.adapter(9)})
+        lt.banks.add_adapters(file, {"new": fleets.adapter(9)})
 
 
 @pytest.mark.parametrize("text", ["", "nothing", "[]", "3", "null", "[" * 100_000, '{"schema": 1}'])
@@ -380,7 +380,7 @@ def test_a_configuration_that_is_no_json_is_refused(header):
     entry = container.entry("contents.0")
     for junk in (b"\xff" * entry.shape[0], b"[" * entry.shape[0], b"1" * entry.shape[0]):
         data = np.frombuffer(junk, dtype=np.uint8)
-        bank = lt.load_bank(write(arrays={"contents.0": Entry.of_array(data)}))
+        bank = lt.banks.load_bank(write(arrays={"contents.0": Entry.of_array(data)}))
         with pytest.raises(lt.errors.CheckpointError, match=r"configuration of a0 .* is damaged"):
             bank.load("a0")
 
@@ -392,16 +392,16 @@ def test_damaged_figures_are_found_at_once(path):
     raw[bytes(raw).index(part.figures.tobytes())] ^= 1
     path.write_bytes(raw)
     with pytest.raises(lt.errors.CheckpointError, match=r"damaged: the bytes of tensor .*figures"):
-        lt.load_bank(path)
+        lt.banks.load_bank(path)
 
 
 def test_a_file_that_is_no_bank_is_refused(path, tmp_path):
     made = lt.convert_adapter(fleets.adapter(0), RULE)
     lt.save_adapter(made.adapter, path)
     with pytest.raises(lt.errors.CheckpointError, match="is not a bank"):
-        lt.load_bank(path)
+        lt.banks.load_bank(path)
     with pytest.raises(lt.errors.CheckpointError, match="no such file"):
-        lt.load_bank(tmp_path / "absent.safetensors")
+        lt.banks.load_bank(tmp_path / "absent.safetensors")
 
 
 def test_half_precisions_meet_in_one_that_holds_both():

@@ -32,7 +32,7 @@ def partition(labels):
 @pytest.mark.parametrize("stack", ["auto", "adapters", "layers"])
 def test_planted_lineages_are_found(seed, stack, path):
     fleet = lineages(seed=seed)
-    made = lt.convert_adapters(fleet, path, RULE, stack=stack)
+    made = lt.banks.make_bank(fleet, path, RULE, stack=stack)
     labels = [adapter.cluster for adapter in made.bank.adapters]
     assert partition(labels) == {frozenset(range(start, 18, 3)) for start in range(3)}
     fleets.require_true(made.bank, fleet, 0.05)
@@ -49,8 +49,8 @@ def test_planted_lineages_are_found(seed, stack, path):
 
 def test_clusters_take_less_than_one_set(path, tmp_path):
     fleet = lineages()
-    made = lt.convert_adapters(fleet, path, RULE)
-    one = lt.convert_adapters(fleet, tmp_path / "one.lotr.safetensors", RULE, cluster=False)
+    made = lt.banks.make_bank(fleet, path, RULE)
+    one = lt.banks.make_bank(fleet, tmp_path / "one.lotr.safetensors", RULE, cluster=False)
     assert {adapter.cluster for adapter in one.bank.adapters} == {0}
     assert one.bank.explanation["splits"] == []
     fleets.require_true(one.bank, fleet, 0.05)
@@ -59,14 +59,14 @@ def test_clusters_take_less_than_one_set(path, tmp_path):
 
 @pytest.mark.parametrize("fleet", [lineages(8, 1), lineages(1), fleets.strangers(2)])
 def test_what_is_one_set_is_not_split(fleet, path):
-    made = lt.convert_adapters(fleet, path, RULE)
+    made = lt.banks.make_bank(fleet, path, RULE)
     assert {adapter.cluster for adapter in made.bank.adapters} == {0}
     fleets.require_true(made.bank, fleet, 0.05)
 
 
 def test_lineages_are_found_between_growing_bases(path):
     fleet = lineages()
-    made = lt.convert_adapters(fleet, path, RULE, route="updated")
+    made = lt.banks.make_bank(fleet, path, RULE, route="updated")
     labels = [adapter.cluster for adapter in made.bank.adapters]
     assert partition(labels) == {frozenset(range(start, 18, 3)) for start in range(3)}
     fleets.require_true(made.bank, fleet, 0.05)
@@ -76,12 +76,12 @@ def test_lineages_are_found_between_growing_bases(path):
 def test_a_new_adapter_goes_to_the_lineage_that_it_belongs_to(seed, path, tmp_path):
     fleet = lineages(18, seed=seed)
     names = list(fleet)
-    made = lt.convert_adapters({n: fleet[n] for n in names[:12]}, path, RULE)
+    made = lt.banks.make_bank({n: fleet[n] for n in names[:12]}, path, RULE)
     labels = [adapter.cluster for adapter in made.bank.adapters]
     known = fleets.exports(made.bank, tmp_path / "out")
     size = fleets.stack_bytes(made.bank)
     for at, name in enumerate(names[12:]):
-        grown = lt.append_adapters(path, {name: fleet[name]})
+        grown = lt.banks.add_adapters(path, {name: fleet[name]})
         assert grown.bank.adapters[-1].cluster == labels[at % 3]
         mine = [
             group.cluster
@@ -107,12 +107,12 @@ def test_a_lineage_is_told_by_what_it_holds_and_not_by_its_width(path):
         **{f"w{i}": fleets.adapter(i, planted=wide, modules=modules, rank=6) for i in range(10)},
         **{f"n{i}": fleets.adapter(50 + i, planted=narrow, modules=modules) for i in range(6)},
     }
-    made = lt.convert_adapters(fleet, path, RULE, stack="adapters")
+    made = lt.banks.make_bank(fleet, path, RULE, stack="adapters")
     labels = dict(zip(made.bank.names, (a.cluster for a in made.bank.adapters), strict=True))
     assert labels["w0"] != labels["n0"], "the test needs two clusters"
     for kind, planted in (("n", narrow), ("w", wide)):
         new = fleets.adapter(90, planted=planted, modules=modules)
-        grown = lt.append_adapters(path, {f"{kind} new": new})
+        grown = lt.banks.add_adapters(path, {f"{kind} new": new})
         assert grown.bank.adapters[-1].cluster == labels[f"{kind}0"]
         fleets.require_true(grown.bank, {f"{kind} new": new}, 0.05)
 
@@ -125,12 +125,12 @@ def test_a_module_that_a_lineage_lacks_gets_a_group_in_it(path):
         **{f"x{i}": fleets.adapter(i, planted=one, modules=modules) for i in range(6)},
         **{f"y{i}": fleets.adapter(50 + i, planted=other, modules=few) for i in range(6)},
     }
-    made = lt.convert_adapters(fleet, path, RULE, stack="adapters")
+    made = lt.banks.make_bank(fleet, path, RULE, stack="adapters")
     cluster = made.bank.adapters[-1].cluster
     assert cluster != made.bank.adapters[0].cluster
     for at in range(2):
         fleet[f"new{at}"] = fleets.adapter(90 + at, planted=other, modules=modules)
-        bank = lt.append_adapters(path, {f"new{at}": fleet[f"new{at}"]}).bank
+        bank = lt.banks.add_adapters(path, {f"new{at}": fleet[f"new{at}"]}).bank
         assert bank.adapters[-1].cluster == cluster
     fleets.require_true(bank, fleet, 0.05)
     holding = [g for g in bank.groups.values() if "model.layers.1.v" in dict(g.modules)]
@@ -143,27 +143,27 @@ def test_a_module_that_a_lineage_lacks_gets_a_group_in_it(path):
 def test_compacting_keeps_lineages_apart(path):
     fleet = lineages(18, noise=0.02)
     names = list(fleet)
-    lt.convert_adapters({n: fleet[n] for n in names[:9]}, path, RULE)
+    lt.banks.make_bank({n: fleet[n] for n in names[:9]}, path, RULE)
     for name in names[9:]:
-        lt.append_adapters(path, {name: fleet[name]})
-    done = lt.compact_bank(path, rel_error=0.15)
+        lt.banks.add_adapters(path, {name: fleet[name]})
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.15))
     assert done.bytes_after < done.bytes_before
     fleets.require_true(done.bank, fleet, 0.15)
     labels = [adapter.cluster for adapter in done.bank.adapters]
     assert partition(labels) == {frozenset(range(start, 18, 3)) for start in range(3)}
     new = lineages(21)["a19"]
-    grown = lt.append_adapters(path, {"a19": new})
+    grown = lt.banks.add_adapters(path, {"a19": new})
     assert grown.bank.adapters[-1].cluster == labels[1]
 
 
 def test_a_lineage_may_be_dropped_altogether(path):
     fleet = lineages(12)
-    lt.convert_adapters(fleet, path, RULE)
+    lt.banks.make_bank(fleet, path, RULE)
     gone = [name for at, name in enumerate(fleet) if at % 3 == 0]
-    bank = lt.drop_adapters(path, gone).bank
+    bank = lt.banks.drop_adapters(path, gone).bank
     left = {name: one for name, one in fleet.items() if name not in gone}
     fleets.require_true(bank, left, 0.05)
-    bank = lt.append_adapters(path, {"a0": fleet["a0"]}).bank
+    bank = lt.banks.add_adapters(path, {"a0": fleet["a0"]}).bank
     fleets.require_true(bank, {**left, "a0": fleet["a0"]}, 0.05)
-    done = lt.compact_bank(path, rel_error=0.1)
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.1))
     fleets.require_true(done.bank, {**left, "a0": fleet["a0"]}, 0.1)

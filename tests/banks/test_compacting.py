@@ -15,9 +15,9 @@ def path(tmp_path):
 def built(path, fleet, first, epsilon, **options):
     names = list(fleet)
     rule = lt.RelativeError(epsilon)
-    bank = lt.convert_adapters({n: fleet[n] for n in names[:first]}, path, rule, **options).bank
+    bank = lt.banks.make_bank({n: fleet[n] for n in names[:first]}, path, rule, **options).bank
     for name in names[first:]:
-        bank = lt.append_adapters(path, {name: fleet[name]}).bank
+        bank = lt.banks.add_adapters(path, {name: fleet[name]}).bank
     return bank
 
 
@@ -31,11 +31,11 @@ def test_ten_appends_a_drop_and_a_compact_keep_every_certificate_true(epsilon, p
         true = fleets.error(fleets.dense(bank[name]), fleets.dense(fleet[name]))
         assert figures.bound == figures.relative_error
         assert f"{true:.4g}" == f"{figures.relative_error:.4g}"
-    bank = lt.drop_adapters(path, ["a1", "a7"]).bank
+    bank = lt.banks.drop_adapters(path, ["a1", "a7"]).bank
     del fleet["a1"], fleet["a7"]
     fleets.require_true(bank, fleet, epsilon)
     for error in (None, 1.5 * epsilon, None):
-        done = lt.compact_bank(path, rel_error=error)
+        done = lt.banks.compact_bank(path, rule=lt.RelativeError(error))
         fleets.require_true(done.bank, fleet)
         assert done.bytes_after <= done.bytes_before
         assert done.bytes_after == path.stat().st_size
@@ -44,13 +44,13 @@ def test_ten_appends_a_drop_and_a_compact_keep_every_certificate_true(epsilon, p
         assert fleets.extras_of(done.bank[name]) == fleets.extras_of(one)
         assert done.bank.config_text(name) == one.config_text
     assert done.met
-    assert lt.verify_bank(path) == []
+    assert lt.banks.verify_bank(path) == []
 
 
 def test_a_larger_error_makes_a_smaller_bank_and_bounds_add_up(path):
     fleet = fleets.fleet(8, noise=0.05)
     before = built(path, fleet, 8, 0.05, format="lotr")
-    done = lt.compact_bank(path, rel_error=0.3)
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.3))
     assert done.met
     assert fleets.stack_bytes(done.bank) < 0.9 * fleets.stack_bytes(before)
     moved = 0
@@ -71,18 +71,18 @@ def test_appends_one_by_one_are_made_up_for(path, tmp_path):
     fleet = fleets.fleet(12, noise=0.0, shared=4)
     built(path, fleet, 1, 0.05)
     joint = tmp_path / "joint.lotr.safetensors"
-    lt.convert_adapters(fleet, joint, lt.RelativeError(0.05))
-    done = lt.compact_bank(path, rel_error=0.06)
+    lt.banks.make_bank(fleet, joint, lt.RelativeError(0.05))
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.06))
     fleets.require_true(done.bank, fleet, 0.06)
-    assert fleets.stack_bytes(done.bank) < 1.3 * fleets.stack_bytes(lt.load_bank(joint))
+    assert fleets.stack_bytes(done.bank) < 1.3 * fleets.stack_bytes(lt.banks.load_bank(joint))
 
 
 def test_directions_that_only_the_dropped_used_are_found(path):
     near = fleets.fleet(8, noise=0.0)
     far = {f"far{i}": one for i, one in enumerate(fleets.fleet(8, seed=1, noise=0.0).values())}
-    lt.convert_adapters({**near, **far}, path, lt.RelativeError(0.02), format="lotr", cluster=False)
-    before = lt.drop_adapters(path, list(far)).bank
-    done = lt.compact_bank(path, rel_error=0.021)
+    lt.banks.make_bank({**near, **far}, path, lt.RelativeError(0.02), format="lotr", cluster=False)
+    before = lt.banks.drop_adapters(path, list(far)).bank
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.021))
     fleets.require_true(done.bank, near, 0.021)
     assert fleets.stack_bytes(done.bank) < 0.6 * fleets.stack_bytes(before)
 
@@ -90,9 +90,9 @@ def test_directions_that_only_the_dropped_used_are_found(path):
 def test_where_nothing_is_gained_nothing_changes(path):
     fleet = fleets.fleet(6, noise=0.0)
     built(path, fleet, 6, 0.05)
-    lt.compact_bank(path)
+    lt.banks.compact_bank(path)
     before = path.read_bytes()
-    done = lt.compact_bank(path)
+    done = lt.banks.compact_bank(path)
     assert path.read_bytes() == before
     assert done.bytes_before == done.bytes_after
     assert done.met
@@ -101,7 +101,7 @@ def test_where_nothing_is_gained_nothing_changes(path):
 def test_every_kind_of_adapter_can_be_compacted(path, tmp_path):
     fleet = fleets.mixed()
     built(path, fleet, 4, 0.05)
-    done = lt.compact_bank(path, rel_error=0.1)
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.1))
     fleets.require_true(done.bank, fleet)
     for name, one in fleet.items():
         assert done.bank.figures(name).bound <= 0.1 + 1e-6
@@ -117,7 +117,7 @@ def test_narrow_banks_stay_narrow_and_true(path):
     fleet = fleets.fleet(6, dtype="bfloat16", noise=0.1)
     bank = built(path, fleet, 3, 0.5)
     assert bank.dtype == "bfloat16"
-    done = lt.compact_bank(path, rel_error=0.6)
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.6))
     assert done.bank.dtype == "bfloat16"
     fleets.require_true(done.bank, fleet, 0.6)
 
@@ -125,7 +125,7 @@ def test_narrow_banks_stay_narrow_and_true(path):
 def test_ranks_of_the_loras_are_remembered(path):
     fleet = fleets.fleet(6, ranks=(2, 5), noise=0.1)
     built(path, fleet, 6, 0.02)
-    bank = lt.compact_bank(path, rel_error=0.2).bank
+    bank = lt.banks.compact_bank(path, rule=lt.RelativeError(0.2)).bank
     for at, name in enumerate(fleet):
         ranks = lt.to_lora(bank[name], ranks="minimal").ranks
         assert max(ranks.values()) <= (2, 5)[at % 2]
@@ -133,23 +133,23 @@ def test_ranks_of_the_loras_are_remembered(path):
 
 def test_what_makes_no_sense_is_refused(path):
     fleet = fleets.fleet(3)
-    lt.convert_adapters(fleet, path, lt.FixedRank(3))
+    lt.banks.make_bank(fleet, path, lt.FixedRank(3))
     before = path.read_bytes()
     with pytest.raises(lt.errors.OptionError, match="made for a size, not for an error"):
-        lt.compact_bank(path)
+        lt.banks.compact_bank(path)
     with pytest.raises(lt.errors.OptionError, match="error of 0 changes nothing"):
-        lt.compact_bank(path, rel_error=0.0)
+        lt.banks.compact_bank(path, rule=lt.RelativeError(0.0))
     with pytest.raises(lt.errors.LotrError):
-        lt.compact_bank(path, rel_error=-1.0)
+        lt.banks.compact_bank(path, rule=lt.RelativeError(-1.0))
     assert path.read_bytes() == before
-    done = lt.compact_bank(path, rel_error=0.99)
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.99))
     fleets.require_true(done.bank, fleet)
 
 
 def test_progress_names_adapters_and_stacks(path):
     fleet = fleets.fleet(4)
-    lt.convert_adapters(fleet, path, lt.RelativeError(0.05))
+    lt.banks.make_bank(fleet, path, lt.RelativeError(0.05))
     seen = []
-    lt.compact_bank(path, rel_error=0.1, progress=seen.append)
+    lt.banks.compact_bank(path, rule=lt.RelativeError(0.1), progress=seen.append)
     assert seen[:4] == list(fleet)
     assert len(seen) > 4

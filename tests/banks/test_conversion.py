@@ -24,7 +24,7 @@ def path(tmp_path):
 @pytest.mark.parametrize("stack", STACKS)
 def test_every_way_of_stacking_keeps_every_adapter_to_the_error(stack, epsilon, path):
     fleet = fleets.mixed()
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(epsilon), stack=stack)
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(epsilon), stack=stack)
     assert made.met
     fleets.require_true(made.bank, fleet, epsilon)
     assert made.errors == {n: made.bank.figures(n).relative_error for n in fleet}
@@ -37,7 +37,7 @@ def test_every_way_of_stacking_keeps_every_adapter_to_the_error(stack, epsilon, 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_keeps_every_adapter_to_the_error(format, epsilon, path):
     fleet = fleets.mixed(1)
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(epsilon), format=format)
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(epsilon), format=format)
     assert made.met
     fleets.require_true(made.bank, fleet, epsilon)
     if format == "lora":
@@ -49,7 +49,7 @@ def test_every_format_keeps_every_adapter_to_the_error(format, epsilon, path):
 @pytest.mark.parametrize("method", ["hooi", "st-hosvd", "hosvd"])
 def test_every_method_keeps_every_adapter_to_the_error(method, path):
     fleet = fleets.fleet(5, ranks=(2, 4))
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.1), format="lotr", method=method)
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.1), format="lotr", method=method)
     assert made.met
     fleets.require_true(made.bank, fleet, 0.1)
 
@@ -57,7 +57,7 @@ def test_every_method_keeps_every_adapter_to_the_error(method, path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_every_storage_dtype_keeps_the_error_and_measures_its_rounding(dtype, path):
     fleet = fleets.fleet(5, size=1e-3)
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05), dtype=dtype)
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05), dtype=dtype)
     assert made.met
     assert made.bank.dtype == dtype
     fleets.require_true(made.bank, fleet, 0.05)
@@ -65,16 +65,16 @@ def test_every_storage_dtype_keeps_the_error_and_measures_its_rounding(dtype, pa
 
 def test_float16_without_room_becomes_float32(path):
     fleet = fleets.fleet(4, size=1e9)
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05), dtype="float16")
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05), dtype="float16")
     assert made.bank.dtype == "float32"
     fleets.require_true(made.bank, fleet, 0.05)
 
 
 def test_narrow_adapters_stay_narrow_where_their_rounding_is_invisible(path):
     fleet = fleets.fleet(6, dtype="bfloat16")
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.5))
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.5))
     assert made.bank.dtype == "bfloat16"
-    exact = lt.convert_adapters(fleet, path, lt.RelativeError(1e-3), format="lotr", force=True)
+    exact = lt.banks.make_bank(fleet, path, lt.RelativeError(1e-3), format="lotr", force=True)
     assert exact.bank.dtype == "float32"
     fleets.require_true(exact.bank, fleet, 1e-3)
 
@@ -84,7 +84,7 @@ def test_float16_and_bfloat16_are_kept_together_without_a_change(path):
         "half": fleets.adapter(0, dtype="float16"),
         "brain": fleets.adapter(1, dtype="bfloat16"),
     }
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(1e-6), format="lora")
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(1e-6), format="lora")
     for name, one in fleet.items():
         found, wanted = fleets.dense(made.bank[name]), fleets.dense(one)
         assert all(np.array_equal(found[key], wanted[key]) for key in wanted)
@@ -94,7 +94,7 @@ def test_a_scale_that_float32_has_not_is_not_rounded(path):
     fleet = fleets.fleet(3, scale=1 / 3, noise=0.0)
     for route, epsilon in (("whole", 1e-12), ("updated", 1e-5), ("apart", 1e-12)):
         rule = lt.RelativeError(epsilon)
-        made = lt.convert_adapters(fleet, path, rule, dtype="float64", route=route, force=True)
+        made = lt.banks.make_bank(fleet, path, rule, dtype="float64", route=route, force=True)
         assert made.met
         fleets.require_true(made.bank, fleet, epsilon)
 
@@ -105,14 +105,14 @@ def test_the_error_may_be_that_of_all_together(rule, path):
     quiet = {f"quiet {name}": one for name, one in fleets.strangers(3, size=0.01).items()}
     fleet = loud | quiet
     options = {"each": False} if isinstance(rule, lt.RelativeError) else {}
-    made = lt.convert_adapters(fleet, path, rule, **options)
+    made = lt.banks.make_bank(fleet, path, rule, **options)
     assert made.met
     assert fleets.joint_error(made.bank, fleet) <= 0.1
     assert abs(fleets.joint_error(made.bank, fleet) / made.bank.relative_error - 1) < 1e-4
     fleets.require_true(made.bank, fleet)
     assert max(made.errors[name] for name in quiet) > 0.5, "what is quiet may be lost"
     assert made.bank.asked == {"relative_error": 0.1, "each": False}
-    apart = lt.convert_adapters(fleet, path, lt.RelativeError(0.1), force=True)
+    apart = lt.banks.make_bank(fleet, path, lt.RelativeError(0.1), force=True)
     fleets.require_true(apart.bank, fleet, 0.1)
     assert fleets.stack_bytes(made.bank) < fleets.stack_bytes(apart.bank)
 
@@ -121,7 +121,7 @@ def test_the_error_may_be_that_of_all_together(rule, path):
 @pytest.mark.parametrize("route", ["auto", "updated", "apart"])
 def test_a_budget_of_bytes_is_that_of_the_file(size, route, path):
     fleet = fleets.fleet(6, extras={fleets.HEAD: fleets.head(0)})
-    made = lt.convert_adapters(fleet, path, lt.Budget(bytes=size), route=route)
+    made = lt.banks.make_bank(fleet, path, lt.Budget(bytes=size), route=route)
     assert path.stat().st_size <= size
     assert made.met
     fleets.require_true(made.bank, fleet)
@@ -131,7 +131,7 @@ def test_a_budget_of_bytes_holds_for_stacks_in_many_pieces(path):
     one = {"deep": ((23, 17), fleets.Layout())}
     fleet = fleets.fleet(300, kinds=one, layers=1, ranks=(8,), noise=0.5)
     for size in (150_000, 300_000):
-        made = lt.convert_adapters(fleet, path, lt.Budget(bytes=size), route="apart", force=True)
+        made = lt.banks.make_bank(fleet, path, lt.Budget(bytes=size), route="apart", force=True)
         assert len(made.bank.groups) > 4
         assert 0.9 * size < path.stat().st_size <= size
 
@@ -139,7 +139,7 @@ def test_a_budget_of_bytes_holds_for_stacks_in_many_pieces(path):
 def test_more_bytes_buy_less_error(path):
     fleet, errors = fleets.fleet(6), []
     for size in (24_000, 26_000, 28_000, 36_000):
-        made = lt.convert_adapters(fleet, path, lt.Budget(bytes=size), force=True)
+        made = lt.banks.make_bank(fleet, path, lt.Budget(bytes=size), force=True)
         errors.append(math.hypot(*made.errors.values()))
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > errors[-1]
@@ -148,7 +148,7 @@ def test_more_bytes_buy_less_error(path):
 def test_a_budget_of_parameters_is_that_of_the_stacks(path):
     fleet = fleets.fleet(6)
     for count in (600, 1000, 3000):
-        made = lt.convert_adapters(fleet, path, lt.Budget(params=count), force=True)
+        made = lt.banks.make_bank(fleet, path, lt.Budget(params=count), force=True)
         held = sum(
             math.prod(tensor.shape)
             for group in made.bank.groups.values()
@@ -161,7 +161,7 @@ def test_a_budget_of_parameters_is_that_of_the_stacks(path):
 
 def test_ranks_that_are_named_are_the_ranks(path):
     fleet = fleets.fleet(5)
-    made = lt.convert_adapters(fleet, path, lt.FixedRank(3, 5))
+    made = lt.banks.make_bank(fleet, path, lt.FixedRank(3, 5))
     for group in made.bank.groups.values():
         assert [t.shape[1] for t in (*group.outputs, *group.inputs)] == [3, 5]
     assert made.bank.asked == {"ranks": [3, 5], "each": True}
@@ -173,7 +173,7 @@ def test_ranks_weigh_adapters_alike_whatever_their_norms(path):
     loud = {**fleet, "s0": fleets.adapter(0, size=100.0)}
     errors = {}
     for each in (True, False):
-        made = lt.convert_adapters(loud, path, lt.FixedRank(6), each=each, force=True)
+        made = lt.banks.make_bank(loud, path, lt.FixedRank(6), each=each, force=True)
         fleets.require_true(made.bank, loud)
         errors[each] = made.errors
     assert errors[False]["s0"] < 0.01 < 0.2 < errors[True]["s0"]
@@ -182,7 +182,7 @@ def test_ranks_weigh_adapters_alike_whatever_their_norms(path):
 
 def test_a_module_that_an_adapter_lacks_is_absent_and_not_zero(path, tmp_path):
     fleet = fleets.mixed()
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05))
     wanted = {module.target.name for module in fleet["double"].modules}
     assert "model.layers.1.v" not in wanted
     assert set(fleets.dense(made.bank["double"])) == wanted
@@ -195,7 +195,7 @@ def test_a_module_that_an_adapter_lacks_is_absent_and_not_zero(path, tmp_path):
 
 def test_every_export_is_a_peft_folder_within_the_error(path, tmp_path):
     fleet = fleets.mixed(2)
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05))
     for name, one in fleet.items():
         for ranks in ("uniform", "minimal"):
             export = lt.to_lora(made.bank[name], ranks=ranks).adapter
@@ -210,7 +210,7 @@ def test_every_export_is_a_peft_folder_within_the_error(path, tmp_path):
 
 def test_configurations_and_other_tensors_are_kept_byte_for_byte_and_once(path):
     fleet = fleets.mixed()
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05))
     for name, one in fleet.items():
         assert made.bank.config_text(name) == one.config_text
         assert fleets.extras_of(made.bank[name]) == fleets.extras_of(one)
@@ -221,7 +221,7 @@ def test_configurations_and_other_tensors_are_kept_byte_for_byte_and_once(path):
 def test_an_adapter_without_update_comes_back_as_one(path, tmp_path):
     fleet = {"zero": fleets.without_update(fleets.adapter(0)), **fleets.fleet(3)}
     for stack in STACKS:
-        made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05), stack=stack, force=True)
+        made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05), stack=stack, force=True)
         assert made.errors["zero"] == 0.0
         assert fleets.squared(fleets.dense(made.bank["zero"])) == 0.0
         export = fleets.export(made.bank, "zero", tmp_path / "zero")
@@ -230,14 +230,14 @@ def test_an_adapter_without_update_comes_back_as_one(path, tmp_path):
 
 def test_nothing_but_adapters_without_update(path):
     fleet = {name: fleets.without_update(one) for name, one in fleets.fleet(3).items()}
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05))
     assert made.met
     fleets.require_true(made.bank, fleet, 0.0)
 
 
 def test_a_single_adapter_is_a_bank(path):
     fleet = fleets.fleet(1)
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.1))
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.1))
     assert made.bank.names == ("a0",)
     fleets.require_true(made.bank, fleet, 0.1)
 
@@ -247,7 +247,7 @@ def test_stored_lotr_adapters_go_in_as_loras_do(path):
     stored = {
         name: lt.convert_adapter(one, lt.RelativeError(1e-6)).adapter for name, one in fleet.items()
     }
-    made = lt.convert_adapters(stored, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(stored, path, lt.RelativeError(0.05))
     fleets.require_true(made.bank, stored, 0.05)
     for name, one in fleet.items():
         assert fleets.error(fleets.dense(made.bank[name]), fleets.dense(one)) < 0.0501
@@ -257,21 +257,21 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     files = []
     for at in range(2):
         file = tmp_path / f"{at}.lotr.safetensors"
-        lt.convert_adapters(fleets.mixed(), file, lt.RelativeError(0.05))
+        lt.banks.make_bank(fleets.mixed(), file, lt.RelativeError(0.05))
         files.append(file.read_bytes())
     assert files[0] == files[1]
 
 
 def test_progress_names_adapters_and_stacks(path):
     seen = []
-    made = lt.convert_adapters(fleets.fleet(3), path, lt.RelativeError(0.1), progress=seen.append)
+    made = lt.banks.make_bank(fleets.fleet(3), path, lt.RelativeError(0.1), progress=seen.append)
     assert seen[:3] == ["a0", "a1", "a2"]
     assert {name.split("@")[0] for name in made.bank.groups} <= {n.split("@")[0] for n in seen}
 
 
 def test_common_subspaces_are_found_and_reported(path):
     fleet = fleets.fleet(12, noise=1e-3)
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.02))
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.02))
     assert made.bank.explanation["chosen"] == "shared"
     assert fleets.stack_bytes(made.bank) < 0.5 * made.bytes_separate
     assert made.parameters_before == sum(one.parameters for one in fleet.values())
@@ -285,7 +285,7 @@ def refused(error, words, fleet, path, rule=None, **options):
     """Refused in one sentence, and nothing is written."""
     before = sorted(path.parent.iterdir())
     with pytest.raises(error, match=words) as caught:
-        lt.convert_adapters(fleet, path, rule or lt.RelativeError(0.05), **options)
+        lt.banks.make_bank(fleet, path, rule or lt.RelativeError(0.05), **options)
     assert "\n" not in str(caught.value)
     assert sorted(path.parent.iterdir()) == before
 
@@ -293,14 +293,14 @@ def refused(error, words, fleet, path, rule=None, **options):
 def test_adapters_of_another_base_are_refused(path):
     fleet = {**fleets.fleet(2), "odd": fleets.adapter(9, base="acme/other")}
     refused(lt.errors.CheckpointError, "odd belongs to the base acme/other", fleet, path)
-    made = lt.convert_adapters(fleet, path, lt.RelativeError(0.05), any_base=True)
+    made = lt.banks.make_bank(fleet, path, lt.RelativeError(0.05), any_base=True)
     fleets.require_true(made.bank, fleet, 0.05)
 
 
 @pytest.mark.parametrize("base", ["/models/Tiny/", None, "other/tiny"])
 def test_one_base_may_have_several_names(base, path):
     fleet = {**fleets.fleet(2), "local": fleets.adapter(9, base=base)}
-    lt.convert_adapters(fleet, path, lt.RelativeError(0.05))
+    lt.banks.make_bank(fleet, path, lt.RelativeError(0.05))
 
 
 def test_adapters_of_other_shapes_are_refused(path):
@@ -355,24 +355,24 @@ def test_options_that_make_no_sense_are_refused(options, words, path):
 def test_a_file_that_exists_is_only_replaced_by_force(path):
     path.write_bytes(b"old")
     with pytest.raises(lt.errors.CheckpointError, match="exists"):
-        lt.convert_adapters(fleets.fleet(2), path, lt.RelativeError(0.05))
+        lt.banks.make_bank(fleets.fleet(2), path, lt.RelativeError(0.05))
     assert path.read_bytes() == b"old"
-    lt.convert_adapters(fleets.fleet(2), path, lt.RelativeError(0.05), force=True)
-    assert lt.verify_bank(path) == []
+    lt.banks.make_bank(fleets.fleet(2), path, lt.RelativeError(0.05), force=True)
+    assert lt.banks.verify_bank(path) == []
 
 
 def test_a_refusal_leaves_the_old_file_as_it_was(path):
-    lt.convert_adapters(fleets.fleet(2), path, lt.RelativeError(0.05))
+    lt.banks.make_bank(fleets.fleet(2), path, lt.RelativeError(0.05))
     before = path.read_bytes()
     fleet = {**fleets.fleet(2), "odd": fleets.adapter(9, base="acme/other")}
     with pytest.raises(lt.errors.CheckpointError):
-        lt.convert_adapters(fleet, path, lt.RelativeError(0.05), force=True)
+        lt.banks.make_bank(fleet, path, lt.RelativeError(0.05), force=True)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_header_is_plain_json(path):
-    lt.convert_adapters(fleets.mixed(), path, lt.RelativeError(0.05))
+    lt.banks.make_bank(fleets.mixed(), path, lt.RelativeError(0.05))
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:

@@ -18,9 +18,9 @@ def path(tmp_path):
 def grown(path, fleet, first=3, **options):
     """A bank of some adapters, to which the others are appended one after another."""
     names = list(fleet)
-    bank = lt.convert_adapters({n: fleet[n] for n in names[:first]}, path, RULE, **options).bank
+    bank = lt.banks.make_bank({n: fleet[n] for n in names[:first]}, path, RULE, **options).bank
     for name in names[first:]:
-        bank = lt.append_adapters(path, {name: fleet[name]}).bank
+        bank = lt.banks.add_adapters(path, {name: fleet[name]}).bank
     return bank
 
 
@@ -31,7 +31,7 @@ def test_what_is_left_is_exported_as_before_byte_for_byte(format, path, tmp_path
     known = fleets.exports(before, tmp_path / "out")
     for gone in (["half"], ["zero", "plain"], ["partly"]):
         size = path.stat().st_size
-        done = lt.drop_adapters(path, gone)
+        done = lt.banks.drop_adapters(path, gone)
         assert (done.bytes_before, done.bytes_after) == (size, path.stat().st_size)
         assert done.bytes_after < size
         for name in gone:
@@ -39,19 +39,19 @@ def test_what_is_left_is_exported_as_before_byte_for_byte(format, path, tmp_path
         assert done.bank.names == tuple(fleet)
         assert fleets.exports(done.bank, tmp_path / "out") == known
         fleets.require_true(done.bank, fleet, 0.05)
-    assert lt.verify_bank(path) == []
+    assert lt.banks.verify_bank(path) == []
 
 
 def test_what_only_the_dropped_adapter_held_is_gone(path):
     fleet = fleets.mixed()
-    lt.convert_adapters(fleet, path, RULE)
+    lt.banks.make_bank(fleet, path, RULE)
     own = fleets.head(1).data.tobytes()
     assert own in path.read_bytes()
     assert fleets.head(0).data.tobytes() in path.read_bytes()
-    bank = lt.drop_adapters(path, ["brain"]).bank
+    bank = lt.banks.drop_adapters(path, ["brain"]).bank
     assert own not in path.read_bytes()
     assert fleets.head(0).data.tobytes() in path.read_bytes()
-    bank = lt.drop_adapters(path, ["half"]).bank
+    bank = lt.banks.drop_adapters(path, ["half"]).bank
     assert bank.figures("plain").own_bytes > fleets.head(0).data.nbytes, "now it is alone with it"
     texts = {one.config_text for name, one in fleet.items() if name not in ("brain", "half")}
     heads = 1
@@ -61,10 +61,10 @@ def test_what_only_the_dropped_adapter_held_is_gone(path):
 def test_a_dropped_adapter_may_come_back(path):
     fleet = fleets.fleet(4)
     grown(path, fleet)
-    lt.drop_adapters(path, ["a1"])
+    lt.banks.drop_adapters(path, ["a1"])
     with pytest.raises(lt.errors.CheckpointError, match="holds no adapter 'a1'"):
-        lt.load_bank(path).load("a1")
-    bank = lt.append_adapters(path, {"a1": fleet["a1"]}).bank
+        lt.banks.load_bank(path).load("a1")
+    bank = lt.banks.add_adapters(path, {"a1": fleet["a1"]}).bank
     assert bank.names == ("a0", "a2", "a3", "a1")
     fleets.require_true(bank, fleet, 0.05)
 
@@ -72,8 +72,8 @@ def test_a_dropped_adapter_may_come_back(path):
 def test_modules_that_nobody_has_any_more_are_gone(path):
     wide = fleets.adapter(0, modules=fleets.paths(layers=3))
     fleet = {"wide": wide, **fleets.fleet(3)}
-    lt.convert_adapters(fleet, path, RULE, stack="adapters")
-    bank = lt.drop_adapters(path, ["wide"]).bank
+    lt.banks.make_bank(fleet, path, RULE, stack="adapters")
+    bank = lt.banks.drop_adapters(path, ["wide"]).bank
     assert set(bank.modules) == set(fleets.paths())
     with pytest.raises(
         lt.errors.CheckpointError, match=r"no adapter of .* updates model.layers.2.q"
@@ -90,27 +90,27 @@ def test_modules_that_nobody_has_any_more_are_gone(path):
     ],
 )
 def test_drops_that_make_no_sense_change_nothing(names, words, path):
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
     before = path.read_bytes()
     with pytest.raises(lt.errors.CheckpointError, match=words):
-        lt.drop_adapters(path, names)
+        lt.banks.drop_adapters(path, names)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
 
 def test_dropping_one_twice_is_dropping_it(path):
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
-    assert lt.drop_adapters(path, ["a1", "a1"]).bank.names == ("a0", "a2")
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    assert lt.banks.drop_adapters(path, ["a1", "a1"]).bank.names == ("a0", "a2")
 
 
 def test_renaming_changes_the_name_alone(path, tmp_path):
     fleet = fleets.mixed()
     known = fleets.exports(grown(path, fleet), tmp_path / "out")
     for old, new in (("plain", "größer/2"), ("tiny", "plain"), ("plain", "tiny")):
-        done = lt.rename_adapter(path, old, new)
+        done = lt.banks.rename_adapter(path, old, new)
         known[new] = known.pop(old)
         assert fleets.exports(done.bank, tmp_path / "out") == known
-    assert lt.load_bank(path).names == (
+    assert lt.banks.load_bank(path).names == (
         "größer/2",
         "half",
         "brain",
@@ -119,7 +119,7 @@ def test_renaming_changes_the_name_alone(path, tmp_path):
         "zero",
         "partly",
     )
-    assert lt.verify_bank(path) == []
+    assert lt.banks.verify_bank(path) == []
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def test_renaming_changes_the_name_alone(path, tmp_path):
     ],
 )
 def test_names_that_make_no_sense_change_nothing(old, new, words, path):
-    lt.convert_adapters(fleets.fleet(3), path, RULE)
+    lt.banks.make_bank(fleets.fleet(3), path, RULE)
     before = path.read_bytes()
     with pytest.raises(lt.errors.CheckpointError, match=words):
-        lt.rename_adapter(path, old, new)
+        lt.banks.rename_adapter(path, old, new)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
 
 CHANGES = {
-    "drop": lambda path: lt.drop_adapters(path, ["a1"]),
-    "append": lambda path: lt.append_adapters(path, {"new": fleets.adapter(9)}),
-    "rename": lambda path: lt.rename_adapter(path, "a0", "b"),
-    "compact": lambda path: lt.compact_bank(path, rel_error=0.3),
+    "drop": lambda path: lt.banks.drop_adapters(path, ["a1"]),
+    "append": lambda path: lt.banks.add_adapters(path, {"new": fleets.adapter(9)}),
+    "rename": lambda path: lt.banks.rename_adapter(path, "a0", "b"),
+    "compact": lambda path: lt.banks.compact_bank(path, rule=lt.RelativeError(0.3)),
 }
 
 
@@ -156,7 +156,7 @@ def test_damaged_numbers_are_not_carried_into_a_new_file(change, path):
     at = bytes(raw).index(bulky)
     raw[at + 2] ^= 1
     path.write_bytes(raw)
-    assert len(lt.verify_bank(path)) == 1
+    assert len(lt.banks.verify_bank(path)) == 1
     with pytest.raises(lt.errors.CheckpointError, match="damaged"):
         CHANGES[change](path)
     assert path.read_bytes() == bytes(raw)

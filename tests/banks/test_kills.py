@@ -11,11 +11,11 @@ import pytest
 from benchmarks.fleets import write_fleet
 from lotr_tn import RelativeError, load_adapter
 from lotr_tn.adapters.as_lora import to_lora
-from lotr_tn.banks.changing.appending import append_adapters
+from lotr_tn.banks.changing.appending import add_adapters
 from lotr_tn.banks.changing.compacting import compact_bank
 from lotr_tn.banks.changing.editing import drop_adapters, rename_adapter
 from lotr_tn.banks.file import load_bank, verify_bank
-from lotr_tn.banks.making.conversion import convert_adapters
+from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files import locking
 from tests.banks.kills import LOTR, kills, run_killed_at
@@ -28,9 +28,9 @@ START = """
     import sys
     from pathlib import Path
     from lotr_tn import RelativeError, load_adapter
-    from lotr_tn.banks.changing.appending import append_adapters
+    from lotr_tn.banks.changing.appending import add_adapters
     from lotr_tn.banks.changing.compacting import compact_bank
-    from lotr_tn.banks.making.conversion import convert_adapters
+    from lotr_tn.banks.making.conversion import make_bank
     from lotr_tn.banks.changing.editing import drop_adapters, rename_adapter
 
     bank, fleet = sys.argv[1], Path(sys.argv[2])
@@ -42,7 +42,7 @@ def program(last):
     return START + " " * 4 + last
 
 
-CONVERT = program("convert_adapters(adapters, bank, RelativeError(0.05))")
+CONVERT = program("make_bank(adapters, bank, RelativeError(0.05))")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Change:
 
 CHANGES = {
     "convert": Change(
-        program("convert_adapters(adapters, bank, RelativeError(0.02), force=True)"),
+        program("make_bank(adapters, bank, RelativeError(0.02), force=True)"),
         None,
         (0, 1, 2, 3),
     ),
     "append": Change(
-        program("append_adapters(bank, {'adapter-0003': adapters['adapter-0003']})"),
+        program("add_adapters(bank, {'adapter-0003': adapters['adapter-0003']})"),
         None,
         (0, 1, 2, 3),
     ),
@@ -69,7 +69,7 @@ CHANGES = {
     "rename": Change(
         program("rename_adapter(bank, 'adapter-0001', 'other')"), None, (0, "other", 2)
     ),
-    "compact": Change(program("compact_bank(bank, rel_error=0.4)"), None, (0, 1, 2)),
+    "compact": Change(program("compact_bank(bank, rule=RelativeError(0.4))"), None, (0, 1, 2)),
     "lotr bank add": Change(
         LOTR, ("bank", "add", "BANK", "FLEET/adapter-0003", "-q"), (0, 1, 2, 3)
     ),
@@ -93,7 +93,7 @@ def old(fleet, tmp_path_factory):
     """The bytes of a bank of the first three adapters."""
     path = tmp_path_factory.mktemp("old") / "bank.safetensors"
     first = sorted(fleet.iterdir())[:3]
-    convert_adapters({f.name: load_adapter(f) for f in first}, path, RelativeError(0.05))
+    make_bank({f.name: load_adapter(f) for f in first}, path, RelativeError(0.05))
     return path.read_bytes()
 
 
@@ -185,7 +185,7 @@ HOLDER = textwrap.dedent(START) + textwrap.dedent("""
         print("held", flush=True)
         sys.stdin.readline()
 
-    append_adapters(bank, {"adapter-0003": adapters["adapter-0003"]}, progress=wait)
+    add_adapters(bank, {"adapter-0003": adapters["adapter-0003"]}, progress=wait)
 """)
 
 BUSY = r"^\S+bank\.safetensors is being changed by another process; try again when [a-z ]+$"
@@ -195,11 +195,11 @@ def test_a_second_writer_is_refused_and_readers_see_the_old_bank(old, fleet, pat
     path.write_bytes(old)
     last = load_adapter(fleet / "adapter-0002")
     others = [
-        lambda: append_adapters(path, {"another": last}),
+        lambda: add_adapters(path, {"another": last}),
         lambda: drop_adapters(path, ["adapter-0001"]),
         lambda: rename_adapter(path, "adapter-0001", "other"),
         lambda: compact_bank(path),
-        lambda: convert_adapters({"another": last}, path, RelativeError(0.05), force=True),
+        lambda: make_bank({"another": last}, path, RelativeError(0.05), force=True),
     ]
     before = load_bank(path)
     holder = subprocess.Popen(
@@ -223,7 +223,7 @@ def test_a_second_writer_is_refused_and_readers_see_the_old_bank(old, fleet, pat
         holder.communicate()
     assert is_sound(path, named((0, 1, 2, 3)))
     assert len(to_lora(before["adapter-0000"]).adapter.modules) == 4, "a reader keeps the old file"
-    append_adapters(path, {"another": last})
+    add_adapters(path, {"another": last})
     assert is_sound(path, (*named((0, 1, 2, 3)), "another"))
     assert litter(path) == []
 
@@ -279,6 +279,6 @@ def test_what_a_killed_one_left_is_cleared_away_by_the_next(old, fleet, path):
     path.write_bytes(old)
     assert not run_killed_at(CHANGES["append"].script, [path, fleet], 8)
     assert len(litter(path)) == 1
-    append_adapters(path, {"adapter-0003": load_adapter(fleet / "adapter-0003")})
+    add_adapters(path, {"adapter-0003": load_adapter(fleet / "adapter-0003")})
     assert is_sound(path, named((0, 1, 2, 3)))
     assert litter(path) == []

@@ -23,7 +23,7 @@ import json, os, sys
 from collections.abc import Mapping
 from pathlib import Path
 from lotr_tn import RelativeError, load_adapter
-from lotr_tn.banks.making.conversion import convert_adapters
+from lotr_tn.banks.making.conversion import make_bank
 
 fleet, count, bank = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
@@ -66,7 +66,7 @@ def look(name):
     most = max(most, inputs())
 
 
-done = convert_adapters(adapters, bank, RelativeError(0.05), progress=look)
+done = make_bank(adapters, bank, RelativeError(0.05), progress=look)
 peak = next(
     1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")
 )

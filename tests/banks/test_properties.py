@@ -80,7 +80,7 @@ class BankMachine(RuleBasedStateMachine):
         return name
 
     def exports(self):
-        return fleets.exports(lt.load_bank(self.path), self.folder / "out")
+        return fleets.exports(lt.banks.load_bank(self.path), self.folder / "out")
 
     def require_as_before(self, before, gone: Iterable[str] = ()):
         after = self.exports()
@@ -100,7 +100,7 @@ class BankMachine(RuleBasedStateMachine):
             one = drawn(data.draw, self.seed)
             fleet[self.named(one)] = one
         rule = lt.RelativeError(epsilon)
-        made = lt.convert_adapters(fleet, self.path, rule, stack=stack, format=format)
+        made = lt.banks.make_bank(fleet, self.path, rule, stack=stack, format=format)
         assert not made.met or max(made.errors.values()) <= epsilon
 
     @precondition(lambda self: len(self.originals) < MOST)
@@ -110,7 +110,7 @@ class BankMachine(RuleBasedStateMachine):
         for _ in range(count):
             one = drawn(data.draw, self.seed)
             fleet[self.named(one)] = one
-        done = lt.append_adapters(self.path, fleet, rel_error=error)
+        done = lt.banks.add_adapters(self.path, fleet, rule=lt.RelativeError(error))
         asked = error or done.bank.asked["relative_error"]
         figures = [done.bank.figures(name) for name in fleet]
         assert done.met == all(one.relative_error <= asked for one in figures)
@@ -123,7 +123,7 @@ class BankMachine(RuleBasedStateMachine):
         most = len(self.originals) - 1
         names = st.sampled_from(sorted(self.originals))
         gone = data.draw(st.lists(names, min_size=1, max_size=most, unique=True))
-        lt.drop_adapters(self.path, gone)
+        lt.banks.drop_adapters(self.path, gone)
         for name in gone:
             del self.originals[name], self.extras[name]
         self.require_as_before(before, gone)
@@ -134,7 +134,7 @@ class BankMachine(RuleBasedStateMachine):
         old = data.draw(st.sampled_from(sorted(self.originals)))
         self.seed += 1
         new = f"renamed {self.seed}/ä"
-        lt.rename_adapter(self.path, old, new)
+        lt.banks.rename_adapter(self.path, old, new)
         self.originals[new], self.extras[new] = self.originals.pop(old), self.extras.pop(old)
         assert self.exports()[new] == before.pop(old)
         self.require_as_before(before)
@@ -142,7 +142,7 @@ class BankMachine(RuleBasedStateMachine):
     @precondition(lambda self: 1 < len(self.originals) < MOST)
     @rule(data=st.data(), weights=st.tuples(*[st.sampled_from([-1.0, 0.3, 1.0])] * 2))
     def merge(self, data, weights):
-        before, bank = self.exports(), lt.load_bank(self.path)
+        before, bank = self.exports(), lt.banks.load_bank(self.path)
         names = st.sampled_from(sorted(self.originals))
         pair = data.draw(st.lists(names, min_size=2, max_size=2, unique=True))
         weighed = dict(zip(pair, weights, strict=True))
@@ -157,14 +157,14 @@ class BankMachine(RuleBasedStateMachine):
         gaps = {path: found[path] - wanted[path] for path in wanted}
         assert set(found) == set(wanted)
         assert fleets.squared(gaps) ** 0.5 <= 1e-6 * max(size, parts)
-        lt.append_adapters(self.path, {self.named(one): one}, rel_error=0.05)
+        lt.banks.add_adapters(self.path, {self.named(one): one}, rule=lt.RelativeError(0.05))
         self.require_as_before(before)
 
     @rule(error=st.sampled_from([None, 0.05, 0.3]))
     def compact(self, error):
         before = self.path.stat().st_size
-        old = {n: lt.load_bank(self.path).figures(n).bound for n in self.originals}
-        done = lt.compact_bank(self.path, rel_error=error)
+        old = {n: lt.banks.load_bank(self.path).figures(n).bound for n in self.originals}
+        done = lt.banks.compact_bank(self.path, rule=lt.RelativeError(error))
         assert done.bytes_before == before
         assert done.bytes_after == self.path.stat().st_size
         asked = done.bank.asked["relative_error"] if error is None else error
@@ -178,8 +178,8 @@ class BankMachine(RuleBasedStateMachine):
     def everything_is_as_it_says(self):
         if not self.path.exists():
             return
-        bank = lt.load_bank(self.path)
-        assert lt.verify_bank(self.path) == []
+        bank = lt.banks.load_bank(self.path)
+        assert lt.banks.verify_bank(self.path) == []
         assert set(bank) == set(self.originals)
         for name, wanted in self.originals.items():
             one, figures = bank[name], bank.figures(name)

@@ -29,9 +29,9 @@ def run(tmp_path_factory):
     sources = {name: real_data() / "roberta-pt-18ckpt" / name for name in RUN}
     adapters = {name: lt.load_adapter(folder) for name, folder in sources.items()}
     path = root / "run.lotr.safetensors"
-    made = lt.convert_adapters(adapters, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(adapters, path, lt.RelativeError(0.05))
     for name in RUN:
-        lt.save_adapter(lt.to_lora(lt.load_bank(path)[name]).adapter, root / name)
+        lt.save_adapter(lt.to_lora(lt.banks.load_bank(path)[name]).adapter, root / name)
     return made, sources, root
 
 
@@ -95,10 +95,10 @@ def test_appending_the_checkpoints_one_after_another(run, tmp_path):
     adapters = {name: lt.load_adapter(folder) for name, folder in sources.items()}
     first = {name: adapters[name] for name in RUN[:2]}
     known = fleets.exports(
-        lt.convert_adapters(first, path, lt.RelativeError(0.05)).bank, tmp_path / "out"
+        lt.banks.make_bank(first, path, lt.RelativeError(0.05)).bank, tmp_path / "out"
     )
     for name in RUN[2:]:
-        grown = lt.append_adapters(path, {name: adapters[name]})
+        grown = lt.banks.add_adapters(path, {name: adapters[name]})
         assert grown.met
         after = fleets.exports(grown.bank, tmp_path / "out")
         assert {key: after[key] for key in known} == known
@@ -144,7 +144,7 @@ def alone(one, epsilon):
 @pytest.mark.parametrize("epsilon", [0.3, 0.1, 0.05, 0.01, 1e-5])
 def test_a_bank_never_takes_more_than_each_adapter_cut_for_itself(sams, epsilon, tmp_path):
     path = tmp_path / "sam.lotr.safetensors"
-    made = lt.convert_adapters(sams, path, lt.RelativeError(epsilon))
+    made = lt.banks.make_bank(sams, path, lt.RelativeError(epsilon))
     assert made.met
     fleets.require_true(made.bank, sams, epsilon)
     term = 4 * (768 + 768)
@@ -158,7 +158,7 @@ def test_a_bank_never_takes_more_than_each_adapter_cut_for_itself(sams, epsilon,
 
 
 def test_independent_adapters_are_truncated_each_for_itself(sams, tmp_path):
-    made = lt.convert_adapters(sams, tmp_path / "b.lotr.safetensors", lt.RelativeError(0.05))
+    made = lt.banks.make_bank(sams, tmp_path / "b.lotr.safetensors", lt.RelativeError(0.05))
     formats = fleets.formats_of(made.bank)
     assert formats == {"truncated"}
     assert {adapter.cluster for adapter in made.bank.adapters} == {0}
@@ -173,7 +173,7 @@ def test_an_untrained_adapter_goes_into_a_bank(sams, tmp_path):
     file = real_data() / "sam-vitb-lora" / "zeroB_rank4_untrained.safetensors"
     adapters = {"untrained": sam(file), "rank4": sams["rank4"]}
     path = tmp_path / "b.lotr.safetensors"
-    made = lt.convert_adapters(adapters, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(adapters, path, lt.RelativeError(0.05))
     fleets.require_true(made.bank, adapters, 0.05)
     assert not any(np.any(w) for w in fleets.dense(made.bank["untrained"]).values())
 
@@ -181,7 +181,7 @@ def test_an_untrained_adapter_goes_into_a_bank(sams, tmp_path):
 @pytest.mark.parametrize("epsilon", [0.1, 0.02])
 def test_random_adapters_are_reported_as_not_sharing(epsilon, tmp_path):
     adapters = fleets.strangers(6, ranks=(4, 6), size=2.0)
-    made = lt.convert_adapters(adapters, tmp_path / "b.lotr.safetensors", lt.RelativeError(epsilon))
+    made = lt.banks.make_bank(adapters, tmp_path / "b.lotr.safetensors", lt.RelativeError(epsilon))
     assert made.bank.explanation["chosen"] == "separate"
     apart = sum(alone(one, epsilon) for one in adapters.values())
     assert fleets.stack_bytes(made.bank) <= apart + 4 * 40 * len(adapters)

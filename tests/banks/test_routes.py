@@ -25,7 +25,7 @@ def test_every_route_keeps_every_adapter_to_the_error(route, stack, epsilon, pat
     fleet = fleets.mixed(4)
     options = {**ROUTES[route], "sketch": 40} if route == "sketch" else {}
     rule = lt.RelativeError(epsilon)
-    made = lt.convert_adapters(fleet, path, rule, stack=stack, route=route, **options)
+    made = lt.banks.make_bank(fleet, path, rule, stack=stack, route=route, **options)
     assert made.met
     fleets.require_true(made.bank, fleet, epsilon)
 
@@ -51,7 +51,7 @@ def test_directions_that_come_late_are_measured_for_early_adapters(route, epsilo
     fleet = drifting()
     options = {"sketch": 6} if route == "sketch" else {}
     rule = lt.RelativeError(epsilon)
-    made = lt.convert_adapters(
+    made = lt.banks.make_bank(
         fleet, path, rule, route=route, cluster=False, stack="adapters", **options
     )
     fleets.require_true(made.bank, fleet)
@@ -62,7 +62,7 @@ def test_directions_that_come_late_are_measured_for_early_adapters(route, epsilo
 
 def test_bases_that_are_too_small_are_reported(path):
     fleet = fleets.strangers(8)
-    made = lt.convert_adapters(
+    made = lt.banks.make_bank(
         fleet, path, lt.RelativeError(0.05), route="sketch", sketch=4, format="lotr"
     )
     assert not made.met
@@ -74,7 +74,7 @@ def test_a_sketch_depends_on_its_seed_alone(path):
     fleet, seen = fleets.fleet(8, noise=0.1), []
     for seed in (0, 0, 1):
         options = {"route": "sketch", "sketch": 9, "seed": seed, "force": True}
-        lt.convert_adapters(fleet, path, lt.RelativeError(0.3), **options)
+        lt.banks.make_bank(fleet, path, lt.RelativeError(0.3), **options)
         seen.append(path.read_bytes())
     assert seen[0] == seen[1] != seen[2]
 
@@ -83,7 +83,7 @@ def test_what_is_large_grows_bases_and_what_shares_nothing_is_cut_apart(path):
     kinds = {"q": ((60, 50), Layout())}
     options = {"kinds": kinds, "layers": 1, "ranks": (4,)}
     near = fleets.fleet(140, shared=8, noise=1e-3, **options)
-    made = lt.convert_adapters(near, path, lt.RelativeError(0.05))
+    made = lt.banks.make_bank(near, path, lt.RelativeError(0.05))
     assert set(made.routes.values()) == {"updated"}
     assert made.bank.explanation["chosen"] == "shared"
     fleets.require_true(made.bank, near, 0.05)
@@ -91,7 +91,7 @@ def test_what_is_large_grows_bases_and_what_shares_nothing_is_cut_apart(path):
     assert fleets.stack_bytes(made.bank) < 0.25 * whole
 
     far = {f"s{i}": fleets.adapter(i, modules=fleets.paths(kinds, 1), rank=4) for i in range(140)}
-    made = lt.convert_adapters(far, path, lt.RelativeError(0.01), force=True)
+    made = lt.banks.make_bank(far, path, lt.RelativeError(0.01), force=True)
     assert set(made.routes.values()) == {"whole"}
     assert len(made.bank.groups) == 2, "560 rank terms in pieces of 512"
     assert made.bank.explanation["chosen"] == "separate"
@@ -106,15 +106,15 @@ def test_what_is_large_grows_bases_and_what_shares_nothing_is_cut_apart(path):
 def test_an_appended_adapter_may_go_to_any_of_several_pieces(path):
     kinds = {"q": ((60, 50), Layout())}
     fleet = fleets.fleet(140, kinds=kinds, layers=1, ranks=(4,), shared=8)
-    made = lt.convert_adapters(
+    made = lt.banks.make_bank(
         fleet, path, lt.RelativeError(0.05), route="apart", cluster=False, format="lotr"
     )
     assert len(made.bank.groups) == 2
     new = fleets.fleet(141, kinds=kinds, layers=1, ranks=(4,), shared=8)["a140"]
-    grown = lt.append_adapters(path, {"new": new})
+    grown = lt.banks.add_adapters(path, {"new": new})
     fleets.require_true(grown.bank, {"new": new}, 0.05)
     assert fleets.stack_bytes(grown.bank) - fleets.stack_bytes(made.bank) < 4 * new.parameters
-    done = lt.compact_bank(path, rel_error=0.1)
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.1))
     fleets.require_true(done.bank, {**fleet, "new": new}, 0.1)
 
 
@@ -137,7 +137,7 @@ def test_blocks_pass_with_their_scales(scale, tmp_path):
     path = tmp_path / "bank.lotr.safetensors"
     for route in ("updated", "sketch"):
         options = {"sketch": 20} if route == "sketch" else {}
-        made = lt.convert_adapters(
+        made = lt.banks.make_bank(
             fleet, path, lt.RelativeError(0.05), route=route, force=True, **options
         )
         fleets.require_true(made.bank, fleet, 0.05)

@@ -78,7 +78,7 @@ def linear_modules(kind, build, sizes):
 
 def ours(kind, sizes):
     config = {key: value for key, value in sizes.items() if value is not None}
-    found = lt.architecture_from_config({"model_type": kind, **config})
+    found = lt.catalogue.architecture_from_config({"model_type": kind, **config})
     return {module.name: module.shape for module in found.modules}
 
 
@@ -119,14 +119,14 @@ def test_variants_and_absent_entries(kind, extra):
 def test_a_saved_config_is_enough(tmp_path):
     AutoConfig.for_model("llama", **GROUPED).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text("utf-8"))
-    found = lt.architecture_from_config(saved)
+    found = lt.catalogue.architecture_from_config(saved)
     assert {m.name: m.shape for m in found.modules} == ours("llama", GROUPED)
     assert found.name == "llama"
 
 
 @pytest.mark.parametrize("name", known_architectures())
 def test_known_models_have_their_default_targets(name):
-    model = lt.architecture(name)
+    model = lt.catalogue.architecture(name)
     assert model.name == name
     assert 0 < len(model.select()) < len(model.modules)
     assert model.parameters == sum(m.m * m.n for m in model.modules)
@@ -147,13 +147,15 @@ def test_known_models_have_their_default_targets(name):
     ],
 )
 def test_sizes_add_up_to_the_published_models(name, embeddings, total):
-    assert lt.architecture(name).parameters + embeddings == total
+    assert lt.catalogue.architecture(name).parameters + embeddings == total
 
 
 def test_names_as_on_the_hub():
-    assert lt.architecture("meta-llama/Llama-2-7b-hf") == lt.architecture("llama-2-7b")
+    assert lt.catalogue.architecture("meta-llama/Llama-2-7b-hf") == lt.catalogue.architecture(
+        "llama-2-7b"
+    )
     with pytest.raises(OptionError, match=r"no model 'roberta-bse'.* roberta-base"):
-        lt.architecture("roberta-bse")
+        lt.catalogue.architecture("roberta-bse")
 
 
 def test_targets_match_as_in_peft():
@@ -166,7 +168,9 @@ def test_targets_match_as_in_peft():
             model = build.from_config(AutoConfig.for_model("gpt2", **sizes))
             adapted = get_peft_model(model, LoraConfig(target_modules=targets, fan_in_fan_out=True))
         wrapped = [name for name, m in adapted.named_modules() if hasattr(m, "lora_A")]
-        chosen = lt.architecture_from_config({"model_type": "gpt2", **sizes}).select(targets)
+        chosen = lt.catalogue.architecture_from_config({"model_type": "gpt2", **sizes}).select(
+            targets
+        )
         assert sorted(m.name for m in chosen) == sorted(
             name.removeprefix("base_model.model.") for name in wrapped
         )
@@ -187,7 +191,7 @@ def test_targets_match_as_in_peft():
 )
 def test_targets_that_match_nothing(targets, said):
     with pytest.raises(OptionError, match=said):
-        lt.architecture("roberta-base").select(targets)
+        lt.catalogue.architecture("roberta-base").select(targets)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +209,12 @@ def test_targets_that_match_nothing(targets, said):
 )
 def test_configs_that_do_not_fit(change, kind, said):
     with pytest.raises(kind, match=said) as raised:
-        lt.architecture_from_config({"model_type": "llama", **GROUPED, **change})
+        lt.catalogue.architecture_from_config({"model_type": "llama", **GROUPED, **change})
     assert raised.type is kind
 
 
 def test_shapes():
-    found = lt.architecture_from_shapes(["attn.q=2x6x5", "3x4x7"])
+    found = lt.catalogue.architecture_from_shapes(["attn.q=2x6x5", "3x4x7"])
     assert [(m.name, m.shape) for m in found.modules] == [
         ("layers.0.attn.q", (6, 5)),
         ("layers.1.attn.q", (6, 5)),
@@ -226,16 +230,16 @@ def test_shapes():
 @pytest.mark.parametrize("text", ["3x4", "0x4x4", "q=", "q=3x4x-1", "3 x 4 x 5", "1=3x4x5", ""])
 def test_shapes_that_are_none(text):
     with pytest.raises(OptionError, match="a shape is NAME=COUNTxOUTxIN"):
-        lt.architecture_from_shapes([text])
+        lt.catalogue.architecture_from_shapes([text])
 
 
 def test_architectures_that_make_no_sense():
     with pytest.raises(OptionError, match="two shapes are called 4x4"):
-        lt.architecture_from_shapes(["3x4x4", "2x4x4"])
+        lt.catalogue.architecture_from_shapes(["3x4x4", "2x4x4"])
     with pytest.raises(OptionError, match="no linear module"):
-        lt.architecture_from_shapes([])
-    one = lt.ModuleShape("q", 3, 4)
+        lt.catalogue.architecture_from_shapes([])
+    one = lt.catalogue.ModuleShape("q", 3, 4)
     with pytest.raises(OptionError, match="one name"):
-        lt.Architecture("twice", (one, one))
+        lt.catalogue.Architecture("twice", (one, one))
     with pytest.raises(OptionError, match="found 0x4"):
-        lt.ModuleShape("q", 0, 4)
+        lt.catalogue.ModuleShape("q", 0, 4)

@@ -10,7 +10,7 @@ import lotr_tn as lt
 from lotr_tn.catalogue import GroupCount
 from lotr_tn.errors import OptionError, RankError
 
-ROBERTA = lt.architecture("roberta-base")
+ROBERTA = lt.catalogue.architecture("roberta-base")
 CLASSIFIER = 2 * 768
 """Weights of the two-class output projection, which the published `params` contain."""
 
@@ -52,7 +52,7 @@ def live_lotr(group, r1, r2, **kind):
 
 @pytest.mark.parametrize("torch_arrays", [False, True])
 def test_the_published_counts_from_live_arrays(torch_arrays):
-    table = lt.count_table(ROBERTA, ["query", "value"], PUBLISHED, "shape")
+    table = lt.catalogue.count_table(ROBERTA, ["query", "value"], PUBLISHED, "shape")
     (group,) = table.groups
     assert group.shape == (24, 768, 768)
     for row, (lotr, column, cores, lora) in zip(table.rows, PUBLISHED.values(), strict=True):
@@ -66,7 +66,7 @@ def test_the_published_counts_from_live_arrays(torch_arrays):
 
 
 def test_the_older_table():
-    table = lt.count_table(ROBERTA, ranks=OLDER, group_by="shape")
+    table = lt.catalogue.count_table(ROBERTA, ranks=OLDER, group_by="shape")
     (group,) = table.groups
     for row, wanted in zip(table.rows, OLDER.values(), strict=True):
         live = live_lotr(group, row.rank, row.rank)
@@ -76,10 +76,12 @@ def test_the_older_table():
 @pytest.mark.parametrize("group_by", ["kind", "shape", r"(self_attn|mlp)"])
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "gpt2", "t5-small", "phi-3-mini"])
 def test_any_grouping_from_live_arrays(name, group_by):
-    table = lt.count_table(lt.architecture(name), "all-linear", (3, 7), group_by)
+    table = lt.catalogue.count_table(
+        lt.catalogue.architecture(name), "all-linear", (3, 7), group_by
+    )
     modules = [path for group in table.groups for path in group.modules]
-    assert sorted(modules) == sorted(m.name for m in lt.architecture(name).modules)
-    assert table.dense == lt.architecture(name).parameters
+    assert sorted(modules) == sorted(m.name for m in lt.catalogue.architecture(name).modules)
+    assert table.dense == lt.catalogue.architecture(name).parameters
     for row in table.rows:
         stacks = [live_lotr(group, row.rank, row.rank) for group in table.groups]
         loras = [live_lora(group, row.rank) for group in table.groups]
@@ -98,70 +100,72 @@ def test_two_ranks_from_live_arrays():
 def test_groups_are_those_of_a_conversion(demo_adapter):
     """The same modules stacked alike, by the same names."""
     adapter = lt.load_adapter(demo_adapter)
-    modules = tuple(lt.ModuleShape(m.target.name, *m.shape) for m in adapter.modules)
-    model = lt.Architecture("demo", modules)
+    modules = tuple(lt.catalogue.ModuleShape(m.target.name, *m.shape) for m in adapter.modules)
+    model = lt.catalogue.Architecture("demo", modules)
     for by in ("kind", "shape", r"self_attn\.[kv]_proj"):
-        table = lt.count_table(model, group_by=by)
+        table = lt.catalogue.count_table(model, group_by=by)
         wanted = lt.group_modules(adapter, by)
         assert [g.name for g in table.groups] == list(wanted)
         assert [g.shape for g in table.groups] == [g.shape for g in wanted.values()]
         assert [g.modules for g in table.groups] == [
             tuple(t.name for t in g.targets) for g in wanted.values()
         ]
-    rank8 = lt.count_table(model, ranks=[8]).rows[0]
+    rank8 = lt.catalogue.count_table(model, ranks=[8]).rows[0]
     assert rank8.lora == sum(m.stored for m in adapter.modules)
 
 
 def test_break_even():
-    assert lt.count_table(ROBERTA, group_by="shape").break_even_rank == 1472
-    table = lt.count_table(ROBERTA, ranks=(1471, 1472, 1473), group_by="shape")
+    assert lt.catalogue.count_table(ROBERTA, group_by="shape").break_even_rank == 1472
+    table = lt.catalogue.count_table(ROBERTA, ranks=(1471, 1472, 1473), group_by="shape")
     below, at, above = table.rows
     assert below.lotr < below.lora
     assert at.lotr == at.lora
     assert above.lotr > above.lora
-    alone = lt.architecture_from_shapes(["1x8x6"])
-    assert lt.count_table(alone).break_even_rank == 0
+    alone = lt.catalogue.architecture_from_shapes(["1x8x6"])
+    assert lt.catalogue.count_table(alone).break_even_rank == 0
 
 
 @pytest.mark.parametrize("shapes", [["24x768x768"], ["1x3x4"], ["3x5x4", "v=7x2x9"]])
 def test_equal_size_is_the_largest_that_fits(shapes):
-    model = lt.architecture_from_shapes(shapes)
-    for row in lt.count_table(model, ranks=range(1, 40)).rows:
+    model = lt.catalogue.architecture_from_shapes(shapes)
+    for row in lt.catalogue.count_table(model, ranks=range(1, 40)).rows:
         if row.equal_size_rank:
-            (fits,) = lt.count_table(model, ranks=[row.equal_size_rank]).rows
+            (fits,) = lt.catalogue.count_table(model, ranks=[row.equal_size_rank]).rows
             assert fits.lotr <= row.lora
-        (larger,) = lt.count_table(model, ranks=[row.equal_size_rank + 1]).rows
+        (larger,) = lt.catalogue.count_table(model, ranks=[row.equal_size_rank + 1]).rows
         assert larger.lotr > row.lora
 
 
 def test_equal_size_in_the_paper_setting():
     """Rank 32 of LoTR and rank 2 of LoRA have 73,728 parameters each, as published."""
-    rows = {row.rank: row for row in lt.count_table(ROBERTA, group_by="shape").rows}
+    rows = {row.rank: row for row in lt.catalogue.count_table(ROBERTA, group_by="shape").rows}
     assert rows[2].equal_size_rank == 32
     assert rows[2].lora == rows[32].lotr == 73_728
 
 
 def test_default_targets_are_told():
-    assert lt.count_table(ROBERTA).targets == ("query", "value")
-    assert lt.count_table(lt.architecture_from_shapes(["2x3x4"])).targets == ("all-linear",)
+    assert lt.catalogue.count_table(ROBERTA).targets == ("query", "value")
+    assert lt.catalogue.count_table(lt.catalogue.architecture_from_shapes(["2x3x4"])).targets == (
+        "all-linear",
+    )
     names = (name for name in ["key", "query"])
-    assert lt.count_table(ROBERTA, names).targets == ("key", "query")
-    assert lt.count_table(ROBERTA, r".*\.key").targets == (r".*\.key",)
+    assert lt.catalogue.count_table(ROBERTA, names).targets == ("key", "query")
+    assert lt.catalogue.count_table(ROBERTA, r".*\.key").targets == (r".*\.key",)
 
 
 @pytest.mark.parametrize("ranks", [[], [0], [1, -2], [1.5], [True], ["4"]])
 def test_ranks_that_are_none(ranks):
     with pytest.raises(RankError, match="whole numbers of at least 1"):
-        lt.count_table(ROBERTA, ranks=ranks)
+        lt.catalogue.count_table(ROBERTA, ranks=ranks)
 
 
 def test_a_rule_that_is_none():
     with pytest.raises(OptionError, match="--group-by takes kind, shape or"):
-        lt.count_table(ROBERTA, group_by="(")
+        lt.catalogue.count_table(ROBERTA, group_by="(")
 
 
 def test_text_has_a_line_for_each_rank():
-    lines = str(lt.count_table(ROBERTA, ranks=(2, 512), group_by="shape")).splitlines()
+    lines = str(lt.catalogue.count_table(ROBERTA, ranks=(2, 512), group_by="shape")).splitlines()
     assert lines[0].split() == ["rank", "LoRA", "LoTR", "cores", "only"]
     assert lines[2].split() == ["512", "18,874,368", "7,077,888", "6,291,456"]
     assert all(len(a) == len(b) for a, b in itertools.pairwise(lines))

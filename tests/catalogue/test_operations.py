@@ -160,7 +160,7 @@ def test_opposite_sides_meet_in_lora():
 
 
 def test_the_table_is_aligned():
-    lines = lt.operations_table().splitlines()
+    lines = lt.catalogue.operations_table().splitlines()
     assert len(lines) == len(OPERATIONS) + len(MEANINGS) + 3
     assert all(len(line) <= 104 for line in lines)
-    assert len(lt.sums_table().splitlines()) == len(FORMATS) + 2
+    assert len(lt.catalogue.sums_table().splitlines()) == len(FORMATS) + 2

@@ -305,9 +305,9 @@ def test_an_error_that_append_cannot_meet(lotr, bank, tmp_path, monkeypatch):
     record = of_json(lotr("bank", "add", BANK, "new", "--rel-error", "1e-12", "--json"))
     assert record["worst_error"] <= 1e-12
     adding = importlib.import_module("lotr_tn.cli.bank.add")
-    real = adding.append_adapters
+    real = adding.add_adapters
     missed = lambda *given, **more: replace(real(*given, **more), met=False)  # noqa: E731
-    monkeypatch.setattr(adding, "append_adapters", missed)
+    monkeypatch.setattr(adding, "add_adapters", missed)
     asked = ["bank", "add", BANK, "new", "--name", "again", "--rel-error", "1e-12"]
     status, out, err = lotr(*asked, "--json")
     assert status == 3

@@ -324,24 +324,24 @@ def test_rank_and_error_are_kept_to():
         assert gap(dense(merged.adapter), wanted) == pytest.approx(merged.relative_error, abs=2e-7)
         assert merged.adapter.config["r"] == min(rank, 7)
     for error in (0.5, 0.2, 0.05):
-        merged = lt.merge_adapters(adapters, rel_error=error)
+        merged = lt.merge_adapters(adapters, rule=lt.RelativeError(error))
         rank = merged.adapter.config["r"]
         assert merged.met
         assert merged.relative_error <= error
         fewer = (sum(np.sum(s[rank - 1 :] ** 2) for s in spectra) / size) ** 0.5
         assert fewer > error, "one rank less would not do"
-    assert lt.merge_adapters(adapters, rel_error=0.0).met
+    assert lt.merge_adapters(adapters, rule=lt.RelativeError(0.0)).met
 
 
 def test_an_error_just_above_a_tail_leaves_room_for_rounding():
     adapters = {"a": adapter(0, rank=4)}
     tail = lt.merge_adapters(adapters, rank=2, dtype="float64").relative_error
-    coarse = lt.merge_adapters(adapters, rel_error=tail * (1 + 1e-9), dtype="bfloat16")
+    coarse = lt.merge_adapters(adapters, rule=lt.RelativeError(tail * (1 + 1e-9)), dtype="bfloat16")
     assert coarse.relative_error <= tail
     assert coarse.adapter.config["r"] == 3
-    fine = lt.merge_adapters(adapters, rel_error=tail * (1 + 1e-9), dtype="float64")
+    fine = lt.merge_adapters(adapters, rule=lt.RelativeError(tail * (1 + 1e-9)), dtype="float64")
     assert fine.adapter.config["r"] == 2
-    missed = lt.merge_adapters(adapters, rel_error=1e-4, dtype="bfloat16")
+    missed = lt.merge_adapters(adapters, rule=lt.RelativeError(1e-4), dtype="bfloat16")
     assert not missed.met
     assert missed.relative_error > 1e-4
 
@@ -369,7 +369,7 @@ def test_storage(stored, options, wanted):
 
 def test_float16_is_left_where_it_would_lose_digits():
     tiny = adapter(0, dtype=np.float16)
-    merged = lt.merge_adapters({"a": tiny}, {"a": 1e-11}, rel_error=0.2)
+    merged = lt.merge_adapters({"a": tiny}, {"a": 1e-11}, rule=lt.RelativeError(0.2))
     assert merged.dtype == "float32"
     assert merged.met
 
@@ -382,7 +382,9 @@ def test_equal_adapters_cancel():
     assert {m.exact_rank for m in merged.modules} == {0}
     assert merged.adapter.config["r"] == 1
     assert not any(w.any() for w in dense(merged.adapter).values())
-    assert lt.merge_adapters({"a": a, "b": adapter(0)}, {"a": 1, "b": -1}, rel_error=0.1).met
+    assert lt.merge_adapters(
+        {"a": a, "b": adapter(0)}, {"a": 1, "b": -1}, rule=lt.RelativeError(0.1)
+    ).met
 
 
 def head(value, key="base_model.model.score.weight"):

@@ -66,7 +66,7 @@ def test_tripwire_rounding(dtype):
         lt.round(a + b, lt.RelativeError(0.3)), lt.round(shared, (2, 2)), lt.round(one + one, 2)
         lt.canonicalize(shared), lt.tucker1(a, 2, "out"), lt.hooi(one, (2, 2))
         lt.hooi(a, (1, 1), method="randomised"), lt.hooi(a, (1, 1), method="blocked")
-        lt.hooi_in_metric(a, (2, 2), torch.ones(SIZE, dtype=dtype))
+        lt.decompose.hooi_in_metric(a, (2, 2), torch.ones(SIZE, dtype=dtype))
     assert largest.entries <= 4 * a.up.numel(), largest.entries
     assert largest.entries <= SIZE * 24
 

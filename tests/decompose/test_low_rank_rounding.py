@@ -171,8 +171,8 @@ def test_decompositions_take_it_as_the_lora_that_it_is(name):
         "hooi": lambda s: lt.hooi(s, (3, 2)),
         "tucker1 in": lambda s: lt.tucker1(s, 2, "in"),
         "tucker1 out": lambda s: lt.tucker1(s, 2, "out"),
-        "metric": lambda s: lt.hooi_in_metric(s, (3, 2), np.linspace(0.1, 1, 9)),
-        "start": lambda s: lt.initial_factors(s, (3, 2)).factors,
+        "metric": lambda s: lt.decompose.hooi_in_metric(s, (3, 2), np.linspace(0.1, 1, 9)),
+        "start": lambda s: lt.decompose.initial_factors(s, (3, 2)).factors,
     }
     stack = low_rank()
     one, two = (functions[name](s) for s in (stack, lt.convert(stack, lt.LoRAStack)))
@@ -183,7 +183,7 @@ def test_decompositions_take_it_as_the_lora_that_it_is(name):
 
 def test_a_gauge_is_refused():
     with pytest.raises(lt.errors.FormatError, match="found LowRankTucker2"):
-        lt.regauge(low_rank(), "balanced")
+        lt.decompose.regauge(low_rank(), "balanced")
 
 
 SIZE = 200_000

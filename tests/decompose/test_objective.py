@@ -138,7 +138,7 @@ def moved(metric, backend):
 @pytest.mark.parametrize("kind", metrics())
 def test_a_metric_lowers_the_error_that_the_inputs_see(backend, kind):
     stack, metric = lora(), metrics()[kind]
-    found = lt.hooi_in_metric(stack_on(stack, backend), (4, 3), moved(metric, backend))
+    found = lt.decompose.hooi_in_metric(stack_on(stack, backend), (4, 3), moved(metric, backend))
     plain = lt.hooi(stack, (4, 3))
     ours, theirs = metric_error(stack, found, metric), metric_error(stack, plain, metric)
     assert ours < (0.9 if kind != "factors" else 1.0) * theirs
@@ -146,7 +146,9 @@ def test_a_metric_lowers_the_error_that_the_inputs_see(backend, kind):
     assert certificate.relative_error == pytest.approx(ours, rel=1e-9)
     assert certificate.lower_bound <= ours * (1 + 1e-12)
     assert ours <= certificate.upper_bound
-    distances = lt.metric_distances(stack_on(stack, backend), found, moved(metric, backend))
+    distances = lt.decompose.metric_distances(
+        stack_on(stack, backend), found, moved(metric, backend)
+    )
     assert np.allclose(to_numpy(distances), to_numpy(certificate.distances), rtol=1e-8)
 
 
@@ -169,7 +171,7 @@ def test_planted_anisotropy_is_found():
     seen = np.linalg.qr(rng.standard_normal((40, 3)))[0]
     metric = np.concatenate([seen, 1e-3 * rng.standard_normal((40, 40))], axis=1)
     plain = metric_error6(stack, lt.hooi(stack, (12, 3)), metric)
-    found = lt.hooi_in_metric(stack, (12, 3), metric)
+    found = lt.decompose.hooi_in_metric(stack, (12, 3), metric)
     assert plain > 0.5
     assert metric_error6(stack, found, metric) < 0.3 * plain
 
@@ -182,25 +184,25 @@ def metric_error6(stack, found, metric):
 def test_weights_and_metric_together_and_narrow():
     stack = lora(dtype="float32")
     metric = metrics()["diagonals"]
-    found = lt.hooi_in_metric(stack, (4, 3), metric, weights="unit-norm", dtype="float16")
+    found = lt.decompose.hooi_in_metric(stack, (4, 3), metric, weights="unit-norm", dtype="float16")
     assert found.u.dtype == np.float16
     assert found.certificate.relative_error == pytest.approx(
         metric_error(stack, found, metric), rel=1e-6
     )
     assert found.certificate.weighted_error <= found.certificate.upper_bound
-    assert lt.hooi_in_metric(stack, 0, metric).certificate.relative_error == 1
+    assert lt.decompose.hooi_in_metric(stack, 0, metric).certificate.relative_error == 1
 
 
 def test_refusals():
     stack = lora()
     with pytest.raises(RankError, match="fixed in a metric"):
-        lt.hooi_in_metric(stack, lt.RelativeError(0.1), np.ones(11))
+        lt.decompose.hooi_in_metric(stack, lt.RelativeError(0.1), np.ones(11))
     with pytest.raises(FormatError, match=r"\(11,\) or a factor \(11, k\); found shape \(14,\)"):
-        lt.hooi_in_metric(stack, 2, np.ones(14))
+        lt.decompose.hooi_in_metric(stack, 2, np.ones(14))
     with pytest.raises(FormatError, match="each of 5 layers"):
-        lt.hooi_in_metric(stack, 2, [np.ones(11)])
+        lt.decompose.hooi_in_metric(stack, 2, [np.ones(11)])
     with pytest.raises(OptionError, match="metric of layer 1 must be finite"):
-        lt.hooi_in_metric(stack, 2, [np.ones(11), -np.ones(11)] + [np.ones(11)] * 3)
+        lt.decompose.hooi_in_metric(stack, 2, [np.ones(11), -np.ones(11)] + [np.ones(11)] * 3)
     with pytest.raises(OptionError, match="each of 5 layers; found shape"):
         lt.hooi(stack, 2, weights=[1.0, 2.0])
     with pytest.raises(OptionError, match="\"unit-norm\"; found 'equal'"):

@@ -296,7 +296,7 @@ def test_refusals():
         lambda: lt.round(lora(), 2, dtype="int8"),
         lambda: lt.round(lora(), lt.RelativeError(0.1), dtype="int8"),
         lambda: lt.hooi(lora(), 2, dtype="int8"),
-        lambda: lt.hooi_in_metric(lora(), 2, np.ones(9), dtype="int8"),
+        lambda: lt.decompose.hooi_in_metric(lora(), 2, np.ones(9), dtype="int8"),
     ):
         with pytest.raises(RankError, match="dtype must be one of"):
             asked()

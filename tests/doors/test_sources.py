@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from lotr_tn.banks import convert_adapters
+from lotr_tn.banks import make_bank
 from lotr_tn.doors import sources
 from lotr_tn.doors.loading import place_in_bank
 from lotr_tn.doors.sources import folder_names, is_collection, named_adapters
@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 def bank(here):
     """A bank of the run, below the current folder."""
     path = Path("history.lotr.safetensors")
-    convert_adapters(named_adapters([Path("run")]), path, lt.RelativeError(0.1))
+    make_bank(named_adapters([Path("run")]), path, lt.RelativeError(0.1))
     return path
 
 

@@ -82,8 +82,8 @@ def test_a_folder_of_lotr_in_peft():
 
 @pytest.mark.parametrize("name", BANKS)
 def test_banks(name):
-    bank = lt.load_bank(EARLIER / f"{name}.lotr.safetensors")
-    lt.verify_bank(EARLIER / f"{name}.lotr.safetensors")
+    bank = lt.banks.load_bank(EARLIER / f"{name}.lotr.safetensors")
+    lt.banks.verify_bank(EARLIER / f"{name}.lotr.safetensors")
     assert bank.names[:3] == ("step-10", "step-20", "step-30")
     for adapter in bank:
         require_same(products(bank[adapter]), wanted(f"{name}/{adapter}"))
@@ -93,10 +93,10 @@ def test_banks(name):
 def test_banks_are_appended_to(name, tmp_path):
     path = tmp_path / "bank.lotr.safetensors"
     shutil.copy(EARLIER / f"{name}.lotr.safetensors", path)
-    before = lt.load_bank(path)
+    before = lt.banks.load_bank(path)
     old = {one: adapter_bytes(before[one], tmp_path / f"old-{one}") for one in before}
-    lt.append_adapters(path, {"step-99": another()})
-    bank = lt.load_bank(path)
+    lt.banks.add_adapters(path, {"step-99": another()})
+    bank = lt.banks.load_bank(path)
     assert bank.names[-1] == "step-99"
     for one, exported in old.items():
         assert adapter_bytes(bank[one], tmp_path / f"new-{one}") == exported, one

@@ -95,7 +95,7 @@ def test_every_entry_of_the_surface(data, name, kind, layers):
     part = lt.astype(lt.take_layers(stack, layers), "float64")
     weights = np.repeat(10.0 ** (-4.5 * np.arange(len(layers)) / (len(layers) - 2)), part.ranks)
     block = lt.LoRAStack(part.up[:61] * weights, part.down[:, :53], part.ranks)
-    surface = lt.error_surface(block)
+    surface = lt.analysis.error_surface(block)
     dense = laws.dense_updates(block)
     most = surface.errors.shape[0] - 1, surface.errors.shape[1] - 1
     assert most == (sum(part.ranks),) * 2

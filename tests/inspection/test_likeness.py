@@ -196,7 +196,7 @@ def test_overlaps_are_those_of_the_layers_of_one_stack():
     stack = lt.LoRAStack(
         np.concatenate(ups, axis=1), np.concatenate(downs), tuple(up.shape[1] for up in ups)
     )
-    wanted = lt.subspace_overlaps(stack)
+    wanted = lt.analysis.subspace_overlaps(stack)
     found = compare_many({str(i): lora({"m": pair}) for i, pair in enumerate(factors)})
     np.testing.assert_allclose(found.overlap_out, wanted.left, atol=1e-12)
     np.testing.assert_allclose(found.overlap_in, wanted.right, atol=1e-12)

@@ -76,7 +76,7 @@ def test_forms_go_beside_each_other_in_one_model():
         "factors", "cores", "shared", "own",
     }  # fmt: skip
     with pytest.raises(OptionError, match="group 'v' is a LoRAStack; found a Tucker2"):
-        ln.set_stacks(adapted, {"v": lt.random_factors((3, 12, 8), (1, 1))}, "alone")
+        ln.set_stacks(adapted, {"v": lt.decompose.random_factors((3, 12, 8), (1, 1))}, "alone")
     with pytest.raises(OptionError, match="rank are given for z; the groups are q"):
         ln.add(adapted, ["q"], Sited, {"rank": 3}, group_options={"z": {"rank": 1}}, name="x")
 

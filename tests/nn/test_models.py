@@ -134,7 +134,7 @@ def test_first_step_is_as_large_as_told():
                 lambda w, x=x, b=layer.bias: nn.functional.linear(x, w, b).sin().sum()
             )(layer.weight.detach())
             ratios.append((layer.update_of("default").norm() / dense.norm()).item() ** 2)
-        wanted = lt.first_step_gain((1, 30, 24), (4, 3), gauge)
+        wanted = lt.decompose.first_step_gain((1, 30, 24), (4, 3), gauge)
         assert np.mean(ratios) ** 0.5 == pytest.approx(wanted, rel=0.25)
 
 
@@ -287,7 +287,7 @@ def test_stacks_in_and_out():
     with pytest.raises(
         OptionError, match=r"group '12x8' has shape \(6, 12, 8\) and ranks \(3, 2\)"
     ):
-        ln.set_stacks(fresh, {"12x8": lt.random_factors((6, 12, 8), (1, 1))})
+        ln.set_stacks(fresh, {"12x8": lt.decompose.random_factors((6, 12, 8), (1, 1))})
 
 
 def planted(layers=6, m=14, n=11, r1=3, r2=2):
@@ -329,7 +329,7 @@ def test_a_planted_update_is_learnt_at_its_ranks_and_no_lower():
     error, truth = fitted((3, 2))
     assert error < 1e-3
     low, _ = fitted((2, 2))
-    spectrum = lt.mode_spectra(truth)
+    spectrum = lt.analysis.mode_spectra(truth)
     bound = float(np.linalg.norm(spectrum.left[2:])) / spectrum.norm
     assert bound > 0.05
     assert low > 0.99 * bound

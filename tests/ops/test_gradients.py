@@ -107,7 +107,7 @@ def test_zero_stacks_have_zero_derivative():
         lambda s: lt.hooi(s, 2),
         lambda s: lt.tucker1(s, 2),
         lambda s: lt.round(s, lt.RelativeError(0.1)),
-        lambda s: lt.hooi_in_metric(s, 2, torch.ones(N, dtype=torch.float64)),
+        lambda s: lt.decompose.hooi_in_metric(s, 2, torch.ones(N, dtype=torch.float64)),
         lt.canonicalize,
     ],
 )

@@ -83,7 +83,11 @@ def test_mixtures_meet_in_the_hub():
 
 def test_rounding_is_done_in_the_hub_and_says_so():
     stack = toy()
-    for made in (lt.round(stack, 2), lt.canonicalize(stack), lt.regauge(stack, "balanced")):
+    for made in (
+        lt.round(stack, 2),
+        lt.canonicalize(stack),
+        lt.decompose.regauge(stack, "balanced"),
+    ):
         assert type(made) is Tucker2
     assert lt.round(stack, 2).certificate.relative_error == pytest.approx(
         float(lt.distance(stack, lt.round(stack, 2)) / lt.norm(stack)), rel=1e-12
@@ -93,7 +97,7 @@ def test_rounding_is_done_in_the_hub_and_says_so():
         assert decompose(stack, 2).certificate.relative_error > 0
     assert lt.tucker1(stack, 2).rank == 2
     assert lt.low_rank_tucker2(stack, (3, 3), 5).shared_ranks == (3, 3)
-    start = lt.initial_factors(stack, (2, 2))
+    start = lt.decompose.initial_factors(stack, (2, 2))
     rest = laws.dense_updates(start.factors) + laws.dense_updates(start.residual)
     assert np.allclose(rest, laws.dense_updates(stack), atol=1e-12)
 

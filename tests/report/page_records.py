@@ -19,10 +19,14 @@ FORMS = {
 MOST_POINTS = 64
 
 
-def demo_surfaces(names: tuple[str, ...] | None = None) -> dict[str, lt.ErrorSurface]:
+def demo_surfaces(names: tuple[str, ...] | None = None) -> dict[str, lt.analysis.ErrorSurface]:
     """The library's surfaces of the demo adapter's groups."""
     groups = lt.group_modules(lt.load_adapter(DEMO))
-    return {k: lt.error_surface(g.stack) for k, g in groups.items() if names is None or k in names}
+    return {
+        k: lt.analysis.error_surface(g.stack)
+        for k, g in groups.items()
+        if names is None or k in names
+    }
 
 
 def demo_record(names: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -33,7 +37,7 @@ def demo_record(names: tuple[str, ...] | None = None) -> dict[str, Any]:
     return record_of(groups, sources=["lotr-demo/adapter"], base_model="lotr-demo/tiny-llama")
 
 
-def _demo_group(name: str, group: Any, surface: lt.ErrorSurface) -> dict[str, Any]:
+def _demo_group(name: str, group: Any, surface: lt.analysis.ErrorSurface) -> dict[str, Any]:
     front = surface.front()[1:]
     kept = np.unique(np.linspace(0, len(front) - 1, MOST_POINTS).astype(int))
     points = []
@@ -42,7 +46,7 @@ def _demo_group(name: str, group: Any, surface: lt.ErrorSurface) -> dict[str, An
         certificate = tucker.certificate
         assert certificate is not None
         points.append((pair, [float(x) for x in certificate.layer_errors]))
-    spectra = lt.mode_spectra(group.stack)
+    spectra = lt.analysis.mode_spectra(group.stack)
     return group_of(
         name=name,
         modules=[target.name for target in group.targets],

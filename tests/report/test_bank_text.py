@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import lotr_tn as lt
-from lotr_tn.banks import convert_adapters, drop_adapters, load_bank
+from lotr_tn.banks import drop_adapters, load_bank, make_bank
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.report.bank import (
     adapter_table,
@@ -241,7 +241,7 @@ def test_changes():
 def test_records_of_a_bank_are_json(tmp_path):
     runs.history(tmp_path / "run", 500, 1000, 2000)
     path = tmp_path / "bank.safetensors"
-    made = convert_adapters(named_adapters([tmp_path / "run"]), path, lt.RelativeError(0.1))
+    made = make_bank(named_adapters([tmp_path / "run"]), path, lt.RelativeError(0.1))
     record = bank_conversion_record(made, path, (9000, 8000), 0.5)
     assert json.loads(json.dumps(record)) == record
     assert record["bytes_separate"] == made.bytes_separate

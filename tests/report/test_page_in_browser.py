@@ -19,7 +19,7 @@ NUMBERS = ("error", "lower", "params", "bytes", "ratio", "ranks")
 
 
 @pytest.fixture(scope="module")
-def surfaces() -> dict[str, lt.ErrorSurface]:
+def surfaces() -> dict[str, lt.analysis.ErrorSurface]:
     return demo_surfaces(NAMES)
 
 
@@ -32,7 +32,7 @@ def numbers(page: Any) -> dict[str, str]:
     return {name: page.locator(f"#now-{name}").inner_text() for name in NUMBERS}
 
 
-def as_shown(pair: lt.RankPair, lora: int) -> dict[str, str]:
+def as_shown(pair: lt.analysis.RankPair, lora: int) -> dict[str, str]:
     return {
         "error": error(pair.relative_error),
         "lower": error(pair.lower_bound),

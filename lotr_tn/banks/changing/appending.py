@@ -61,11 +61,11 @@ class Appended:
     met: bool
 
 
-def append_adapters(
+def add_adapters(
     path: str | Path,
     adapters: Mapping[str, Adapter],
     *,
-    rel_error: float | None = None,
+    rule: RelativeError | None = None,
     any_base: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Appended:
@@ -78,7 +78,7 @@ def append_adapters(
     Args:
         path: the bank; it is replaced when everything is written, and meanwhile locked.
         adapters: by name; one at a time is in memory.
-        rel_error: of each new adapter; the one that the bank was made for where left out.
+        rule: the error of each new adapter; the one that the bank was made for where left out.
         any_base: whether another name of the base model is let through.
         progress: called with each name.
 
@@ -92,7 +92,7 @@ def append_adapters(
     before = Path(path)
     with exclusive(before) as real:
         bank = load_bank(real)
-        epsilon = _asked_error(bank, rel_error)
+        epsilon = _asked_error(bank, rule)
         size, met, directions = real.stat().st_size, True, 0
         for name in adapters:
             if progress is not None:
@@ -112,8 +112,8 @@ def append_adapters(
     )
 
 
-def _asked_error(bank: Bank, rel_error: float | None) -> float:
-    asked = bank.asked.get("relative_error") if rel_error is None else rel_error
+def _asked_error(bank: Bank, rule: RelativeError | None) -> float:
+    asked = bank.asked.get("relative_error") if rule is None else rule.epsilon
     if asked is None:
         raise OptionError(
             f"{bank.source} was made for a size, not for an error; say which error new adapters "

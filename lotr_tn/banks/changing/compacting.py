@@ -56,7 +56,7 @@ class Compacted:
 def compact_bank(
     path: str | Path,
     *,
-    rel_error: float | None = None,
+    rule: RelativeError | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Compacted:
     """Find bases and ranks anew for what a bank holds, after many appends and drops.
@@ -68,8 +68,8 @@ def compact_bank(
 
     Args:
         path: the bank; it is replaced when everything is written, and meanwhile locked.
-        rel_error: that each adapter may have in all; the one that the bank was made for where left
-            out. A larger one makes a smaller bank.
+        rule: the error that each adapter may have in all; the one that the bank was made for where
+            left out. A larger one makes a smaller bank.
         progress: called with the name of each adapter and stack.
 
     Raises:
@@ -81,7 +81,7 @@ def compact_bank(
     with exclusive(Path(path)) as real:
         bank = load_bank(real)
         _require_sound(real)
-        asked = bank.asked.get("relative_error") if rel_error is None else rel_error
+        asked = bank.asked.get("relative_error") if rule is None else rule.epsilon
         if asked is None:
             raise OptionError(
                 f"{bank.source} was made for a size, not for an error; say which error its "

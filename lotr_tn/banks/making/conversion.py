@@ -61,7 +61,7 @@ class BankConversion:
         return {name: self.bank.figures(name).relative_error for name in self.bank.names}
 
 
-def convert_adapters(
+def make_bank(
     adapters: Mapping[str, Adapter],
     destination: str | Path,
     rule: BankRule,

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from lotr_tn.banks.changing.appending import append_adapters
+from lotr_tn.banks.changing.appending import add_adapters
 from lotr_tn.cli.bank.opening import ChangedBankArgument, opened, require_paths
 from lotr_tn.cli.console import Output, missed
-from lotr_tn.cli.questions import AnyBaseOption
+from lotr_tn.cli.questions import AnyBaseOption, error_rule
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.report.bank_changes import appending_record, appending_text
 
@@ -50,8 +50,8 @@ def add(
     adapters = named_adapters(sources, name or None)
     require_paths(adapters)
     with out.progress(len(adapters)) as step:
-        done = append_adapters(
-            bank, adapters, rel_error=rel_error, any_base=any_base, progress=step
+        done = add_adapters(
+            bank, adapters, rule=error_rule(rel_error), any_base=any_base, progress=step
         )
     record = appending_record(done, bank, rel_error, out.seconds)
     out.show(record, lambda record: appending_text(record, show_all=out.all))

@@ -7,6 +7,7 @@ import typer
 from lotr_tn.banks.changing.compacting import compact_bank
 from lotr_tn.cli.bank.opening import ChangedBankArgument, opened
 from lotr_tn.cli.console import Output, missed
+from lotr_tn.cli.questions import error_rule
 from lotr_tn.report.bank_changes import compacting_record, compacting_text
 
 EVERY = typer.Option("--all", help="Show every adapter.")
@@ -30,7 +31,7 @@ def compact(
     it was stored; one that was added with a smaller error may lose as much as the others.
     """
     with out.progress(len(opened(bank))) as step:
-        done = compact_bank(bank, rel_error=rel_error, progress=step)
+        done = compact_bank(bank, rule=error_rule(rel_error), progress=step)
     record = compacting_record(done, bank, rel_error, out.seconds)
     out.show(record, lambda record: compacting_text(record, show_all=out.all))
     if not done.met:

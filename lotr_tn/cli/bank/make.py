@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lotr_tn.banks.making.conversion import convert_adapters
+from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.cli.bank.opening import require_paths
 from lotr_tn.cli.console import REPLACE, Output, file_size, missed
 from lotr_tn.cli.questions import (
@@ -121,7 +121,7 @@ def make(
     require_paths(adapters)
     before = sum(file_size(path) for path in adapters.files)
     with out.progress(len(adapters)) as step:
-        conversion = convert_adapters(
+        conversion = make_bank(
             adapters,
             destination,
             rule,
