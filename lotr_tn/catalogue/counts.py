@@ -119,8 +119,9 @@ class CountTable:
 
         It is Σ (L − 1)(m + n) / Σ L over the groups: 0 where no modules share.
         """
-        saved = sum((layers - 1) * (m + n) for layers, m, n in _shapes(self.groups))
-        return saved / sum(layers for layers, _, _ in _shapes(self.groups))
+        shapes = [group.shape for group in self.groups]
+        saved = sum((layers - 1) * (m + n) for layers, m, n in shapes)
+        return saved / sum(layers for layers, _, _ in shapes)
 
 
 def count_table(
@@ -171,14 +172,9 @@ def count_table(
         GroupCount(name, tuple(named[i][0] for i in found), (len(found), *named[found[0]][1]))
         for name, found in group_paths(named, group_by).items()
     )
+    chosen = (targets,) if isinstance(targets, str) else targets
     rows = tuple(_row(groups, rank) for rank in ranks)
-    return CountTable(
-        architecture.name,
-        (targets,) if isinstance(targets, str) else tuple(targets),
-        group_by,
-        groups,
-        rows,
-    )
+    return CountTable(architecture.name, chosen, group_by, groups, rows)
 
 
 def _checked(ranks: Iterable[int]) -> tuple[int, ...]:
@@ -191,23 +187,15 @@ def _checked(ranks: Iterable[int]) -> tuple[int, ...]:
     return ranks
 
 
-def _shapes(groups: Iterable[GroupCount]) -> list[tuple[int, int, int]]:
-    return [group.shape for group in groups]
-
-
 def _row(groups: tuple[GroupCount, ...], rank: int) -> CountRow:
     lora = sum(group.lora(rank) for group in groups)
-    return CountRow(
-        rank,
-        lora,
-        sum(group.lotr(rank) for group in groups),
-        sum(group.cores(rank) for group in groups),
-        _largest_rank(groups, lora),
-    )
+    lotr = sum(group.lotr(rank) for group in groups)
+    cores = sum(group.cores(rank) for group in groups)
+    return CountRow(rank, lora, lotr, cores, _largest_rank(groups, lora))
 
 
 def _largest_rank(groups: tuple[GroupCount, ...], budget: int) -> int:
     """The largest r with r Σ(m + n) + r² ΣL <= budget, in whole numbers."""
-    sides = sum(m + n for _, m, n in _shapes(groups))
-    layers = sum(count for count, _, _ in _shapes(groups))
+    layers = sum(group.shape[0] for group in groups)
+    sides = sum(sum(group.shape[1:]) for group in groups)
     return (math.isqrt(sides**2 + 4 * layers * budget) - sides) // (2 * layers)

@@ -31,53 +31,41 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _one(path: str, modules: Modules, *targets: str, **defaults: Any) -> Family:
-    return Family(((path, LAYERS, modules),), targets, defaults)
+def _attention(path: str, names: str) -> Modules:
+    """Queries, keys and values, or all in one; and the output."""
+    *inputs, out = names.split()
+    sizes = ("query", "kv", "kv") if len(inputs) == 3 else ("fused",)
+    own = ((path + name, size, "width") for name, size in zip(inputs, sizes, strict=True))
+    return (*own, (path + out, "width", "query"))
 
 
-def _attention(path: str, query: str, key: str, value: str, out: str) -> Modules:
-    return (
-        (path + query, "query", "width"),
-        (path + key, "kv", "width"),
-        (path + value, "kv", "width"),
-        (path + out, "width", "query"),
-    )
-
-
-def _fused(path: str, name: str, out: str) -> Modules:
-    return ((path + name, "fused", "width"), (path + out, "width", "query"))
-
-
-def _mlp(*pairs: str) -> Modules:
+def _mlp(names: str) -> Modules:
     """All but the last widen the hidden state; the last narrows it again."""
-    *up, down = pairs
+    *up, down = names.split()
     return (*((name, "inner", "width") for name in up), (down, "width", "inner"))
 
 
-QKV = ("q_proj", "k_proj", "v_proj")
-LLAMA = (
-    *_attention("self_attn.", *QKV, "o_proj"),
-    *_mlp("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
-BERT = (
-    *_attention("attention.", "self.query", "self.key", "self.value", "output.dense"),
-    *_mlp("intermediate.dense", "output.dense"),
-)
-NEOX_MLP = _mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+def _one(path: str, attention: str, names: str, mlp: str | Modules, **defaults: Any) -> Family:
+    """Models of one list of blocks; the modules of attention have names behind their path."""
+    rest = _mlp(mlp) if isinstance(mlp, str) else mlp
+    targets = tuple(name.rpartition(".")[2] for name in names.split()[:-1:2])
+    return Family(((path, LAYERS, (*_attention(attention, names), *rest)),), targets, defaults)
 
 
 def _llama(**defaults: Any) -> Family:
-    return _one("model.layers", LLAMA, "q_proj", "v_proj", **defaults)
+    mlp = "mlp.gate_proj mlp.up_proj mlp.down_proj"
+    return _one("model.layers", "self_attn.", f"{QKV} o_proj", mlp, **defaults)
 
 
-def _bert(prefix: str) -> Family:
-    return _one(f"{prefix}.encoder.layer", BERT, "query", "value")
+def _bert(path: str, names: str = "self.query self.key self.value output.dense") -> Family:
+    return _one(path, "attention.", names, "intermediate.dense output.dense")
 
 
 def _t5(*inner: str) -> Family:
-    own = _attention("layer.0.SelfAttention.", "q", "k", "v", "o")
-    cross = _attention("layer.1.EncDecAttention.", "q", "k", "v", "o")
-    encoder, decoder = (_mlp(*(f"layer.{i}.DenseReluDense.{n}" for n in inner)) for i in (1, 2))
+    own = _attention("layer.0.SelfAttention.", "q k v o")
+    cross = _attention("layer.1.EncDecAttention.", "q k v o")
+    names = (" ".join(f"layer.{i}.DenseReluDense.{name}" for name in inner) for i in (1, 2))
+    encoder, decoder = map(_mlp, names)
     return Family(
         (
             ("encoder.block", LAYERS, (*own, *encoder)),
@@ -87,113 +75,47 @@ def _t5(*inner: str) -> Family:
     )
 
 
+QKV = "q_proj k_proj v_proj"
+NEOX = "query_key_value dense", "mlp.dense_h_to_4h mlp.dense_4h_to_h"
+PHI3 = ("mlp.gate_up_proj", "two inner", "width"), ("mlp.down_proj", "width", "inner")
+DEBERTA = "self.query_proj self.key_proj self.value_proj output.dense"
+DISTILBERT = "q_lin k_lin v_lin out_lin"
+
 FAMILIES: dict[str, Family] = {
-    "bert": _bert("bert"),
-    "bloom": _one(
-        "transformer.h",
-        (*_fused("self_attention.", "query_key_value", "dense"), *NEOX_MLP),
-        "query_key_value",
-    ),
-    "camembert": _bert("roberta"),
-    "deberta-v2": _one(
-        "deberta.encoder.layer",
-        (
-            *_attention(
-                "attention.", "self.query_proj", "self.key_proj", "self.value_proj", "output.dense"
-            ),
-            *_mlp("intermediate.dense", "output.dense"),
-        ),
-        "query_proj",
-        "value_proj",
-    ),
+    "bert": _bert("bert.encoder.layer"),
+    "bloom": _one("transformer.h", "self_attention.", *NEOX),
+    "camembert": _bert("roberta.encoder.layer"),
+    "deberta-v2": _bert("deberta.encoder.layer", DEBERTA),
     "distilbert": _one(
-        "distilbert.transformer.layer",
-        (
-            *_attention("attention.", "q_lin", "k_lin", "v_lin", "out_lin"),
-            *_mlp("ffn.lin1", "ffn.lin2"),
-        ),
-        "q_lin",
-        "v_lin",
+        "distilbert.transformer.layer", "attention.", DISTILBERT, "ffn.lin1 ffn.lin2"
     ),
-    "electra": _bert("electra"),
-    "falcon": _one(
-        "transformer.h",
-        (*_fused("self_attention.", "query_key_value", "dense"), *NEOX_MLP),
-        "query_key_value",
-    ),
+    "electra": _bert("electra.encoder.layer"),
+    "falcon": _one("transformer.h", "self_attention.", *NEOX),
     "gemma": _llama(num_key_value_heads=16, head_dim=256),
     "gemma2": _llama(num_key_value_heads=4, head_dim=256),
     "gemma3_text": _llama(num_key_value_heads=4, head_dim=256),
-    "gpt2": _one(
-        "transformer.h",
-        (*_fused("attn.", "c_attn", "c_proj"), *_mlp("mlp.c_fc", "mlp.c_proj")),
-        "c_attn",
-    ),
-    "gpt_neo": _one(
-        "transformer.h",
-        (
-            *_attention("attn.attention.", *QKV, "out_proj"),
-            *_mlp("mlp.c_fc", "mlp.c_proj"),
-        ),
-        "q_proj",
-        "v_proj",
-    ),
-    "gpt_neox": _one(
-        "gpt_neox.layers",
-        (*_fused("attention.", "query_key_value", "dense"), *NEOX_MLP),
-        "query_key_value",
-    ),
-    "gptj": _one(
-        "transformer.h",
-        (*_attention("attn.", *QKV, "out_proj"), *_mlp("mlp.fc_in", "mlp.fc_out")),
-        "q_proj",
-        "v_proj",
-    ),
+    "gpt2": _one("transformer.h", "attn.", "c_attn c_proj", "mlp.c_fc mlp.c_proj"),
+    "gpt_neo": _one("transformer.h", "attn.attention.", f"{QKV} out_proj", "mlp.c_fc mlp.c_proj"),
+    "gpt_neox": _one("gpt_neox.layers", "attention.", *NEOX),
+    "gptj": _one("transformer.h", "attn.", f"{QKV} out_proj", "mlp.fc_in mlp.fc_out"),
     "granite": _llama(),
     "llama": _llama(),
     "mistral": _llama(num_key_value_heads=8),
     "olmo2": _llama(),
-    "opt": _one(
-        "model.decoder.layers",
-        (*_attention("self_attn.", *QKV, "out_proj"), *_mlp("fc1", "fc2")),
-        "q_proj",
-        "v_proj",
-    ),
-    "phi": _one(
-        "model.layers",
-        (*_attention("self_attn.", *QKV, "dense"), *_mlp("mlp.fc1", "mlp.fc2")),
-        "q_proj",
-        "v_proj",
-    ),
-    "phi3": _one(
-        "model.layers",
-        (
-            *_fused("self_attn.", "qkv_proj", "o_proj"),
-            ("mlp.gate_up_proj", "two inner", "width"),
-            ("mlp.down_proj", "width", "inner"),
-        ),
-        "qkv_proj",
-    ),
+    "opt": _one("model.decoder.layers", "self_attn.", f"{QKV} out_proj", "fc1 fc2"),
+    "phi": _one("model.layers", "self_attn.", f"{QKV} dense", "mlp.fc1 mlp.fc2"),
+    "phi3": _one("model.layers", "self_attn.", "qkv_proj o_proj", PHI3),
     "qwen2": _llama(num_key_value_heads=32),
     "qwen3": _llama(num_key_value_heads=32, head_dim=128),
-    "roberta": _bert("roberta"),
+    "roberta": _bert("roberta.encoder.layer"),
     "smollm3": _llama(num_key_value_heads=4),
     "stablelm": _llama(num_key_value_heads=32),
     "starcoder2": _one(
-        "model.layers",
-        (*_attention("self_attn.", *QKV, "o_proj"), *_mlp("mlp.c_fc", "mlp.c_proj")),
-        "q_proj",
-        "v_proj",
-        num_key_value_heads=2,
+        "model.layers", "self_attn.", f"{QKV} o_proj", "mlp.c_fc mlp.c_proj", num_key_value_heads=2
     ),
     "t5": _t5("wi", "wo"),
-    "vit": _one(
-        "vit.layers",
-        (*_attention("attention.", *QKV, "o_proj"), *_mlp("mlp.fc1", "mlp.fc2")),
-        "q_proj",
-        "v_proj",
-    ),
-    "xlm-roberta": _bert("roberta"),
+    "vit": _one("vit.layers", "attention.", f"{QKV} o_proj", "mlp.fc1 mlp.fc2"),
+    "xlm-roberta": _bert("roberta.encoder.layer"),
 }
 GATED_T5 = _t5("wi_0", "wi_1", "wo")
 MODEL_TYPES = tuple(FAMILIES)

@@ -1,7 +1,7 @@
 """Which modules are stacked together, by their paths and shapes."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from lotr_tn.errors import OptionError
 
@@ -63,20 +63,19 @@ def _labeller(by: str) -> Callable[[str, Shape], str]:
     return label
 
 
-def _short_names(keys: Iterable[tuple[str, Shape]]) -> dict[tuple[str, Shape], str]:
+def _short_names(keys: Collection[tuple[str, Shape]]) -> dict[tuple[str, Shape], str]:
     """The shortest tails of the labels that differ; the shape is added where labels are equal."""
-    keys = list(keys)
-    labels = {label for label, _ in keys}
+    labels = [label for label, _ in keys]
     names = {}
     for label, shape in keys:
         parts = label.split(".")
         for count in range(1, len(parts) + 1):
             tail = ".".join(parts[-count:])
-            if sum(other == tail or other.endswith("." + tail) for other in labels) == 1:
+            if sum(f".{other}".endswith("." + tail) for other in set(labels)) == 1:
                 break
         else:
             tail = label
-        if sum(other == label for other, _ in keys) > 1:
+        if labels.count(label) > 1:
             tail += f"[{shape[0]}x{shape[1]}]"
         names[label, shape] = tail
     return names

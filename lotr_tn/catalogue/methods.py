@@ -92,7 +92,7 @@ class Method:
             looks_up: of embeddings, in a file; told where a layer has nothing of its own that
                 would tell it.
         """
-        return f"{self.name}_{'moved_' * moved}{'embedding_' * looks_up}{self.holder}"
+        return self.kept(self.holder, moved=moved, looks_up=looks_up)
 
     def kept(self, own: str, *, moved: bool = False, looks_up: bool = False) -> str:
         """What a layer calls one of its own tensors, and a file, where embeddings are told apart.

@@ -76,10 +76,9 @@ def column(kind: type[Stack]) -> dict[str, Cell]:
     for to in all_formats():
         rounds = kind is not to and (kind not in CORE or to not in CORE or kind in ROUNDED[to])
         cells[f"convert to {to.__name__}"] = Cell(to.__name__, "rounded" if rounds else "exact")
-    own = {"canonicalize": canonical, "round": ROUNDS[hub]}
-    for operation, cell in own.items():
-        ruled = has_rule({"round": "round_stack"}.get(operation, operation), kind)
-        cells[operation] = Cell(name, "measured") if ruled else cell
+    for rule, cell in {"canonicalize": canonical, "round_stack": ROUNDS[hub]}.items():
+        ruled = Cell(name, "measured") if has_rule(rule, kind) else cell
+        cells[rule.removesuffix("_stack")] = ruled
     return cells | {
         "tucker1": Cell("Tucker1", "best"),
         "hosvd": Cell("Tucker2", "√2 best"),
@@ -100,10 +99,8 @@ def sum_of(one: type[Stack], two: type[Stack]) -> str:
 
 
 def _hub_of(kind: type[Stack]) -> type[Core]:
-    for core in CORE:
-        if kind is core:
-            return core
-    return primitives_of(kind).hub
+    core = next((core for core in CORE if core is kind), None)
+    return primitives_of(kind).hub if core is None else core
 
 
 def _linear(operation: str, kind: type[Stack]) -> str:
@@ -115,11 +112,11 @@ def _linear(operation: str, kind: type[Stack]) -> str:
 def operations_table() -> str:
     """What every operation makes of every format, and what the words for exactness mean."""
     columns = {kind.__name__: column(kind) for kind in all_formats()}
-    rows = [["Operation", "Result", *columns]]
-    for operation in next(iter(columns.values())):
-        cells = {name: cells[operation] for name, cells in columns.items()}
-        rows.append(_row(operation, cells))
-    table = _aligned(rows)
+    rows = [
+        _row(operation, {name: cells[operation] for name, cells in columns.items()})
+        for operation in column(Dense)
+    ]
+    table = _aligned([["Operation", "Result", *columns], *rows])
     words = [f"{word + ':':10}{meaning}" for word, meaning in MEANINGS.items()]
     return "\n".join([table, table.splitlines()[1], *words])
 
