@@ -78,12 +78,8 @@ def allocate(menus: Sequence[Menu], limit: float) -> Allocation:
     base, price, bound = _relaxed(fronts, limit)
     picks = _filled_up(fronts, base, limit)
     best = _refined(fronts, picks, limit, price, bound)
-    return Allocation(
-        tuple(int(place[pick]) for place, pick in zip(places, best, strict=True)),
-        _total([front.cost for front in fronts], best),
-        _total([front.loss for front in fronts], best),
-        max(0.0, min(bound, _total([front.loss for front in fronts], best))),
-    )
+    loss = _loss(fronts, best)
+    return Allocation(_at(places, best), cost_of(fronts, best), loss, max(0.0, min(bound, loss)))
 
 
 def least_loss(menus: Sequence[Menu], limit: float) -> float:
@@ -103,9 +99,12 @@ def hull_path(menus: Sequence[Menu]) -> list[tuple[int, ...]]:
     for edge in _edges(fronts):
         current[edge.group] = edge.end
         path.append(tuple(current))
-    return [
-        tuple(int(place[pick]) for place, pick in zip(places, picks, strict=True)) for picks in path
-    ]
+    return [_at(places, picks) for picks in path]
+
+
+def _at(places: Sequence[np.ndarray], picks: Sequence[int]) -> tuple[int, ...]:
+    """Where picks of fronts are on their menus."""
+    return tuple(int(place[pick]) for place, pick in zip(places, picks, strict=True))
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def _relaxed(fronts: Sequence[Menu], limit: float) -> tuple[list[int], float, fl
 def _filled_up(fronts: Sequence[Menu], picks: list[int], limit: float) -> list[int]:
     """Spend what is left, each time where it saves most."""
     picks = list(picks)
-    left = limit - _total([front.cost for front in fronts], picks)
+    left = limit - cost_of(fronts, picks)
     while True:
         best, gain = None, 0.0
         for group, front in enumerate(fronts):
@@ -173,7 +172,7 @@ def _refined(
     Reduced costs loss + price·cost, above the least of the group, add up to how far a choice lies
     above the bound; a choice that beats `picks` has none above the gap.
     """
-    reached = _total([front.loss for front in fronts], picks)
+    reached = _loss(fronts, picks)
     gap = reached - bound
     if gap <= 1e-9 * reached:
         return picks
@@ -185,8 +184,7 @@ def _refined(
         kept.append(inside)
         reduced.append(own[inside])
     found = _programme(fronts, kept, reduced, limit, gap)
-    better = found is not None and _total([front.loss for front in fronts], found) < reached
-    return found if found is not None and better else picks
+    return picks if found is None or _loss(fronts, found) >= reached else found
 
 
 def _programme(
@@ -226,5 +224,10 @@ def _programme(
     return picks
 
 
-def _total(columns: Sequence[np.ndarray], picks: Sequence[int]) -> float:
-    return float(sum(float(column[pick]) for column, pick in zip(columns, picks, strict=True)))
+def cost_of(fronts: Sequence[Menu], picks: Sequence[int]) -> float:
+    """What picks cost together."""
+    return sum(float(front.cost[pick]) for front, pick in zip(fronts, picks, strict=True))
+
+
+def _loss(fronts: Sequence[Menu], picks: Sequence[int]) -> float:
+    return sum(float(front.loss[pick]) for front, pick in zip(fronts, picks, strict=True))

@@ -1,7 +1,8 @@
 """The best format for one stack within an error, as it is then stored."""
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
@@ -74,7 +75,7 @@ def choose_within(
         place = best_point(curve, allowed)
         if place is not None:
             found[name] = _predicted(subject, curve, place, rule, options)
-    above: list[Candidate] = []
+    above: list[Candidate] = []  # asked for, and losing more than may be lost
     for name in options.formats:
         if name in subject.curves:
             continue
@@ -91,10 +92,9 @@ def choose_within(
                 f"no ranks within the limits keep the relative error to {rule.epsilon:g}; allow "
                 "larger ranks or a larger error"
             )
-        if FORMS[name].kept:
-            return _chosen(name, found, stack, above)
-        if name in stacks:
-            return _chosen(name, found, stacks[name], above)
+        if FORMS[name].kept or name in stacks:
+            others = (candidate for key, candidate in found.items() if key != name)
+            return Choice(found[name], stacks.get(name, stack), (*others, *above))
         try:
             made = _made_within(stack, subject, name, rule, options)
         except FormatError:  # an entry is beyond the range of float16
@@ -118,10 +118,8 @@ def _predicted(
     subject: Subject, curve: Curve, place: int, rule: RelativeError | Energy, options: Options
 ) -> Candidate:
     candidate = predicted_candidate(subject, curve, place, options)
-    fewest = FORMS[curve.format].least
-    if fewest is None:
-        return candidate
-    least = fewest(subject.coordinates, rule.epsilon**2 * subject.coordinates.energy, options)
+    fewest, coordinates = FORMS[curve.format].least, subject.coordinates
+    least = fewest and fewest(coordinates, rule.epsilon**2 * coordinates.energy, options)
     if least is None:
         return candidate
     return replace(candidate, least=min(least, candidate.parameters))
@@ -129,35 +127,15 @@ def _predicted(
 
 def _smallest(found: Mapping[FormatName, Candidate], subject: Subject) -> FormatName | None:
     """The format of fewest bytes, by the least that each could store; None where there is none."""
-    most = subject.stored if any(FORMS[name].kept for name in found) else None
-    fitting: list[FormatName] = [
-        name for name in found if most is None or _least(found[name]) <= most
-    ]
-
-    order = list(FORMS)
-
-    def size(name: FormatName) -> tuple[int, int]:
-        candidate = found[name]
-        each = candidate.bytes // candidate.parameters if candidate.parameters else 0
-        return _least(candidate) * each, order.index(name)
-
-    return min(fitting, key=size) if fitting else None
-
-
-def _least(candidate: Candidate) -> int:
-    """The fewest numbers that a candidate may turn out to store."""
-    return candidate.parameters if candidate.least is None else candidate.least
-
-
-def _chosen(
-    name: FormatName,
-    found: Mapping[FormatName, Candidate],
-    stack: Stored,
-    above: Sequence[Candidate],
-) -> Choice:
-    """The choice, beside all others; `above` were asked for and lose more than may be lost."""
-    others = (candidate for key, candidate in found.items() if key != name)
-    return Choice(found[name], stack, (*others, *above))
+    most = subject.stored if any(FORMS[name].kept for name in found) else math.inf
+    sizes: dict[FormatName, int] = {}
+    for name in FORMS:  # of equals the first is taken
+        if (candidate := found.get(name)) is None:
+            continue
+        numbers = candidate.parameters if candidate.least is None else candidate.least
+        if numbers <= most:
+            sizes[name] = numbers * (candidate.bytes // max(candidate.parameters, 1))
+    return min(sizes, key=lambda name: sizes[name], default=None)
 
 
 def _made_within(
@@ -168,10 +146,10 @@ def _made_within(
     options: Options,
 ) -> Stored:
     """The smallest stack of a format whose error, as stored, keeps to the rule."""
-    limited, within = subject.limits != RankLimits(), FORMS[name].within
+    within = FORMS[name].within
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)  # what is measured decides
-        if within is not None and not limited:
+        if within is not None and subject.limits == RankLimits():
             return within(stack, rule, options)
         curve, total = subject.curves[name], subject.coordinates.energy
 

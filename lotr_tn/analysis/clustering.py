@@ -125,22 +125,20 @@ def clusters_of(
 ) -> Clustering:
     """The same for a stack that is in coordinates, with its overlaps and curves, already."""
     whole = [curves[name] for name in sharing() if name in curves]
-    root = _tree(coordinates, overlaps, whole)
-    allowed = relative_error**2 * coordinates.energy
-    return _cheapest_cut(root, allowed, coordinates.energy)
+    energy = coordinates.energy
+    return _cheapest_cut(_tree(coordinates, overlaps, whole), relative_error**2 * energy, energy)
 
 
 def _tree(coordinates: Coordinates, overlaps: Overlaps, whole: Sequence[Curve]) -> _Node:
     count = coordinates.shape[0]
-    leaves = [_leaf(coordinates, layer) for layer in range(count)]
+    made = [_leaf(coordinates, layer) for layer in range(count)]
     if count == 1:
-        return leaves[0]
+        return made[0]
     from scipy.cluster.hierarchy import linkage  # loaded when asked for
 
     affinity = (overlaps.left + overlaps.right) / 2
     upper = np.triu_indices(count, 1)
     steps = linkage(np.maximum(1 - affinity[upper], 0.0), method="complete")
-    made: list[_Node] = leaves
     common = common_energy(coordinates)
     for left, right in steps[:, :2].astype(int):  # numbers from `count` on are earlier merges
         parts = made[left], made[right]
@@ -150,7 +148,8 @@ def _tree(coordinates: Coordinates, overlaps: Overlaps, whole: Sequence[Curve]) 
         elif common[np.ix_(parts[0].layers, parts[1].layers)].mean() < LEAST_COMMON:
             made.append(_Node(layers, parts, ("",), NEVER))
         else:
-            made.append(_joined(layers, parts, _curves(coordinates, layers)))
+            curves = curves_of(coordinates.take(layers), 0, sharing(), pairs=PAIRS)
+            made.append(_joined(layers, parts, list(curves.values())))
     return made[-1]
 
 
@@ -161,10 +160,6 @@ def _leaf(coordinates: Coordinates, layer: int) -> _Node:
     tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
     terms = np.arange(len(tails))
     return _Node((layer,), None, (ALONE.name,) * len(tails), Menu(terms * (m + n), tails))
-
-
-def _curves(coordinates: Coordinates, layers: Sequence[int]) -> list[Curve]:
-    return list(curves_of(coordinates.take(layers), 0, sharing(), pairs=PAIRS).values())
 
 
 def _joined(layers: tuple[int, ...], parts: tuple[_Node, _Node], curves: Sequence[Curve]) -> _Node:
@@ -247,10 +242,9 @@ def _trimmed(chosen: list[_Choice], allowed: float) -> list[_Choice]:
         best, saving = None, 0.0
         for index, (node, _) in enumerate(chosen):
             now = places[index]
-            within = int(
-                np.searchsorted(-node.points.loss, -(node.points.loss[now] + left), "left")
-            )
-            saved = float(node.points.cost[now] - node.points.cost[within]) if within < now else 0.0
+            cost, loss = node.points.cost, node.points.loss
+            within = int(np.searchsorted(-loss, -(loss[now] + left), "left"))
+            saved = float(cost[now] - cost[within]) if within < now else 0.0
             if saved > saving:
                 best, saving = (index, within), saved
         if best is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, float64, to_numpy
 from lotr_tn.decompose.reduction import reduced
-from lotr_tn.formats import LoRAStack, Stack
+from lotr_tn.formats import Stack
 from lotr_tn.linalg.factor import qr
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
@@ -101,17 +101,14 @@ class Coordinates:
 
     def grams(self, rank: int, *, side: str, beyond: bool = False) -> np.ndarray:
         """(L, r, r) a_lᵀ a_l (or b_lᵀ b_l) of the first `rank` rows, or of those beyond them."""
-        factors = self._padded_left if side == "left" else self._padded_right
+        factors = self._padded[side]
         part = factors[:, rank:, :] if beyond else factors[:, :rank, :]
         return part.transpose(0, 2, 1) @ part
 
     @cached_property
-    def _padded_left(self) -> np.ndarray:
-        return _padded(self.left, self.slices)
-
-    @cached_property
-    def _padded_right(self) -> np.ndarray:
-        return _padded(self.right, self.slices)
+    def _padded(self) -> dict[str, np.ndarray]:
+        sides = {"left": self.left, "right": self.right}
+        return {side: _padded(factors, self.slices) for side, factors in sides.items()}
 
     def take(self, layers: Iterable[int]) -> "Coordinates":
         """The stack of some of the layers, in coordinates of its own.
@@ -120,10 +117,10 @@ class Coordinates:
         """
         chosen = [self.slices[index] for index in layers]
         columns = np.concatenate([np.arange(s.start, s.stop) for s in chosen])
-        left, right = _small(self.left[:, columns]), _small(self.right[:, columns])
-        sizes = [s.stop - s.start for s in chosen]
-        shape = (len(chosen), *self.shape[1:])
-        return _turned(shape, _slices(sizes), left, right)
+        sides = (np.ascontiguousarray(x[:, columns]) for x in (self.left, self.right))
+        ends = np.cumsum([0, *(s.stop - s.start for s in chosen)])
+        slices = tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(ends))
+        return _turned((len(chosen), *self.shape[1:]), slices, *map(triangle, sides))
 
     def weighed(self, factors: Sequence[float] | np.ndarray) -> "Coordinates":
         """The stack with layer l times factors[l], in the coordinates of its own HOSVD.
@@ -146,18 +143,14 @@ def coordinates_of(stack: Stack) -> Coordinates:
     Accuracy: 1e-15 of ‖T‖.
     """
     small = reduced(stack).small  # what all layers share is reduced to its ranks first
-    return _turned(stack.shape, small.slices, *_triangles(small))
-
-
-def _triangles(lora: LoRAStack) -> tuple[np.ndarray, np.ndarray]:
-    """Small matrices (k, R) with the inner products of the columns of up, and of downᵀ."""
-    library = common_namespace(lora)
-    sides = lora.up, library.matrix_transpose(lora.down)
+    library = common_namespace(small)
+    sides = small.up, library.matrix_transpose(small.down)
     left, right = (to_numpy(_triangle_on_device(x, xp=library)) for x in sides)
-    return left, right
+    return _turned(stack.shape, small.slices, left, right)
 
 
 def _triangle_on_device(x: Array, *, xp: Namespace) -> Array:
+    """The same as `triangle`, of any array, in float64."""
     wide = float64(x, xp=xp)
     if isinstance(wide, np.ndarray):
         return triangle(wide)
@@ -167,10 +160,6 @@ def _triangle_on_device(x: Array, *, xp: Namespace) -> Array:
 def triangle(x: np.ndarray) -> np.ndarray:
     """A small T with Tᵀ T = xᵀ x: R of the QR factorisation, or x itself where it is not tall."""
     return x if x.shape[0] <= x.shape[1] else np.asarray(np.linalg.qr(x, mode="r"))
-
-
-def _small(x: np.ndarray) -> np.ndarray:
-    return triangle(np.ascontiguousarray(x))
 
 
 def _turned(
@@ -214,8 +203,3 @@ def _padded(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray:
     for index, s in enumerate(slices):
         padded[index, :, : s.stop - s.start] = x[:, s]
     return padded
-
-
-def _slices(sizes: Iterable[int]) -> tuple[slice, ...]:
-    ends = np.cumsum([0, *sizes])
-    return tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(ends))

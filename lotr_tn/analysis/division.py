@@ -7,7 +7,14 @@ from typing import TypeAlias
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.analysis.allocation import Allocation, Menu, allocate, hull_path, least_loss
+from lotr_tn.analysis.allocation import (
+    Allocation,
+    Menu,
+    allocate,
+    cost_of,
+    hull_path,
+    least_loss,
+)
 from lotr_tn.analysis.candidates import (
     Candidate,
     Subject,
@@ -100,10 +107,10 @@ def divide_points(
         spent: as for `divide`.
     """
     if isinstance(rule, TotalError):
-        swapped = [Menu(group.menu.loss, group.menu.cost) for group in groups]
-        found = _within(swapped, allowed)
+        menus = [Menu(group.menu.loss, group.menu.cost) for group in groups]
         lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
-        bound = least_loss(lower, max(allowed, sum(float(menu.cost.min()) for menu in lower)))
+        found = allocate(menus, max(allowed, _least(menus)))
+        bound = least_loss(lower, max(allowed, _least(lower)))
     else:
         found = _affordable([group.menu for group in groups], rule, spent)
         bound = least_loss([group.lower for group in groups], rule.size - spent)
@@ -156,8 +163,9 @@ def division_path(
         most: how many are returned at most, evenly spread in size.
     """
     groups = [points_of(subject, Budget(0), options) for subject in subjects]
-    path = hull_path([group.menu for group in groups])
-    sizes = np.array([_cost(groups, picks) for picks in path])
+    menus = [group.menu for group in groups]
+    path = hull_path(menus)
+    sizes = np.array([cost_of(menus, picks) for picks in path])
     wanted = np.linspace(sizes[0], sizes[-1], most)
     places = np.unique(np.abs(sizes[None, :] - wanted[:, None]).argmin(axis=1))
     return [
@@ -257,7 +265,7 @@ def bounded(formats: Iterable[FormatName]) -> tuple[FormatName, ...]:
 
 
 def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:
-    least = sum(float(menu.cost.min()) for menu in menus) + spent
+    least = _least(menus) + spent
     if least > rule.size:
         unit = "parameters" if rule.params is not None else "bytes"
         beside = f", {spent:,} of them for what is kept as it is" if spent else ""
@@ -268,10 +276,5 @@ def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:
     return allocate(menus, rule.size - spent)
 
 
-def _within(menus: Sequence[Menu], allowed: float) -> Allocation:
-    least = sum(float(menu.cost.min()) for menu in menus)
-    return allocate(menus, max(allowed, least))
-
-
-def _cost(groups: Sequence[Points], picks: Sequence[int]) -> float:
-    return sum(float(group.menu.cost[pick]) for group, pick in zip(groups, picks, strict=True))
+def _least(menus: Sequence[Menu]) -> float:
+    return sum(float(menu.cost.min()) for menu in menus)

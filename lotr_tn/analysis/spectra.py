@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lotr_tn.analysis.coordinates import coordinates_of
+from lotr_tn.analysis.subspaces import numerical_rank
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.checks import refuse_gradient
-
-NUMERICAL_ZERO = 1e-12
-"""Share of the largest singular value below which one counts as zero, in float64."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +37,19 @@ class Spectra:
 
         0 for a zero stack.
         """
-        left, right = (_stable_rank(values) for values in (self.left, self.right))
-        return left, right
+        return _stable_rank(self.left), _stable_rank(self.right)
 
     @property
     def numerical_ranks(self) -> tuple[int, int]:
         """How many directions of each side are more than 1e-12 of the largest."""
-        left, right = (_numerical_rank(values) for values in (self.left, self.right))
-        return left, right
+        return numerical_rank(self.left), numerical_rank(self.right)
 
     def ranks_for(self, relative_error: float) -> tuple[int, int]:
         """The least r1 and r2 that any Tucker-2 within a relative error must have.
 
         Each side on its own: a Tucker-2 of these ranks may lose more, one of fewer loses more.
         """
-        left, right = (_least_rank(values, relative_error) for values in (self.left, self.right))
-        return left, right
+        return _least_rank(self.left, relative_error), _least_rank(self.right, relative_error)
 
 
 def mode_spectra(stack: Stack) -> Spectra:
@@ -89,10 +84,6 @@ def mode_spectra(stack: Stack) -> Spectra:
 def _stable_rank(values: np.ndarray) -> float:
     largest = float(values.max(initial=0.0))
     return float(((values / largest) ** 2).sum()) if largest > 0 else 0.0
-
-
-def _numerical_rank(values: np.ndarray) -> int:
-    return int((values > NUMERICAL_ZERO * values.max(initial=0.0)).sum())
 
 
 def _least_rank(values: np.ndarray, relative_error: float) -> int:

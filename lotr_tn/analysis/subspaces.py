@@ -10,7 +10,7 @@ from lotr_tn.formats import Stack
 from lotr_tn.ops.checks import refuse_gradient
 
 NUMERICAL_ZERO = 1e-12
-"""Share of a layer's largest singular value below which a direction counts as absent."""
+"""Share of the largest singular value below which one counts as zero, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,7 @@ class Overlaps:
     @property
     def means(self) -> tuple[float, float]:
         """The mean over all pairs of different layers, output and input side; 1 for one layer."""
-        left, right = (_mean_of_pairs(x) for x in (self.left, self.right))
-        return left, right
+        return _mean_of_pairs(self.left), _mean_of_pairs(self.right)
 
 
 def subspace_overlaps(stack: Stack) -> Overlaps:
@@ -96,7 +95,7 @@ def overlaps_of(coordinates: Coordinates) -> Overlaps:
     """The overlaps of a stack that is in coordinates already."""
     left, right = (_overlaps(_layer_bases(coordinates, side)) for side in ("left", "right"))
     _, m, n = coordinates.shape
-    ranks = [_rank(values) for values in coordinates.layer_values]
+    ranks = [numerical_rank(values) for values in coordinates.layer_values]
     mean = float(np.mean([rank for rank in ranks if rank] or [0]))
     return Overlaps(left, right, (mean / m, mean / n))
 
@@ -112,12 +111,11 @@ def common_energy(coordinates: Coordinates) -> np.ndarray:
     shares = []
     for side in ("left", "right"):
         bases = _layer_bases(coordinates, side)
-        factors = coordinates.left if side == "left" else coordinates.right
-        other = coordinates.right if side == "left" else coordinates.left
+        near, far = _sides(coordinates, side)
         ends = np.cumsum([0, *(basis.shape[1] for basis in bases)])
-        inside = np.concatenate(bases, axis=1).T @ factors
+        inside = np.concatenate(bases, axis=1).T @ near
         for part, size in zip(coordinates.slices, coordinates.layer_energies, strict=True):
-            weighed = (inside[:, part] @ triangle(other[:, part]).T) ** 2
+            weighed = (inside[:, part] @ triangle(far[:, part]).T) ** 2
             energies = np.append(np.cumsum(weighed.sum(axis=1)), 0.0)
             found = energies[ends[1:] - 1] - energies[ends[:-1] - 1]
             shares.append(found / size if size else np.zeros(len(bases)))
@@ -125,20 +123,24 @@ def common_energy(coordinates: Coordinates) -> np.ndarray:
     return np.maximum(both, both.T)
 
 
+def _sides(coordinates: Coordinates, side: str) -> tuple[np.ndarray, np.ndarray]:
+    both = coordinates.left, coordinates.right
+    return both if side == "left" else both[::-1]
+
+
 def _layer_bases(coordinates: Coordinates, side: str) -> list[np.ndarray]:
     """For each layer an orthonormal basis (K, rank) of the directions it uses on one side."""
-    near, far = coordinates.left, coordinates.right
-    if side == "right":
-        near, far = far, near
+    near, far = _sides(coordinates, side)
     bases = []
     for part in coordinates.slices:
         weighed = near[:, part] @ triangle(far[:, part]).T
         u, s, _ = np.linalg.svd(weighed, full_matrices=False)
-        bases.append(u[:, : _rank(s)])
+        bases.append(u[:, : numerical_rank(s)])
     return bases
 
 
-def _rank(values: np.ndarray) -> int:
+def numerical_rank(values: np.ndarray) -> int:
+    """How many singular values count as more than zero."""
     return int((values > NUMERICAL_ZERO * values.max(initial=0.0)).sum())
 
 

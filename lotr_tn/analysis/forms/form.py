@@ -245,26 +245,24 @@ def register_form(form: Form) -> Form:
 
 def _require_storable(form: Form) -> None:
     """Refuse a type that could not be written and read back."""
-    known = {
-        entry.name: entry for entry in getattr(form.stack, "__dataclass_fields__", {}).values()
-    }
+    known: dict[str, Any] = getattr(form.stack, "__dataclass_fields__", {})
     for name in (*form.axes, "certificate"):
         if name not in known:
             raise OptionError(
                 f"the form {form.name} needs {form.stack.__qualname__} to be a dataclass with a "
                 f"field {name}"
             )
-    needed = [entry.name for entry in known.values() if _is_needed(entry)]
+    needed = [
+        name
+        for name, entry in known.items()
+        if entry.init and entry.default is MISSING and entry.default_factory is MISSING
+    ]
     left = [name for name in needed if name not in form.axes]
     if left and form.built is None:
         raise OptionError(
             f"the form {form.name} leaves out {', '.join(left)} of {form.stack.__qualname__}: give "
             "their axes, or say how a stack is built"
         )
-
-
-def _is_needed(entry: Any) -> bool:
-    return entry.init and entry.default is MISSING and entry.default_factory is MISSING
 
 
 def form_named(name: FormatName) -> Form:

@@ -1,7 +1,5 @@
 """LoTR: U and V shared by all layers, with a core for each (Tucker-2)."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from lotr_tn.analysis.coordinates import Coordinates
@@ -35,23 +33,10 @@ def _curve(coordinates: Coordinates, search: Search) -> Curve:
     return Curve("lotr", count.ravel()[kept], part.ravel()[kept], settings)
 
 
-def _losses(coordinates: Coordinates, setting: Sequence[int], limits: RankLimits) -> np.ndarray:
-    return coordinates.layer_lost([(setting[0], setting[1])])[0]
-
-
 def _decomposed(
     stack: LoRAStack, rule: FixedRank | RelativeError | Energy, options: Options
 ) -> Tucker2:
     return DECOMPOSITIONS[options.method](stack, rule, dtype=options.dtype)
-
-
-def _made(
-    stack: LoRAStack,
-    setting: Sequence[int],
-    options: Options,
-    coordinates: Callable[[], Coordinates],
-) -> Tucker2:
-    return _decomposed(stack, FixedRank(setting[0], setting[1]), options)
 
 
 def _least(coordinates: Coordinates, lost: float, options: Options) -> int | None:
@@ -104,8 +89,8 @@ FORM = Form(
     look=Look("#0072B2", "#0072b2", "#56b4e9", "o", ()),
     within=_decomposed,
     curve=_curve,
-    losses=_losses,
-    make=_made,
+    losses=lambda coordinates, pair, limits: coordinates.layer_lost([(pair[0], pair[1])])[0],
+    make=lambda stack, pair, options, coordinates: _decomposed(stack, FixedRank(*pair), options),
     least=_least,
     lower_bounds=_lower_bounds,
 )

@@ -1,19 +1,19 @@
 """LoTR with low-rank cores: shared factors first, then the layers' cores cut together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from lotr_tn.analysis.coordinates import Coordinates
 from lotr_tn.analysis.curve import Curve
-from lotr_tn.analysis.forms.form import Form, Look, Options, Search
+from lotr_tn.analysis.forms.form import Form, Look, Search
 from lotr_tn.analysis.forms.lotr import least_shared
 from lotr_tn.analysis.forms.truncated import cut_energies
 from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.decompose.low_rank_cores import low_rank_tucker2
 from lotr_tn.decompose.truncation import limited_order
-from lotr_tn.formats import LoRAStack, LowRankTucker2
-from lotr_tn.linalg.ranks import FixedRank, RankLimits
+from lotr_tn.formats import LowRankTucker2
+from lotr_tn.linalg.ranks import RankLimits
 
 NOTHING = 1e-13
 """Share of ‖T‖ below which an error is only rounding."""
@@ -27,7 +27,9 @@ def _curve(coordinates: Coordinates, search: Search) -> Curve:
     _, m, n = coordinates.shape
     best = np.zeros(0), np.zeros(0), np.zeros((0, 3), dtype=np.int64)
     for r1, r2 in _pairs_to_try(coordinates, search):
-        tails, first = _core_tails(coordinates, r1, r2, search.limits)
+        values = _cut_cores(coordinates, r1, r2)
+        tails = limited_order(values, search.limits).tails
+        first = sum(search.limits.bounds(len(row))[0] for row in values)
         if r1 * r2:
             first = max(first, 1)  # shared factors without a core hold nothing
         terms = np.arange(first, len(tails))
@@ -80,15 +82,6 @@ def _spread(lost: np.ndarray, count: int) -> np.ndarray:
     return np.unique(np.concatenate([even, np.minimum(reached, len(lost) - 1)]))
 
 
-def _core_tails(
-    coordinates: Coordinates, r1: int, r2: int, limits: RankLimits
-) -> tuple[np.ndarray, int]:
-    """Energy lost after keeping 0, 1, … terms of all cores together, and the fewest allowed."""
-    values = _cut_cores(coordinates, r1, r2)
-    first = sum(limits.bounds(len(row))[0] for row in values)
-    return limited_order(values, limits).tails, first
-
-
 def _cut_cores(coordinates: Coordinates, r1: int, r2: int) -> list[np.ndarray]:
     """The singular values of each core, as many as it can have."""
     most = [min(s.stop - s.start, r1, r2) for s in coordinates.slices]
@@ -117,21 +110,6 @@ def _losses(coordinates: Coordinates, setting: Sequence[int], limits: RankLimits
     return outside + cut_energies(_cut_cores(coordinates, r1, r2), terms, limits)
 
 
-def _made(
-    stack: LoRAStack,
-    setting: Sequence[int],
-    options: Options,
-    coordinates: Callable[[], Coordinates],
-) -> LowRankTucker2:
-    pair, limits = (setting[0], setting[1]), options.limits
-    return low_rank_tucker2(stack, pair, setting[2], limits=limits, dtype=options.dtype)
-
-
-def _at_ranks(stack: LoRAStack, ranks: FixedRank, options: Options) -> LowRankTucker2:
-    """Cores keep all their terms."""
-    return low_rank_tucker2(stack, ranks.pair, sum(stack.ranks), dtype=options.dtype)
-
-
 def _lower_bounds(coordinates: Coordinates, limits: RankLimits) -> tuple[np.ndarray, np.ndarray]:
     _, m, n = coordinates.shape
     r1, r2, terms, loss = least_shared(coordinates, limits)
@@ -144,7 +122,9 @@ FORM = Form(
     "LoTR, low-rank cores",
     {"u": "out r1", "up": "r1 term", "down": "term r2", "v": "in r2"},
     ranks=lambda stack: (*stack.shared_ranks, *stack.ranks),
-    at_ranks=_at_ranks,
+    at_ranks=lambda stack, ranks, options: low_rank_tucker2(
+        stack, ranks.pair, sum(stack.ranks), dtype=options.dtype
+    ),
     shared_ranks=2,
     takes_cores=True,
     setting_of=lambda stack: (*stack.shared_ranks, sum(stack.ranks)),
@@ -155,6 +135,8 @@ FORM = Form(
     look=Look("#56B4E9", "#a36f00", "#e69f00", "D", (8, 1.5, 1, 1.5, 1, 1.5)),
     curve=_curve,
     losses=_losses,
-    make=_made,
+    make=lambda stack, setting, options, coordinates: low_rank_tucker2(
+        stack, (setting[0], setting[1]), setting[2], limits=options.limits, dtype=options.dtype
+    ),
     lower_bounds=_lower_bounds,
 )

@@ -1,6 +1,6 @@
 """One side shared by all layers, V or U, and each layer's own factor on the other (Tucker-1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,13 +29,8 @@ def _form(name: str, side: SharedSide, label: str, phrase: str, look: Look) -> F
         pair = (full[0], setting[0]) if inside else (setting[0], full[1])
         return coordinates.layer_lost([pair])[0]
 
-    def made(
-        stack: LoRAStack,
-        setting: Sequence[int],
-        options: Options,
-        coordinates: Callable[[], Coordinates],
-    ) -> Tucker1:
-        return tucker1(stack, FixedRank(setting[0]), side, dtype=options.dtype)
+    def at_ranks(stack: LoRAStack, ranks: FixedRank, options: Options) -> Tucker1:
+        return tucker1(stack, ranks, side, dtype=options.dtype)
 
     return Form(
         name,
@@ -45,7 +40,7 @@ def _form(name: str, side: SharedSide, label: str, phrase: str, look: Look) -> F
         if inside
         else {"shared": "out r1", "own": "layer in r1"},
         ranks=lambda stack: (stack.rank,),
-        at_ranks=lambda stack, ranks, options: tucker1(stack, ranks, side, dtype=options.dtype),
+        at_ranks=at_ranks,
         built=lambda arrays, ranks, certificate: Tucker1(
             **arrays, side=side, certificate=certificate
         ),
@@ -54,7 +49,9 @@ def _form(name: str, side: SharedSide, label: str, phrase: str, look: Look) -> F
         look=look,
         curve=curve,
         losses=losses,
-        make=made,
+        make=lambda stack, setting, options, coordinates: at_ranks(
+            stack, FixedRank(setting[0]), options
+        ),
         lower_bounds="curve",
     )
 

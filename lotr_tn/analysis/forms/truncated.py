@@ -1,6 +1,6 @@
 """A LoRA with each layer's rank cut: one threshold for the singular values of all layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,16 +33,6 @@ def _curve(coordinates: Coordinates, search: Search) -> Curve:
     return front_of("truncated", terms * (m + n), tails[first:], terms[:, None])
 
 
-def _made(
-    stack: LoRAStack,
-    setting: Sequence[int],
-    options: Options,
-    coordinates: Callable[[], Coordinates],
-) -> LoRAStack:
-    """A number of terms does not say which layers keep them: their singular values do."""
-    return cut_layers(stack, layer_ranks(setting, coordinates(), options.limits), options.dtype)
-
-
 def _at_ranks(stack: LoRAStack, ranks: FixedRank, options: Options) -> LoRAStack:
     """Every layer keeps r1."""
     _, m, n = stack.shape
@@ -67,7 +57,9 @@ FORM = Form(
     losses=lambda coordinates, setting, limits: cut_energies(
         coordinates.layer_values, setting[0], limits
     ),
-    make=_made,
+    make=lambda stack, terms, options, coordinates: cut_layers(
+        stack, layer_ranks(terms, coordinates(), options.limits), options.dtype
+    ),
     ranks_at=layer_ranks,
     lower_bounds="curve",
 )
