@@ -124,8 +124,8 @@ def common_energy(coordinates: Coordinates) -> np.ndarray:
 
 
 def _sides(coordinates: Coordinates, side: str) -> tuple[np.ndarray, np.ndarray]:
-    both = coordinates.left, coordinates.right
-    return both if side == "left" else both[::-1]
+    left, right = coordinates.left, coordinates.right
+    return (left, right) if side == "left" else (right, left)
 
 
 def _layer_bases(coordinates: Coordinates, side: str) -> list[np.ndarray]:
