@@ -34,8 +34,8 @@ def test_ten_appends_a_drop_and_a_compact_keep_every_certificate_true(epsilon, p
     bank = lt.banks.drop_adapters(path, ["a1", "a7"]).bank
     del fleet["a1"], fleet["a7"]
     fleets.require_true(bank, fleet, epsilon)
-    for error in (None, 1.5 * epsilon, None):
-        done = lt.banks.compact_bank(path, rule=lt.RelativeError(error))
+    for rule in (None, lt.RelativeError(1.5 * epsilon), None):
+        done = lt.banks.compact_bank(path, rule=rule)
         fleets.require_true(done.bank, fleet)
         assert done.bytes_after <= done.bytes_before
         assert done.bytes_after == path.stat().st_size
