@@ -110,7 +110,7 @@ class BankMachine(RuleBasedStateMachine):
         for _ in range(count):
             one = drawn(data.draw, self.seed)
             fleet[self.named(one)] = one
-        done = lt.banks.add_adapters(self.path, fleet, rule=lt.RelativeError(error))
+        done = lt.banks.add_adapters(self.path, fleet, rule=error and lt.RelativeError(error))
         asked = error or done.bank.asked["relative_error"]
         figures = [done.bank.figures(name) for name in fleet]
         assert done.met == all(one.relative_error <= asked for one in figures)
@@ -164,7 +164,7 @@ class BankMachine(RuleBasedStateMachine):
     def compact(self, error):
         before = self.path.stat().st_size
         old = {n: lt.banks.load_bank(self.path).figures(n).bound for n in self.originals}
-        done = lt.banks.compact_bank(self.path, rule=lt.RelativeError(error))
+        done = lt.banks.compact_bank(self.path, rule=error and lt.RelativeError(error))
         assert done.bytes_before == before
         assert done.bytes_after == self.path.stat().st_size
         asked = done.bank.asked["relative_error"] if error is None else error
