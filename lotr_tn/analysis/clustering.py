@@ -15,7 +15,7 @@ from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.analysis.subspaces import Overlaps, common_energy, overlaps_of
 from lotr_tn.formats import Stack
-from lotr_tn.linalg.ranks import RelativeError
+from lotr_tn.linalg.ranks import RelativeError, epsilon_of
 from lotr_tn.ops.checks import refuse_gradient
 
 LEAST_COMMON = 0.1
@@ -112,9 +112,10 @@ def cluster_layers(stack: Stack, rule: RelativeError) -> Clustering:
         [((0, 2, 4, 6), 'shared-out'), ((1, 3, 5, 7), 'shared-out')]
     """
     refuse_gradient("cluster_layers", stack)
+    epsilon = epsilon_of(rule)
     coordinates = coordinates_of(stack)
     curves = curves_of(coordinates, 0, sharing())
-    return clusters_of(coordinates, overlaps_of(coordinates), curves, rule.epsilon)
+    return clusters_of(coordinates, overlaps_of(coordinates), curves, epsilon)
 
 
 def clusters_of(

@@ -33,7 +33,7 @@ from lotr_tn.formats import LoRAStack
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg import RelativeError, smallest_rank
 from lotr_tn.linalg.factor import svd
-from lotr_tn.linalg.ranks import tail_energies
+from lotr_tn.linalg.ranks import epsilon_of, tail_energies
 from lotr_tn.ops import layer_distances
 
 
@@ -320,8 +320,10 @@ def _dtype_for(adapters: Iterable[Adapter], dtype: str, rule: RelativeError | No
 
 
 def _require_cut(rank: int | None, rule: RelativeError | None, dtype: str) -> None:
+    if rule is not None:
+        epsilon_of(rule)
     if rank is not None and rule is not None:
-        raise OptionError("give rank or rule, and not both: each says how much to keep")
+        raise OptionError("give a rank or an error, and not both: each says how much to keep")
     if rank is not None:
         require_count("rank", rank, 1)
     if dtype != "auto" and dtype not in UNIT_ROUNDOFF:

@@ -196,6 +196,19 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def epsilon_of(rule: RelativeError) -> float:
+    """The error of a rule, where nothing but an error can be asked for.
+
+    Raises:
+        RankError: it is another rule, or a number.
+    """
+    if not isinstance(rule, RelativeError):
+        raise RankError(
+            f"rule must be a RelativeError, such as RelativeError(0.05); found {rule!r}"
+        )
+    return rule.epsilon
+
+
 def as_rule(
     ranks: "RankRule | TotalError | int | tuple[int, int]", dtype: str | None = None
 ) -> RankRule:

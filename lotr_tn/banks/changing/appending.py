@@ -27,7 +27,7 @@ from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.locking import exclusive
 from lotr_tn.formats import LoRAStack
-from lotr_tn.linalg.ranks import RelativeError
+from lotr_tn.linalg.ranks import RelativeError, epsilon_of
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms
@@ -113,7 +113,7 @@ def add_adapters(
 
 
 def _asked_error(bank: Bank, rule: RelativeError | None) -> float:
-    asked = bank.asked.get("relative_error") if rule is None else rule.epsilon
+    asked = bank.asked.get("relative_error") if rule is None else epsilon_of(rule)
     if asked is None:
         raise OptionError(
             f"{bank.source} was made for a size, not for an error; say which error new adapters "

@@ -27,7 +27,7 @@ from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.locking import exclusive
 from lotr_tn.files.spool import Spool
-from lotr_tn.linalg.ranks import RelativeError
+from lotr_tn.linalg.ranks import RelativeError, epsilon_of
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.stacking import take_layers
 
@@ -81,7 +81,7 @@ def compact_bank(
     with exclusive(Path(path)) as real:
         bank = load_bank(real)
         _require_sound(real)
-        asked = bank.asked.get("relative_error") if rule is None else rule.epsilon
+        asked = bank.asked.get("relative_error") if rule is None else epsilon_of(rule)
         if asked is None:
             raise OptionError(
                 f"{bank.source} was made for a size, not for an error; say which error its "
