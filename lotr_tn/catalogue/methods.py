@@ -84,18 +84,20 @@ class Method:
         """PEFT's name of the method."""
         return self.name.upper()
 
-    def held(self, *, moved: bool = False, looks_up: bool = False) -> str:
-        """What a layer calls the holder of the shared tensors, and a file.
+    def held(self, **where: bool) -> str:
+        """The same as `kept` for what holds the shared tensors.
 
-        Args:
-            moved: of what was taken out of the base weights when training began.
-            looks_up: of embeddings, in a file; told where a layer has nothing of its own that
-                would tell it.
+        Embeddings are told apart where a layer has nothing of its own that would tell it.
         """
-        return self.kept(self.holder, moved=moved, looks_up=looks_up)
+        return self.kept(self.holder, **where)
 
     def kept(self, own: str, *, moved: bool = False, looks_up: bool = False) -> str:
-        """What a layer calls one of its own tensors, and a file, where embeddings are told apart.
+        """What a layer calls one of its own tensors, and a file.
+
+        Args:
+            own: the tensor's name.
+            moved: of what was taken out of the base weights when training began.
+            looks_up: of an embedding, in a file.
 
         Examples:
             >>> LOTR.kept("core"), LOTR.kept("core", moved=True, looks_up=True)

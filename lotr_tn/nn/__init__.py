@@ -10,12 +10,13 @@ from lotr_tn.nn.form import FORMS, Form, Own, Start, register
 from lotr_tn.nn.forms.tucker2 import Tucker2Form
 from lotr_tn.nn.grouping import Group
 from lotr_tn.nn.holding import AdaptedLayer
-from lotr_tn.nn.lotr import add_lotr, plan_groups
 from lotr_tn.nn.model import (
     add,
+    add_lotr,
     disabled,
     merge,
     merged_copy,
+    plan_groups,
     remove_lotr,
     set_active,
     set_stacks,

@@ -1,25 +1,16 @@
 """Layers for use without PEFT, with their own switches."""
 
-from typing import final
+from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
+from lotr_tn.errors import OptionError
 from lotr_tn.nn.bases import is_embedding, weight_of
-from lotr_tn.nn.holding import AdaptedLayer, EmbeddingUpdate, LinearUpdate
+from lotr_tn.nn.holding import AdaptedLayer, EmbeddingUpdate
 
 
 class Switched(AdaptedLayer):
     """Which adapter is active, and whether any is."""
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__(base_layer)
-        self._active_adapters: list[str] = []
-        self._disable_adapters = False
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The names of the active adapters."""
-        return self._active_adapters
 
     @property
     def disable_adapters(self) -> bool:
@@ -31,40 +22,43 @@ class Switched(AdaptedLayer):
 
         A name that the layer does not hold has no effect on it.
         """
-        self._active_adapters = [names] if isinstance(names, str) else list(names)
+        self._active_adapter = [names] if isinstance(names, str) else list(names)
         for name in self.scaling:
-            self.set_trainable(name, name in self._active_adapters)
+            self.set_trainable(name, name in self.active_adapters)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch all adapters on or off."""
         self._disable_adapters = not enabled
 
     def delete_adapter(self, name: str) -> None:
-        """Forget an adapter.
+        """Forget an adapter; what was moved out of the base for it is put back.
 
         Raises:
             OptionError: it is merged at the moment.
         """
-        self.drop(name)
-        self._active_adapters = [a for a in self._active_adapters if a != name]
+        if name in self.merged_adapters:
+            raise OptionError(f"adapter {name!r} is merged; unmerge it before it is removed")
+        if name in self.rooms:
+            self.give_back(name)
+            self._forget(name, self.rooms)
+            for values in (self.input_dropout, self.scaling, self.trained, self.sites):
+                if name in values:
+                    del values[name]
+        self._active_adapter = [a for a in self.active_adapters if a != name]
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The base layer's weight, which some models read."""
-        weight = weight_of(self)
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return weight_of(self)
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Any:
         """The base layer's bias."""
-        bias = self.base_layer.bias
-        assert bias is None or isinstance(bias, nn.Parameter)
-        return bias
+        return self.base_layer.bias
 
 
 @final
-class AdaptedLinear(LinearUpdate, Switched):
+class AdaptedLinear(Switched):
     """An nn.Linear or GPT-2's Conv1D with adapters: y = base(x) + s x ΔWᵀ.
 
     What is shared belongs to a group of layers, and the own part to this one: for LoTR

@@ -1,7 +1,6 @@
 """Layers that can be adapted: where their matrix is, and which way round it lies."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,6 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
 """The output layer inside nn.MultiheadAttention, which takes its weight and never calls it."""
 
-Kind = Literal["linear", "conv1d", "embedding"]
-
 
 def base_of(module: nn.Module) -> nn.Module:
     """The layer that a module adapts, or the module itself."""
@@ -22,17 +19,12 @@ def base_of(module: nn.Module) -> nn.Module:
     return module
 
 
-def kind_of_layer(module: nn.Module) -> Kind | None:
-    """What kind of layer it is; None for one that cannot be adapted."""
-    if isinstance(module, NEVER_CALLED):
-        return None
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.Embedding):
-        return "embedding"
+def can_be_adapted(module: nn.Module) -> bool:
+    """Whether it is a layer of one of three kinds, and called as one."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return not isinstance(module, NEVER_CALLED)
     # GPT-2's layer, by its name, so that transformers is not needed
-    conv = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-    return "conv1d" if conv else None
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def is_embedding(module: nn.Module) -> bool:
@@ -42,7 +34,7 @@ def is_embedding(module: nn.Module) -> bool:
 
 def lies_transposed(module: nn.Module) -> bool:
     """Whether the layer stores (inputs, outputs): Conv1D and Embedding do, Linear does not."""
-    return kind_of_layer(module) != "linear"
+    return not isinstance(module, nn.Linear)
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -71,15 +63,13 @@ def require_supported(modules: Mapping[str, nn.Module]) -> None:
         UnsupportedError: quantised layers, by their names.
         FormatError: modules of another kind, by their names.
     """
-    strange = {name: type(m).__name__ for name, m in modules.items() if kind_of_layer(m) is None}
+    strange = [f"{n} ({type(m).__name__})" for n, m in modules.items() if not can_be_adapted(m)]
     if strange:
-        listed = ", ".join(f"{name} ({kind})" for name, kind in strange.items())
         raise FormatError(
-            f"LoTR adapts nn.Linear, GPT-2's Conv1D and nn.Embedding; found {listed}: name layers "
-            "of these kinds as targets"
+            "LoTR adapts nn.Linear, GPT-2's Conv1D and nn.Embedding; found "
+            f"{', '.join(strange)}: name layers of these kinds as targets"
         )
-    quantised = [name for name, module in modules.items() if _is_quantised(module)]
-    if quantised:
+    if quantised := [name for name, module in modules.items() if _is_quantised(module)]:
         raise UnsupportedError(
             f"quantised layers are not supported; found {', '.join(quantised)}: load the model in "
             "bfloat16, or choose other targets"

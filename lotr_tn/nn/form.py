@@ -41,9 +41,8 @@ class Start:
 class Form(nn.Module, ABC):
     """The updates of a group of layers: one instance a group, which holds all that they share.
 
-    Every layer of the group holds this one module, beside parameters of its own. So whatever
-    moves, casts, copies, saves or replaces what is shared does it once and for all of them. What
-    is shared and not trained is a buffer.
+    Every layer of the group holds this one module, beside parameters of its own, so that what is
+    shared is moved, cast, copied and saved once. What of it is not trained is a buffer.
 
     Attributes:
         method: the names of the tensors, and the stack that they are.
@@ -112,11 +111,8 @@ class Form(nn.Module, ABC):
     def stack(self, owns: Sequence[Own], sites: Sequence[Site]) -> Stack:
         """The updates of the group's layers as a stack of the library, without scale."""
         shared = {name: x.detach() for name, x in self.shared().items()}
-        like = next(iter(shared.values()), None)
-        kept = [
-            {name: x.detach() if like is None else x.detach().to(like) for name, x in own.items()}
-            for own in owns
-        ]
+        like = next(x for held in (shared, *owns) for x in held.values())
+        kept = [{name: x.detach().to(like) for name, x in own.items()} for own in owns]
         return self.method.stack(shared, kept, sites)
 
     @torch.no_grad()
@@ -135,7 +131,8 @@ class Form(nn.Module, ABC):
     def frozen(self, values: Mapping[str, Tensor] | None = None) -> Self:
         """A copy that is not trained, with other values where they are given."""
         made = copy.deepcopy(self).requires_grad_(False)
-        made.load_state_dict(made.state_dict() if values is None else values, assign=True)
+        if values is not None:
+            made.load_state_dict(values, assign=True)
         return made
 
     @classmethod

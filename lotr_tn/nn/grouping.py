@@ -136,23 +136,24 @@ def form_groups(modules: Mapping[str, nn.Module], group_by: GroupBy) -> dict[str
 def _given(paths: list[str], group_by: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     members: dict[str, list[str]] = {}
     owner: dict[str, str] = {}
+    known = set(paths)
     for name, wanted in group_by.items():
         if isinstance(wanted, str):
             raise OptionError(f"group {name!r} must list modules, such as ['q_proj']")
-        exact = {*wanted} & {*paths}
-        suffixes = tuple(f".{end}" for end in wanted if end not in exact)
-        found = [p for p in paths if p in exact or (suffixes and p.endswith(suffixes))]
+        found: set[str] = set()
         for end in wanted:
-            if end not in exact and not any(path.endswith(f".{end}") for path in paths):
+            here = {end} & known or {path for path in paths if path.endswith(f".{end}")}
+            if not here:
                 raise OptionError(
                     f"group {name!r} names {end}, which is no target; the targets are "
                     f"{_some(paths)}"
                 )
-        for path in found:
+            found |= here
+        members[name] = [path for path in paths if path in found]
+        for path in members[name]:
             if path in owner:
                 raise OptionError(f"{path} is in the groups {owner[path]!r} and {name!r}")
             owner[path] = name
-        members[name] = found
     if left := [path for path in paths if path not in owner]:
         raise OptionError(
             f"these targets are in no group: {_some(left)}; name them in group_by, or leave them "

@@ -1,9 +1,9 @@
 """Models: adapters put in, switched, merged, read out and taken away again."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import nn
 
@@ -12,13 +12,97 @@ from lotr_tn.formats import Stack
 from lotr_tn.nn.adapted import Switched, adapted
 from lotr_tn.nn.bases import weight_of
 from lotr_tn.nn.form import FORMS, Form, listed
-from lotr_tn.nn.grouping import GroupBy, find_targets
+from lotr_tn.nn.forms.tucker2 import Ranks, Tucker2Form
+from lotr_tn.nn.forms.tucker2_starts import TuckerStart
+from lotr_tn.nn.grouping import Group, GroupBy, find_targets
 from lotr_tn.nn.holding import AdaptedLayer
 from lotr_tn.nn.planning import Plan, Updates
 from lotr_tn.nn.training import lotr_layers, require_adapter
 from lotr_tn.ops.arithmetic import scale
 
 Model = TypeVar("Model", bound=nn.Module)
+Trained: TypeAlias = Literal["all", "cores", "factors"]
+
+
+def add_lotr(
+    model: Model,
+    targets: str | Iterable[str],
+    r: Ranks,
+    *,
+    group_by: GroupBy = "kind",
+    ranks: Mapping[str, Ranks] | None = None,
+    alpha: float | None = None,
+    root_scale: bool = False,
+    dropout: float = 0.0,
+    init: TuckerStart | Updates = "balanced",
+    train: Trained = "all",
+    seed: int = 0,
+    name: str = "default",
+) -> Model:
+    """Adapt layers of a model in place: shared U and V for each group, a core for each layer.
+
+    All other parameters are frozen. The model computes at first what it computed before, bit for
+    bit where the core (or U) is zero.
+
+    Args:
+        model: any module.
+        targets: which layers: names that are paths or ends of paths, or a regular expression for
+            whole paths. Linear layers, GPT-2's Conv1D and embeddings can be adapted.
+        r: one rank, or (r1, r2) for the output and the input side.
+        group_by: `kind`: layers that differ by block indices only share. `shape`: layers of one
+            size share, as in the paper. A regular expression, as for `group_modules`. Or the
+            layers of each group, by the group's name.
+        ranks: other ranks for single groups, by name.
+        alpha: the update is multiplied by alpha/r, with r = √(r1 r2); by 1 where left out.
+        root_scale: by alpha/√r instead.
+        dropout: the share of the update's input that is dropped while training.
+        init: "balanced", "orthonormal" and "equalised" are the gauges of `random_factors`, around
+            cores of zeros. "reference" has entries N(0, 1), as the authors' code. "zero-u" has U
+            zero and unit cores. "weights" has the leading directions of the pretrained weights
+            around cores of zeros. "principal" takes the leading part of the weights out of them and
+            trains it. Or low-rank updates to continue with, by module path: exact where the
+            ranks are those of the updates together.
+        train: "all", "cores" or "factors"; `train_only` changes it later.
+        seed: of all random numbers.
+        name: the adapter's name. It becomes the active one.
+
+    Returns:
+        The same model.
+
+    Raises:
+        OptionError: targets, groups, ranks or names that match nothing; the adapter exists.
+        FormatError: layers that cannot be adapted, or that cannot share.
+        UnsupportedError: quantised layers.
+        RankError: a rank is out of its range.
+
+    Cost: memory of the factors; for the starts from weights that of `initial_factors_of_weights`.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 6))
+        >>> model = add_lotr(model, ["0", "1"], r=(2, 3))
+        >>> [tuple(p.shape) for p in model.parameters() if p.requires_grad]
+        [(2, 3), (5, 2), (6, 3), (2, 3), (6, 2), (5, 3)]
+    """
+    return add(
+        model, targets, Tucker2Form, {"ranks": r}, group_options=_ranks_by_group(ranks),
+        group_by=group_by, alpha=alpha, root_scale=root_scale, dropout=dropout, init=init,
+        train=train, seed=seed, name=name,
+    )  # fmt: skip
+
+
+def plan_groups(
+    modules: Mapping[str, nn.Module],
+    group_by: GroupBy,
+    r: Ranks,
+    ranks: Mapping[str, Ranks] | None = None,
+) -> dict[str, Group]:
+    """The groups that `add_lotr` would form of these modules by path, with its errors."""
+    return Plan(Tucker2Form, {"ranks": r}, _ranks_by_group(ranks), group_by).groups(modules)
+
+
+def _ranks_by_group(ranks: Mapping[str, Ranks] | None) -> dict[str, dict[str, Ranks]]:
+    return {name: {"ranks": pair} for name, pair in (ranks or {}).items()}
 
 
 def add(
@@ -37,7 +121,7 @@ def add(
     seed: int = 0,
     name: str = "default",
 ) -> Model:
-    """Adapt layers of a model in place, by any trainable form; as `add_lotr`, which says more.
+    """Adapt layers of a model in place by any trainable form; `add_lotr` says more of the rest.
 
     Args:
         model: any module.
@@ -46,21 +130,17 @@ def add(
         options: those of the form, such as {"ranks": (8, 4)}.
         group_options: other options for single groups, by name.
         group_by: which layers form a group.
-        alpha: the update is multiplied by alpha/r, with the form's r; by 1 where left out.
+        alpha: the update is multiplied by alpha/r, with the form's r.
         root_scale: by alpha/√r instead.
-        dropout: the share of the update's input that is dropped while training.
+        dropout: as for `add_lotr`.
         init: one of the form's starts, the first where left out; or low-rank updates, by path.
         train: "all", or one part of the form's parameters.
         seed: of all random numbers.
         name: the adapter's name. It becomes the active one.
 
-    Returns:
-        The same model.
-
     Raises:
-        OptionError: targets, groups, options or names that match nothing; the adapter exists.
-        FormatError: layers that cannot be adapted, or that cannot share.
-        UnsupportedError: quantised layers; embeddings, where the form has no rule for them.
+        UnsupportedError: embeddings, where the form has no rule for them.
+        LotrError: all that `add_lotr` raises.
     """
     if isinstance(form, str) and form not in FORMS:
         raise OptionError(f"form must be {listed(sorted(FORMS))}, or a Form; found {form!r}")
@@ -84,18 +164,18 @@ def add(
     for group in groups.values():
         layers = [_layer_at(model, path) for path in group.modules]
         for path, layer in zip(group.modules, layers, strict=True):
-            plan.put(layer, name, places[path])
+            layer.hold(name, **places[path])
         if init == "principal":
             move_out(layers, name)
     set_active(model, name)
     return model
 
 
-def move_out(layers: Iterable[AdaptedLayer], name: str) -> None:
-    """Take what a group's layers begin with out of their base weights."""
-    frozen = None
+def move_out(layers: Sequence[AdaptedLayer], name: str) -> None:
+    """Take what a group's layers begin with out of their base weights: the sum stays the same."""
+    frozen = layers[0].form_of(name).frozen()
     for layer in layers:
-        frozen = layer.move_out(name, frozen)
+        layer.take_out(name, frozen, layer.own_of(name))
 
 
 def require_untied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -108,9 +188,8 @@ def require_untied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         users.setdefault(id(parameter), []).append(name)
     for path, layer in layers.items():
-        if others := [
-            n for n in users.get(id(weight_of(layer)), []) if not n.startswith(f"{path}.")
-        ]:
+        names = users.get(id(weight_of(layer)), [])
+        if others := [n for n in names if not n.startswith(f"{path}.")]:
             raise OptionError(
                 f"the weight of {path} is also {others[0]}, which would change with it; untie them "
                 "first, such as by loading the model with tie_word_embeddings=False"
@@ -279,11 +358,8 @@ def set_stacks(model: nn.Module, stacks: Mapping[str, Stack], adapter: str = "de
             )
     for group, stack in stacks.items():
         layers = members[group]
-        owns = (
-            layers[0]
-            .form_of(adapter)
-            .load(scale(stack, [1 / layer.scaling[adapter] for layer in layers]))
-        )
+        unscaled = scale(stack, [1 / layer.scaling[adapter] for layer in layers])
+        owns = layers[0].form_of(adapter).load(unscaled)
         for layer, own in zip(layers, owns, strict=True):
             for key, kept in layer.own_of(adapter).items():
                 kept.detach().copy_(own[key])

@@ -1,35 +1,27 @@
 """What an adapter is to be, and the first values of all its groups; no module is changed here."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from lotr_tn._arrays import Array
-from lotr_tn.catalogue.methods import Site
+from lotr_tn._arrays import Array, to_numpy
 from lotr_tn.errors import FormatError, OptionError, UnsupportedError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.nn.bases import base_of, is_embedding, matrix_of, weight_of
-from lotr_tn.nn.form import Form, Own, Start
+from lotr_tn.nn.form import Form, Start
 from lotr_tn.nn.grouping import Group, GroupBy, form_groups
-from lotr_tn.nn.holding import AdaptedLayer, require_dropout
+from lotr_tn.nn.holding import require_dropout
 
 Updates: TypeAlias = Mapping[str, tuple[Array, Array]]
 """Low-rank updates to continue with: (up (m, r), down (r, n)) by module path, scale inside."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a module is given: the form of its group, and its own values on the host."""
-
-    form: Form
-    own: Own
-    scale: float
-    site: Site
+Place: TypeAlias = dict[str, Any]
+"""What a layer is given, as the arguments of `AdaptedLayer.hold`."""
 
 
 @dataclass(frozen=True)
@@ -82,46 +74,29 @@ class Plan:
             FormatError: an update to continue with is missing or does not fit its module.
         """
         places: dict[str, Place] = {}
+        setting = {"dropout": self.dropout, "trained": self.train}
         for index, (_, group) in enumerate(sorted(groups.items())):
             scale = self.form.method.scale(self.alpha, group.options, root=self.root_scale)
             init = self.init if isinstance(self.init, str) else _together(group, self.init)
-            bases = [base_of(modules[path]) for path in group.modules]
-            weights, like = _Weights(bases), weight_of(bases[0])
-            form, owns = self.form.begin(
-                group, Start(init, weights, like, scale, self.seed + index)
-            )
+            weights = _Weights([base_of(modules[path]) for path in group.modules])
+            start = Start(init, weights, weight_of(weights.modules[0]), scale, self.seed + index)
+            form, owns = self.form.begin(group, start)
             for path, own, site in zip(group.modules, owns, group.sites, strict=True):
-                places[path] = Place(form, own, scale, site)
+                places[path] = {"form": form, "own": own, "scale": scale, "site": site, **setting}
         return places
 
-    def put(self, layer: AdaptedLayer, name: str, place: Place) -> None:
-        """Give a layer its adapter."""
-        device = weight_of(layer).device
-        layer.hold(
-            name,
-            place.form,
-            {key: value.to(device) for key, value in place.own.items()},
-            scale=place.scale,
-            dropout=self.dropout,
-            trained=self.train,
-            site=place.site,
-        )
 
-
+@dataclass(frozen=True)
 class _Weights:
     """The weights of a group's layers, each as (m, n) when it is asked for."""
 
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.modules = modules
+    modules: list[nn.Module]
 
     def __len__(self) -> int:
         return len(self.modules)
 
     def __getitem__(self, index: int) -> Tensor:
         return matrix_of(self.modules[index]).cpu()
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[index] for index in range(len(self)))
 
 
 def _together(group: Group, updates: Updates) -> LoRAStack:
@@ -133,17 +108,11 @@ def _together(group: Group, updates: Updates) -> LoRAStack:
         )
     ups, downs = [], []
     for path in group.modules:
-        up, down = (np.asarray(_host(x), dtype=np.float64) for x in updates[path])
+        up, down = (to_numpy(x).astype(np.float64) for x in updates[path])
         if (up.shape[0], down.shape[1]) != group.shape or up.shape[1] != down.shape[0]:
-            raise FormatError(
-                f"the update of {path} is {up.shape} times {down.shape}; the module needs "
-                f"{group.shape}"
-            )
+            found = f"{up.shape} times {down.shape}"
+            raise FormatError(f"the update of {path} is {found}; the module needs {group.shape}")
         ups.append(up)
         downs.append(down)
     ranks = tuple(up.shape[1] for up in ups)
     return LoRAStack(np.concatenate(ups, axis=1), np.concatenate(downs, axis=0), ranks)
-
-
-def _host(x: Any) -> Any:
-    return x.detach().cpu().double().numpy() if isinstance(x, torch.Tensor) else x

@@ -30,10 +30,9 @@ class _Seen:
 class SharedProduct:
     """The product x V, remembered between the calls of layers that stand beside each other.
 
-    Queries, keys and values of a block share V and are given one x, but they are three modules,
-    and each is called by itself. The products with V are most of what the update costs, so the
-    first layer's is kept for the others. It is one node of the graph then, so its gradient is one
-    product as well.
+    Queries, keys and values of a block share V and are given one x, but each is called by itself.
+    The products with V are most of what the update costs, so the first layer's is kept for the
+    others. It is one node of the graph then, so its gradient is one product as well.
 
     Nothing is kept once all have asked, and no layer is given its own product again: whether there
     is a product to share depends on the order of the calls alone, so that a block which is

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lotr_tn.errors import OptionError
-from lotr_tn.nn.holding import AdaptedLayer, names_of
+from lotr_tn.nn.holding import AdaptedLayer
 
 
 def lotr_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
@@ -15,25 +15,17 @@ def lotr_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
 
 
 def require_adapter(model: nn.Module, name: str) -> dict[str, AdaptedLayer]:
-    """The layers that hold an adapter.
-
-    Raises:
-        OptionError: there is none of that name.
-    """
+    """The layers that hold an adapter; none is an error."""
     layers = lotr_layers(model)
     held = {path: layer for path, layer in layers.items() if name in layer.scaling}
     if not held:
-        known = ", ".join(names_of(layers.values())) or "none"
-        raise OptionError(f"no adapter is called {name!r}; the model has {known}")
+        known = ", ".join(sorted({n for layer in layers.values() for n in layer.scaling}))
+        raise OptionError(f"no adapter is called {name!r}; the model has {known or 'none'}")
     return held
 
 
 def shared_factors(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
-    """What the layers of an adapter share, by group: the one `Form` of each, U and V for LoTR.
-
-    Raises:
-        OptionError: there is no such adapter.
-    """
+    """What the layers of an adapter share, by group: the one `Form` of each, U and V for LoTR."""
     forms = [layer.form_of(adapter) for layer in require_adapter(model, adapter).values()]
     return {form.group: form for form in forms}
 
@@ -43,9 +35,8 @@ def shared_parameters(model: nn.Module) -> set[nn.Parameter]:
     return {
         parameter
         for layer in lotr_layers(model).values()
-        for name in layer.scaling
-        for moved in (False, True)
-        if not moved or name in layer.moved_adapters
+        for moved, names in ((False, layer.rooms), (True, layer.moved_adapters))
+        for name in names
         for parameter in layer.form_of(name, moved=moved).parameters()
     }
 
@@ -80,7 +71,7 @@ def _parts(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, bool, T
     for layer in lotr_layers(model).values():
         for name in layer.scaling:
             if adapter in (None, name):
-                form, own = layer.form_of(name), layer.own_of(name)
+                form, own = layer.adapter(name)
                 for part, parameters in form.parts(own).items():
                     for parameter in parameters:
                         yield part, part != form.part_names[0], parameter
@@ -142,11 +133,10 @@ def parameter_groups(
     for parameter in model.parameters():  # each once
         if parameter.requires_grad:
             members[kinds.get(id(parameter), "other")].append(parameter)
-    groups = [
+    if not any(members.values()):
+        raise OptionError("no parameter is trained; make an adapter active, or unfreeze a layer")
+    return [
         {"name": name, "params": found, "lr": rates[name], "weight_decay": weight_decay}
         for name, found in members.items()
         if found
     ]
-    if not groups:
-        raise OptionError("no parameter is trained; make an adapter active, or unfreeze a layer")
-    return groups

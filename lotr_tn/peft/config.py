@@ -1,9 +1,8 @@
 """What PEFT stores in adapter_config.json: for LoTR, and for a form of one's own."""
 
 import functools
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from abc import ABC
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -41,31 +40,26 @@ class AdapterConfig(PeftConfig, ABC):
 
     form: ClassVar[type[Form]]
 
-    target_modules: Any = field(default=None)
-    exclude_modules: Any = field(default=None)
-    group_by: Any = field(default="kind")
-    use_rslora: bool = field(default=False)
-    init: Any = field(default=None)
-    train: str = field(default="all")
-    seed: int = field(default=0)
-    bias: str = field(default="none")
-    modules_to_save: list[str] | None = field(default=None)
-    layers_to_transform: Any = field(default=None)
-    layers_pattern: Any = field(default=None)
-    groups: dict[str, list[str]] | None = field(default=None)
-    fan_in_fan_out: bool = field(default=False)
-    target_parameters: None = field(default=None)
+    target_modules: Any = None
+    exclude_modules: Any = None
+    group_by: Any = "kind"
+    use_rslora: bool = False
+    init: Any = None
+    train: str = "all"
+    seed: int = 0
+    bias: str = "none"
+    modules_to_save: list[str] | None = None
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+    groups: dict[str, list[str]] | None = None
+    fan_in_fan_out: bool = False
+    target_parameters: None = None
 
-    @abstractmethod
     def plan(self) -> Plan:
-        """What the adapter is to be."""
-
-    def _plan(
-        self, options: Mapping[str, Any], by_group: Any, alpha: float | None, dropout: float
-    ) -> Plan:
+        """What the adapter is to be, but for what each form calls by its own names."""
         return Plan(
-            self.form, options, by_group or {}, self.group_by, alpha, self.use_rslora, dropout,
-            self.init, self.train, self.seed,
+            self.form, {}, group_by=self.group_by, root_scale=self.use_rslora, init=self.init,
+            train=self.train, seed=self.seed,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -109,13 +103,16 @@ class FormConfig(AdapterConfig, ABC):
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    group_options: dict[str, dict[str, Any]] | None = field(default=None)
-    alpha: float | None = field(default=None)
-    dropout: float = field(default=0.0)
+    group_options: dict[str, dict[str, Any]] | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
 
     def plan(self) -> Plan:
         """What the adapter is to be."""
-        return self._plan(self.options, self.group_options, self.alpha, self.dropout)
+        return replace(
+            super().plan(), options=self.options, group_options=self.group_options or {},
+            alpha=self.alpha, dropout=self.dropout,
+        )  # fmt: skip
 
 
 @dataclass
@@ -126,16 +123,13 @@ class LotrConfig(AdapterConfig):
         r: one rank, or (r1, r2) for the output and the input side.
         target_modules: names, or a regular expression, as in all of PEFT; "all-linear" too.
         exclude_modules: likewise, what is left out.
-        group_by: which layers share U and V. "kind": those that differ by block indices only.
-            "shape": those of one size, such as queries and values. A regular expression, as for
-            `lotr_tn.group_modules`. Or the layers of each group by its name.
+        group_by: which layers share U and V, as for `lotr_tn.nn.add_lotr`.
         group_ranks: other ranks for single groups, by name.
         lotr_alpha: the update is multiplied by lotr_alpha / r, with r = √(r1 r2); by 1 where left
             out.
         use_rslora: by lotr_alpha / √r instead.
         lotr_dropout: the share of the update's input that is dropped while training.
-        init: how training begins, as for `lotr_tn.nn.add_lotr`: "balanced", "orthonormal",
-            "equalised", "reference", "zero-u", "weights", "principal"; or the path of an adapter to
+        init: how training begins, as for `lotr_tn.nn.add_lotr`; or the path of an adapter to
             continue, a LoRA or a LoTR.
         train: "all"; "cores", L·r1·r2 numbers a group; or "factors", U and V alone.
         seed: of the start.
@@ -160,15 +154,18 @@ class LotrConfig(AdapterConfig):
 
     form = Tucker2Form
 
-    r: Any = field(default=8)
-    group_ranks: dict[str, Any] | None = field(default=None)
-    lotr_alpha: float | None = field(default=None)
-    lotr_dropout: float = field(default=0.0)
+    r: Any = 8
+    group_ranks: dict[str, Any] | None = None
+    lotr_alpha: float | None = None
+    lotr_dropout: float = 0.0
 
     def plan(self) -> Plan:
         """What the adapter is to be."""
         by_group = {name: {"ranks": pair} for name, pair in (self.group_ranks or {}).items()}
-        return self._plan({"ranks": self.r}, by_group, self.lotr_alpha, self.lotr_dropout)
+        return replace(
+            super().plan(), options={"ranks": self.r}, group_options=by_group,
+            alpha=self.lotr_alpha, dropout=self.lotr_dropout,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         self.r = _narrowest(self.r)

@@ -8,45 +8,34 @@ from torch import Tensor, nn
 
 from lotr_tn.nn.bases import is_embedding
 from lotr_tn.nn.form import Form, Own
-from lotr_tn.nn.holding import AdaptedLayer, EmbeddingUpdate, LinearUpdate
+from lotr_tn.nn.holding import AdaptedLayer, EmbeddingUpdate
 
 
-class TunerLayer(BaseTunerLayer, AdaptedLayer):
-    """What PEFT switches on a layer; it is combined with one of the two kinds of layers."""
+class TunerLayer(AdaptedLayer, BaseTunerLayer):
+    """What PEFT switches on a layer."""
 
     other_param_names = ("input_dropout", "rooms", "scaling", "trained", "sites")
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__(base_layer)
-        self.adapter_layer_names = ()
-        self._active_adapter = []
-        self._disable_adapters = False
 
     def hold(self, name: str, form: Form, own: Own | Tensor, **setting: Any) -> None:
         """Give the layer an adapter, and tell PEFT where it is kept."""
         super().hold(name, form, own, **setting)
-        room = self.rooms[name][False]
+        room = self.rooms[name]
         names = (*self.adapter_layer_names, *room.own.values(), room.form)
         self.adapter_layer_names = tuple(dict.fromkeys(names))
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters active and free what each of them trains."""
+        """Make adapters active and free what each of them trains; PEFT would free all of it."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self._refreeze()
+        for name in self.trained:
+            self.set_trainable(name, name in self.active_adapters and not inference_mode)
 
     def set_requires_grad(
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
     ) -> None:
         """Free what each of these adapters trains, or freeze them."""
-        super().set_requires_grad(adapter_names, requires_grad)
-        self._refreeze()
-
-    def _refreeze(self) -> None:
-        """Freeze again what is not to be trained; PEFT frees all parts of an active adapter."""
-        for name, trained in self.trained.items():
-            for part, parameters in self.form_of(name).parts(self.own_of(name)).items():
-                for parameter in parameters:
-                    parameter.requires_grad_(parameter.requires_grad and trained in ("all", part))
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in self.trained.keys() & set(names):
+            self.set_trainable(name, requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; what was moved out of the base for it is put back."""
@@ -55,13 +44,8 @@ class TunerLayer(BaseTunerLayer, AdaptedLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weights."""
-        names = check_adapters_to_merge(self, adapter_names)
-        if names:
-            AdaptedLayer.merge(self, safe_merge, names)
-
-    def unmerge(self) -> None:
-        """Take merged updates out again."""
-        AdaptedLayer.unmerge(self)
+        if names := check_adapters_to_merge(self, adapter_names):
+            super().merge(safe_merge, names)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether `peft.save_as_lora` can take the update: always, unless the base was changed."""
@@ -69,7 +53,7 @@ class TunerLayer(BaseTunerLayer, AdaptedLayer):
 
 
 @final
-class TunerLinear(TunerLayer, LinearUpdate):
+class TunerLinear(TunerLayer):
     """An nn.Linear or Conv1D in a PEFT model."""
 
 

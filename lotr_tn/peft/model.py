@@ -18,7 +18,6 @@ from lotr_tn.doors.loading import load_adapter
 from lotr_tn.errors import OptionError
 from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed, weight_of
 from lotr_tn.nn.form import Form, Own, register
-from lotr_tn.nn.grouping import GroupBy
 from lotr_tn.nn.holding import AdaptedLayer
 from lotr_tn.nn.model import move_out, require_untied
 from lotr_tn.nn.planning import Place, Updates
@@ -48,7 +47,10 @@ class FormModel(BaseTuner):
         assert isinstance(config, AdapterConfig)
         self.prefix, self._places = f"{config.form.method.name}_", dict[str, Place]()
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self._finish(config, adapter_name)
+        if config.init == "principal" and not self._from_file:
+            layers = lotr_layers(self.model)
+            for paths in (config.groups or {}).values():
+                move_out([layers[path] for path in paths], adapter_name)
         del self._places
 
     def merge_and_unload(
@@ -65,25 +67,26 @@ class FormModel(BaseTuner):
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         config = _maybe_include_all_linear_layers(peft_config, model)
         assert isinstance(config, AdapterConfig)
-        self._plan = plan = config.plan()
+        plan = config.plan()
         continued = config.init not in plan.form.starts
         replace(plan, init={} if continued else plan.init).require_sense()
         modules = self._targets(config, model)
         if not modules:
             return  # PEFT says so, and why
-        groups = replace(plan, group_by=self._group_by(config, modules)).groups(modules)
         self._from_file = config.groups is not None and not config._put_in
+        if self._from_file:  # all values come from the file
+            _require_listed(config, modules)
+            plan = replace(plan, group_by=config.groups, init=plan.form.starts[0])
+        groups = plan.groups(modules)
         if config.init == "principal":
             require_untied(model, modules)
-        if self._from_file:  # all values come from the file
-            plan = replace(plan, init=plan.form.starts[0])
-        elif continued:
+        if continued and not self._from_file:
             plan = replace(plan, init=_updates(config.init, plan.form))
         self._places = plan.places(groups, modules)
         config.groups = {name: list(group.modules) for name, group in groups.items()}
         config._put_in = True
-        transposed = {lies_transposed(base_of(m)) for m in modules.values() if not _looks_up(m)}
-        config.fan_in_fan_out = transposed == {True}
+        bases = [base_of(module) for module in modules.values()]
+        config.fan_in_fan_out = {lies_transposed(b) for b in bases if not is_embedding(b)} == {True}
         if continued:  # the file will hold it; where it came from may not be there any more
             config.init = plan.form.starts[0]
 
@@ -98,20 +101,6 @@ class FormModel(BaseTuner):
             and self._check_target_module_exists(config, key)  # false for those excluded
         }
 
-    @staticmethod
-    def _group_by(config: AdapterConfig, modules: dict[str, nn.Module]) -> GroupBy:
-        """The groups of a file, or else the rule."""
-        if config.groups is None or config._put_in:
-            return config.group_by
-        listed = {path for paths in config.groups.values() for path in paths}
-        if listed != set(modules):
-            odd = sorted(listed ^ set(modules))
-            raise OptionError(
-                f"the config lists groups that do not fit this model's targets: {odd[0]} is on one "
-                "side only; set groups=None to group this model anew"
-            )
-        return config.groups
-
     def _create_and_replace(
         self,
         peft_config: Any,
@@ -124,24 +113,14 @@ class FormModel(BaseTuner):
     ) -> None:
         if current_key not in self._places:
             raise OptionError(f"{current_key} is no target of the config; name it there")
-        place = self._places[current_key]
-        if isinstance(target, TunerLayer):
-            self._plan.put(target, adapter_name, place)
-            target.set_trainable(adapter_name, adapter_name in self.active_adapters)
-            return
-        layer = tuner_layer(target)
-        self._plan.put(layer, adapter_name, place)
-        layer.set_adapter(self.active_adapters)
-        layer.train(target.training)
-        self._replace_module(parent, target_name, layer, target)
-
-    def _finish(self, config: AdapterConfig, name: str) -> None:
-        """Take what the adapter begins with out of the base weights, where that was asked for."""
-        if config.init != "principal" or self._from_file:
-            return
-        layers = lotr_layers(self.model)
-        for paths in (config.groups or {}).values():
-            move_out([layers[path] for path in paths], name)
+        layer = target if isinstance(target, TunerLayer) else tuner_layer(target)
+        layer.hold(adapter_name, **self._places[current_key])
+        if layer is target:
+            layer.set_trainable(adapter_name, adapter_name in self.active_adapters)
+        else:
+            layer.set_adapter(self.active_adapters)
+            layer.train(target.training)
+            self._replace_module(parent, target_name, layer, target)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -158,7 +137,7 @@ class FormModel(BaseTuner):
         for layer in lotr_layers(self.model).values():
             layer.unmerge()
             layer.give_all_back()
-        return self._unload_and_optionally_merge(merge=False)
+        return super().unload()
 
     @classmethod
     def _get_adapter_state_dict(
@@ -187,13 +166,22 @@ class FormModel(BaseTuner):
         """The file's tensors under all the names that the model has for them."""
         _take_out(model, adapter_name, state_dict)
         found = dict(state_dict)
-        used = set()
         for model_key, stored in _keys(model, adapter_name):
             for key in _spellings(stored):
                 if key in state_dict:
                     found[model_key] = state_dict[key]
-                    used.add(key)
-        return {key: value for key, value in found.items() if key not in used}
+                    found.pop(key, None)
+        return found
+
+
+def _require_listed(config: AdapterConfig, modules: dict[str, nn.Module]) -> None:
+    """Refuse a file whose groups are not those of the model's targets."""
+    listed = {path for paths in (config.groups or {}).values() for path in paths}
+    if odd := sorted(listed ^ modules.keys()):
+        raise OptionError(
+            f"the config lists groups that do not fit this model's targets: {odd[0]} is on one "
+            "side only; set groups=None to group this model anew"
+        )
 
 
 def _take_out(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
@@ -210,7 +198,8 @@ def _take_out(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
         }
         if not found:
             continue
-        form, own = layer.form_of(name), {key: found[key] for key in layer.own_of(name)}
+        form, own = layer.adapter(name)
+        own = {key: found[key] for key in own}
         if form.group not in begun:
             device = weight_of(layer).device
             shared = {key: found[key].to(device) for key in form.shared()}
@@ -224,26 +213,26 @@ def _is_out(layer: AdaptedLayer, name: str, form: Form, own: Own) -> bool:
     """Whether just this has been taken out already, as when a training is resumed."""
     if name not in layer.moved_adapters:
         return False
-    have = layer.own_of(name, moved=True) | layer.form_of(name, moved=True).shared()
+    moved, kept = layer.adapter(name, moved=True)
     wanted = {**own, **form.shared()}
-    return all(torch.equal(x.cpu(), wanted[key].to(x.dtype).cpu()) for key, x in have.items())
-
-
-def _looks_up(module: nn.Module) -> bool:
-    return is_embedding(base_of(module))
+    return all(
+        torch.equal(x.cpu(), wanted[key].to(x.dtype).cpu())
+        for key, x in (kept | moved.shared()).items()
+    )
 
 
 def _names(
     layer: AdaptedLayer, path: str, name: str, *, moved: bool
 ) -> Iterator[tuple[str, str, str]]:
     """Of each tensor its name, its key in the layer, and its key in the file."""
-    room, form, looks_up = layer.rooms[name][moved], layer.form_of(name), _looks_up(layer)
-    for key, attribute in room.own.items():
-        stored = form.method.kept(key, moved=moved, looks_up=looks_up)
-        yield key, f"{attribute}.{name}", f"{path}.{stored}"
-    held = form.method.held(moved=moved, looks_up=looks_up and not room.own)
-    for key in form.method.shared:
-        yield key, f"{room.form}.{name}.{key}", f"base_model.{held}.{form.group}.{key}"
+    (form, own), looks_up = layer.adapter(name), is_embedding(base_of(layer))
+    method = form.method
+    for key in own:
+        stored = method.kept(key, moved=moved, looks_up=looks_up)
+        yield key, f"{method.kept(key, moved=moved)}.{name}", f"{path}.{stored}"
+    here, held = (method.held(moved=moved, looks_up=x) for x in (False, looks_up and not own))
+    for key in method.shared:
+        yield key, f"{here}.{name}.{key}", f"base_model.{held}.{form.group}.{key}"
 
 
 def _spellings(key: str) -> tuple[str, str]:
@@ -255,8 +244,8 @@ def _keys(model: nn.Module, name: str) -> Iterator[tuple[str, str]]:
     """(key in the model's state, key in the file) of all tensors of an adapter."""
     for path, layer in lotr_layers(model).items():
         path = path.removeprefix("_fsdp_wrapped_module.")
-        for moved in (False, True):
-            if name in (layer.moved_adapters if moved else layer.scaling):
+        for moved, names in ((False, layer.rooms), (True, layer.moved_adapters)):
+            if name in names:
                 for _, key, stored in _names(layer, path, name, moved=moved):
                     yield f"{path}.{key}", stored
 

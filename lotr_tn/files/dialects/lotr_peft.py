@@ -11,6 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +19,7 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, to_numpy
-from lotr_tn.adapters.adapter import (
-    Layout,
-    LoRAGroup,
-    LoTRAdapter,
-    LoTRGroup,
-    Target,
-)
+from lotr_tn.adapters.adapter import Layout, LoRAGroup, LoTRAdapter, LoTRGroup, Target
 from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import group_form
@@ -65,9 +60,8 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     config, weights = read_config(path), Contents(path).weights
     if weights is None:
         raise CheckpointError(f"{folder} holds no {WEIGHTS[0]} or {WEIGHTS[1]}")
-    tensors = (
-        read_safetensors(weights)[0] if weights.suffix == ".safetensors" else read_pickle(weights)
-    )
+    safe = weights.suffix == ".safetensors"
+    tensors = read_safetensors(weights)[0] if safe else read_pickle(weights)
     listed = config.get("groups")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{folder / CONFIG} names no groups of modules; save it again")
@@ -80,64 +74,64 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     except (LotrError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     extras = {key: tensor for key, tensor in tensors.items() if key not in reader.used}
-    if strange := [key for key in extras if _is_of(method, key)]:
+    begin = f"{method.name}_"
+    strange = [
+        key
+        for key in extras
+        if key.startswith(f"base_model.{begin}") or key.rpartition(".")[2].startswith(begin)
+    ]
+    if strange:
         raise CheckpointError(f"{weights}: {strange[0]!r} belongs to no module of the groups")
     dtype = min((g.dtype for g in groups.values()), key=lambda name: UNIT_ROUNDOFF[name])
     origin = {"format": "lotr-peft", "dtype": dtype, "group_by": config.get("group_by", "kind")}
     return LoTRAdapter(groups, extras, config_text(_as_lora(config, groups, method)), origin, path)
 
 
-def _is_of(method: Method, key: str) -> bool:
-    begin = f"{method.name}_"
-    return key.startswith(f"base_model.{begin}") or key.rpartition(".")[2].startswith(begin)
-
-
+@dataclass
 class _Reader:
     """Tensors of a file, and which of them were used."""
 
-    def __init__(
-        self,
-        path: Path,
-        tensors: Mapping[str, RawTensor],
-        method: Method,
-        config: Mapping[str, Any],
-    ) -> None:
-        self.path, self.tensors, self.method, self.config = path, tensors, method, config
-        self.used: set[str] = set()
+    path: Path
+    tensors: Mapping[str, RawTensor]
+    method: Method
+    config: Mapping[str, Any]
+    used: set[str] = field(default_factory=set)
 
     def group(self, name: str, paths: list[str]) -> LoTRGroup:
         """A group with its scale inside."""
         stack: Any
-        stack, lookups = self._stack(name, paths, moved=False)
-        held = (self.method.held(moved=True, looks_up=each) for each in (False, True))
-        begins = (
-            *(f"base_model.{each}.{name}." for each in held),
-            f"{PREFIX}{paths[0]}.{self.method.name}_moved_",
-        )
+        stack, lookups = self._stack(name, paths)
+        held = (self._held(name, moved=True, looks_up=each) for each in (False, True))
+        begins = (*held, f"{PREFIX}{paths[0]}.{self.method.name}_moved_")
         if any(key.startswith(begins) for key in self.tensors):
             stack = subtract(stack, self._stack(name, paths, moved=True)[0])
-        targets = tuple(
-            Target(path, Layout("embedding" if looks_up else "linear"), _rank(stack, index))
-            for index, (path, looks_up) in enumerate(zip(paths, lookups, strict=True))
-        )
-        return LoTRGroup(name, targets, stack)
+        targets = []
+        for index, (path, looks_up) in enumerate(zip(paths, lookups, strict=True)):
+            layer = layer_of(stack, index, xp=numpy_namespace)
+            rank = min(layer.left.shape[1], layer.right.shape[1])  # that of a LoRA of this layer
+            targets.append(Target(path, Layout("embedding" if looks_up else "linear"), rank))
+        return LoTRGroup(name, tuple(targets), stack)
 
-    def _stack(self, name: str, paths: list[str], *, moved: bool) -> tuple[Any, list[bool]]:
+    def _held(self, group: str, **where: bool) -> str:
+        """What the keys of a group's shared tensors begin with."""
+        return f"base_model.{self.method.held(**where)}.{group}."
+
+    def _stack(self, name: str, paths: list[str], *, moved: bool = False) -> tuple[Any, list[bool]]:
         """The stack of a group, or of what was moved out for it, and which layers look rows up."""
-        method = self.method
-        whole = f"base_model.{method.held(moved=moved, looks_up=True)}.{name}."
+        method, whole = self.method, self._held(name, moved=moved, looks_up=True)
         all_look_up = any(key.startswith(whole) for key in self.tensors)
-        held = f"base_model.{method.held(moved=moved, looks_up=all_look_up)}.{name}"
-        shared = {key: self._array(f"{held}.{key}") for key in method.shared}
+        held = self._held(name, moved=moved, looks_up=all_look_up)
+        shared = {key: self._array(held + key) for key in method.shared}
         owns, lookups = [], []
         for path in paths:
             own, looks_up = {}, all_look_up
             for key, wanted in method.own(shared).items():
-                stored = f"{PREFIX}{path}.{method.kept(key, moved=moved, looks_up=True)}"
+                plain, stored = (
+                    f"{PREFIX}{path}.{method.kept(key, moved=moved, looks_up=each)}"
+                    for each in (False, True)
+                )
                 looks_up = stored in self.tensors
-                if not looks_up:
-                    stored = f"{PREFIX}{path}.{method.kept(key, moved=moved)}"
-                own[key] = self._array(stored)
+                own[key] = self._array(stored if looks_up else plain)
                 if wanted not in (None, own[key].shape):
                     raise CheckpointError(
                         f"{self.path}: the {key} of {path} has shape {own[key].shape}; its group "
@@ -172,12 +166,6 @@ class _Reader:
         if not np.isfinite(array.astype(np.float32, copy=False)).all():
             raise CheckpointError(f"{self.path}: {key} holds NaN or infinite entries")
         return array
-
-
-def _rank(stack: Any, index: int) -> int:
-    """The rank with which a layer of a stack would be written as a LoRA."""
-    layer = layer_of(stack, index, xp=numpy_namespace)
-    return min(layer.left.shape[1], layer.right.shape[1])
 
 
 def _as_lora(

@@ -26,15 +26,9 @@ class Tucker2Form(Form):
     Each layer has a core G (r1, r2) of its own. The products are taken in the order with the
     fewest operations for the number of rows, and none of them is m × n.
 
-    Attributes:
-        u: (m, r1), the output side.
-        v: (n, r2), the input side.
-        group: the name of the group.
-        product: x V, which layers that are given one x share.
-
     Args:
-        u: its values; they are copied.
-        v: likewise.
+        u: (m, r1), the output side; it is copied.
+        v: (n, r2), the input side; likewise.
         group: the name of the group.
 
     Raises:
@@ -68,11 +62,7 @@ class Tucker2Form(Form):
 
     @classmethod
     def settled(cls, options: Mapping[str, Any], group: Group) -> Mapping[str, Any]:
-        """Its `ranks` as a pair.
-
-        Raises:
-            RankError: they are no ranks, or out of their range.
-        """
+        """Its `ranks` as a pair."""
         pair = rank_pair(options["ranks"])
         for label, rank, axis, most in zip(("r1", "r2"), pair, "mn", group.shape, strict=True):
             if not 1 <= rank <= most:
@@ -95,9 +85,9 @@ class Tucker2Form(Form):
     @classmethod
     def begin(cls, group: Group, start: Start) -> tuple[Self, list[Own]]:
         """The factors of a group, and a core for each layer."""
-        values = starting_values(group, start)
-        u, v = (x.to(start.like.device) for x in (values.u, values.v))
-        return cls(u, v, group.name), [{"core": core / start.scale} for core in values.core]
+        values, device = starting_values(group, start), start.like.device
+        form = cls(values.u.to(device), values.v.to(device), group.name)
+        return form, [{"core": core / start.scale} for core in values.core]
 
     def forward(self, x: Tensor, own: Own, site: Site) -> Tensor:
         """((x V) Gᵀ) Uᵀ."""
@@ -111,33 +101,24 @@ class Tucker2Form(Form):
     def delta(self, own: Own, site: Site, scale: float = 1.0) -> Tensor:
         """The matrix s U G Vᵀ (m, n)."""
         core = own["core"]
-        u, v = (
-            x.to(core.device, torch.promote_types(x.dtype, torch.float32)) for x in (self.u, self.v)
-        )
-        return (u @ (scale * core.to(u.dtype))) @ v.mT
+        wide = torch.promote_types(self.u.dtype, torch.float32)
+        u, v = (x.to(core.device, wide) for x in (self.u, self.v))
+        return (u @ (scale * core.to(wide))) @ v.mT
 
     def added(self, result: Tensor, x: Tensor, own: Own, site: Site, scale: float) -> Tensor:
         """The products in the cheapest order, the last of them begun with the result."""
         u, core = self.u.to(x.device), own["core"] * scale
-        (m, n), (r1, r2) = self.shape, core.shape
-        rows = x.numel() // n
-        if site.siblings < 2 and folds_right(rows, m, n, r1, r2):
+        m, n = self.shape
+        if site.siblings < 2 and folds_right(x.numel() // n, m, n, *core.shape):
             return add_product(result, times(x, self.v.to(x.device) @ core.mT), u)
-        inside = self.product(x, self.v, own["core"], site.siblings)
-        if folds_left(rows, m, n, r1, r2):
-            return add_product(result, inside, u @ core)
-        return add_product(result, functional.linear(inside, core), u)
+        return add_product(result, self.product(x, self.v, own["core"], site.siblings), u, core)
 
     def added_rows(
         self, result: Tensor, index: Tensor, own: Own, site: Site, scale: float | Tensor
     ) -> Tensor:
         """The same for an embedding, which looks up rows of V."""
-        u, core = self.u.to(index.device), own["core"] * scale
-        r1, r2 = core.shape
         inside = functional.embedding(index, self.v.to(index.device), site.padding)
-        if folds_left(index.numel(), self.shape[0], 0, r1, r2):
-            return add_product(result, inside, u @ core)
-        return add_product(result, functional.linear(inside, core), u)
+        return add_product(result, inside, self.u.to(index.device), own["core"] * scale)
 
     def extra_repr(self) -> str:
         """The sizes, for `print`."""
@@ -146,11 +127,7 @@ class Tucker2Form(Form):
 
 
 def rank_pair(r: Any) -> tuple[int, int]:
-    """(r1, r2) of one rank or a pair.
-
-    Raises:
-        RankError: it is neither.
-    """
+    """(r1, r2) of one rank or a pair."""
     pair = (r, r) if isinstance(r, int) else tuple(r) if isinstance(r, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
         raise RankError(f"r must be a whole number or a pair (r1, r2); found {r!r}")
@@ -186,14 +163,21 @@ def folds_right(rows: int, m: int, n: int, r1: int, r2: int) -> bool:
     right = n * r1 * r2 + rows * r1 * (n + m)
     chain = rows * (n * r2 + r1 * r2 + r1 * m)
     left = m * r1 * r2 + rows * r2 * (n + m)
-    return right < min(chain, left)
+    return right < chain and right < left
 
 
-def add_product(result: Tensor, inside: Tensor, u: Tensor) -> Tensor:
-    """Add inside (..., r) uᵀ, for u (m, r), to a result (..., m), in the dtype of the result.
+def add_product(result: Tensor, inside: Tensor, u: Tensor, core: Tensor | None = None) -> Tensor:
+    """Add inside (..., r2) Gᵀ uᵀ, for a core G and u (m, r1), to a result (..., m), in its dtype.
 
-    One product that begins with the result writes one tensor of its size, not three.
+    One product that begins with the result writes one tensor of its size, not three. Without a
+    core it is inside (..., r1) uᵀ.
     """
+    if core is not None:
+        (m, _), (r1, r2) = u.shape, core.shape
+        if folds_left(inside.numel() // r2, m, 0, r1, r2):
+            u = u @ core
+        else:
+            inside = functional.linear(inside, core)
     if inside.dtype != result.dtype:  # an adapter in a wider dtype than its layer
         return result + functional.linear(inside, u).to(result.dtype)
     rows = result.reshape(-1, result.shape[-1])

@@ -1,6 +1,6 @@
 """The values that U, V and the cores of a group begin with."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -20,11 +20,9 @@ TuckerStart: TypeAlias = Literal[
 ]
 """How training begins, where there is nothing to continue."""
 
-STARTS: tuple[TuckerStart, ...] = (
-    "balanced", "orthonormal", "equalised", "reference", "zero-u", "weights", "principal",
-)  # fmt: skip
+STARTS: tuple[TuckerStart, ...] = get_args(TuckerStart)
 
-ZERO_CORE = ("balanced", "orthonormal", "equalised", "reference", "weights")
+ZERO_CORE = (*STARTS[:4], "weights")
 
 
 def starting_values(group: Group, start: Start) -> Tucker2:
@@ -43,15 +41,10 @@ def starting_values(group: Group, start: Start) -> Tucker2:
     else:
         gauge: Any = "normal" if init == "reference" else init
         found = random_factors(sizes, ranks, gauge=gauge, seed=seed, dtype="float64")
-    return _on_torch(astype(found, name))
-
-
-def _on_torch(stack: Tucker2) -> Tucker2:
-    u, core, v = (
-        x if isinstance(x, Tensor) else from_numpy(x, backend="torch")
-        for x in (stack.u, stack.core, stack.v)
-    )
-    return Tucker2(u, core, v)
+    found = astype(found, name)
+    if isinstance(found.u, Tensor):
+        return found
+    return Tucker2(*(from_numpy(x, backend="torch") for x in (found.u, found.core, found.v)))
 
 
 def _zero_u(sizes: tuple[int, int, int], ranks: tuple[int, int], seed: int) -> Tucker2:
