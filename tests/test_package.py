@@ -1,5 +1,6 @@
 """What a user sees of the package as a whole."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -81,3 +82,30 @@ def test_no_file_is_a_drawer():
         assert path.stem not in {"utils", "helpers", "misc", "common"}
         lines = len(path.read_text().splitlines())
         assert lines <= 400, f"{path.name} has {lines} lines: split it"
+
+
+DOORS = {
+    "add",
+    "add_lotr",
+    "analyze",
+    "analyze_adapters",
+    "convert",
+    "convert_adapter",
+    "make",
+    "make_bank",
+    "merge_adapters",
+}
+"""Commands, and functions of the public interface, that ask many things by keyword."""
+
+
+def test_functions_are_short_and_ask_for_little():
+    for path in (ROOT / "lotr_tn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                where = f"{path.name}:{node.name}"
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                assert lines <= 60, f"{where} has {lines} lines: split it"
+                asked = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                count = len([a for a in asked if a.arg not in ("self", "cls")])
+                assert count <= 8 or node.name in DOORS, f"{where} has {count} parameters"
