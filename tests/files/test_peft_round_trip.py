@@ -328,7 +328,7 @@ def test_float16_has_a_range(grown, tmp_path):
     pm.adapt(build, tmp_path / "lora", grown=grown, **config)
     adapter = lt.load_adapter(tmp_path / "lora")
     halves = [
-        lt.checkpoints.LoRAModule(
+        lt.adapters.LoRAModule(
             m.target, m.up.astype(np.float16), m.down.astype(np.float16), m.scale
         )
         for m in adapter.modules
