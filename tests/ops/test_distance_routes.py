@@ -61,3 +61,16 @@ def test_a_narrow_stack_of_rank_zero(ranks):
         lt.LoRAStack(np.ones((2, k), np.float32), np.ones((k, 3), np.float32), (k,)) for k in ranks
     )
     assert float(lt.distance(a, b)) == pytest.approx(6**0.5 * abs(ranks[0] - ranks[1]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 2e-7])
+def test_narrow_factors_of_nearly_dependent_columns_lose_nothing(backend, gap):
+    rng = np.random.default_rng(0)
+    u, core, v = (rng.integers(-2, 3, s).astype(np.float32) for s in ((6, 2), (3, 2, 2), (5, 2)))
+    u[:, 1] = u[:, 0] * np.float32(1 + gap) + np.float32(gap) * u[:, 1]
+    a = stack_on(lt.Tucker2(u, core, v), backend)
+    near = stack_on(lt.Tucker2(u, core, v * np.float32(1 + 1e-6)), backend)
+    for other in (a, near, lt.convert(a, lt.LoRAStack)):
+        laws.layer_distances_are_those_of_the_matrices(lt.layer_distances, a, other)
+        laws.layer_distances_are_those_of_the_matrices(lt.layer_distances, other, a)
