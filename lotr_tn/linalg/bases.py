@@ -26,7 +26,7 @@ def inverse_or_zero(s: Array, *, xp: Namespace) -> Array:
 def root_of_gram(gram: Array, *, xp: Namespace) -> Array:
     """A matrix T (k, k) with Tᵀ T equal to a positive semidefinite Gram matrix."""
     values, vectors = eigh_descending(gram, xp=xp)
-    return xp.sqrt(values)[:, None] * xp.matrix_transpose(vectors)
+    return xp.sqrt(values)[:, None] * vectors.mT
 
 
 def triangular_factor(x: Array, *, xp: Namespace) -> Array:
@@ -58,7 +58,7 @@ def orthonormal_basis(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
     values, vectors = eigh_descending(cross_gram(x, x, xp=xp), xp=xp)
     inverse = inverse_or_zero(xp.sqrt(values), xp=xp)
     q = float64(x, xp=xp) @ (vectors * inverse[None, :])
-    return q, (values * inverse)[:, None] * xp.matrix_transpose(vectors)
+    return q, (values * inverse)[:, None] * vectors.mT
 
 
 def polar_factor(x: Array, *, xp: Namespace) -> Array:
@@ -69,6 +69,6 @@ def polar_factor(x: Array, *, xp: Namespace) -> Array:
     Cost: 6·m·k² flops, all of them in matrix products; O(m·k) memory.
     Source: Higham (1986), Computing the polar decomposition.
     """
-    values, vectors = eigh_descending(xp.matrix_transpose(x) @ x, xp=xp)
+    values, vectors = eigh_descending(x.mT @ x, xp=xp)
     inverse = inverse_or_zero(xp.sqrt(values), xp=xp)
-    return x @ (vectors * inverse[None, :] @ xp.matrix_transpose(vectors))
+    return x @ (vectors * inverse[None, :] @ vectors.mT)

@@ -115,8 +115,8 @@ def leading_vectors_with_gradient(x: Array, k_matrix: Array, rank: int) -> Array
     noise = max(SMALLEST_GAP, 100 * UNIT_ROUNDOFF[dtype_name(x)])
     x, k_matrix = float64(x, xp=xp), float64(k_matrix, xp=xp)
     _check_symmetric(k_matrix, noise, xp=xp)
-    symmetric = (k_matrix + xp.matrix_transpose(k_matrix)) / 2
-    down = symmetric @ xp.matrix_transpose(x)
+    symmetric = (k_matrix + k_matrix.mT) / 2
+    down = symmetric @ x.mT
     scale = _largest_square(x, symmetric, xp=xp)
     u, s, v = _truncated_svd().apply(x, down, rank, scale)
     # on the two sides the vectors of a negative eigenvalue differ in sign
@@ -148,7 +148,7 @@ def _check_symmetric(k_matrix: Array, noise: float, *, xp: Namespace) -> None:
     if 0 in k_matrix.shape:
         return
     k_matrix = k_matrix.detach()
-    difference = float(xp.max(xp.abs(k_matrix - xp.matrix_transpose(k_matrix))))
+    difference = float(xp.max(xp.abs(k_matrix - k_matrix.mT)))
     largest = float(xp.max(xp.abs(k_matrix)))
     if difference > noise * largest:
         raise FormatError(
@@ -228,7 +228,7 @@ def _svd_with_signs(up: Array, down: Array, rank: int) -> tuple[Array, Array, Ar
         )
     largest = xp.argmax(xp.abs(u), axis=0)
     sign = xp.where(u[largest, xp.arange(u.shape[1], device=u.device)] < 0, -1.0, 1.0)
-    return u * sign, s, xp.matrix_transpose(vt) * sign
+    return u * sign, s, vt.mT * sign
 
 
 def _factored_gradient(

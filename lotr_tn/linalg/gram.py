@@ -18,14 +18,14 @@ def cross_gram(x: Array, y: Array, *, xp: Namespace) -> Array:
     Cost: 2·m·p·q flops; O(p·q) memory beside the input.
     """
     if is_wide(x) and is_wide(y):
-        return xp.matrix_transpose(x) @ y
+        return x.mT @ y
     total = None
     for rows in row_blocks(x if x.shape[1] >= y.shape[1] else y):
         left = float64(x[rows, :], xp=xp)
         right = left if x is y else float64(y[rows, :], xp=xp)
-        part = xp.matrix_transpose(left) @ right
+        part = left.mT @ right
         total = part if total is None else total + part
-    return total if total is not None else float64(xp.matrix_transpose(x) @ y, xp=xp)
+    return total if total is not None else float64(x.mT @ y, xp=xp)
 
 
 def wide_product(x: Array, y: Array, *, xp: Namespace) -> Array:

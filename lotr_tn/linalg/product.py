@@ -29,6 +29,6 @@ def svd_of_product(up: Array, down: Array) -> tuple[Array, Array, Array]:
             f"{tuple(down.shape)}"
         )
     q_left, r_left = qr(up, xp=xp)
-    q_right, r_right = qr(xp.matrix_transpose(down), xp=xp)
-    u, s, vt = svd(r_left @ xp.matrix_transpose(r_right), xp=xp)
-    return q_left @ u, s, vt @ xp.matrix_transpose(q_right)
+    q_right, r_right = qr(down.mT, xp=xp)
+    u, s, vt = svd(r_left @ r_right.mT, xp=xp)
+    return q_left @ u, s, vt @ q_right.mT

@@ -16,8 +16,7 @@ from lotr_tn.ops.conversion import (
     as_tucker2,
     in_shared_format,
 )
-from lotr_tn.ops.layers import cores_as_lora
-from lotr_tn.ops.padding import block_diagonal, zero_blocks
+from lotr_tn.ops.padding import block_diagonal, on_common_sides
 from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered, primitives_of
 
 
@@ -59,7 +58,9 @@ def add(a: Stack, b: Stack) -> Stack:
             shared = xp.concat([one.shared, two.shared], axis=1)
             return Tucker1(shared, xp.concat([one.own, two.own], axis=2), one.side)
         case LowRankTucker2() as one:
-            return _add_low_rank_tucker2(one, as_low_rank_tucker2(second), xp=xp)
+            u, cores, v = on_common_sides((one, as_low_rank_tucker2(second)), xp=xp)
+            both = _add_lora(*cores, xp=xp)
+            return LowRankTucker2(u, both.up, both.down, v, both.ranks)
         case Tucker2() as one:
             return _add_tucker2(one, as_tucker2(second), xp=xp)
         case never:
@@ -123,18 +124,16 @@ def transpose(stack: Kind) -> Kind:
         return primitives_of(type(stack)).transpose(stack, xp=xp)
     match stack:
         case LoRAStack():
-            up, down = xp.matrix_transpose(stack.down), xp.matrix_transpose(stack.up)
-            return with_arrays(stack, up=up, down=down)
+            return with_arrays(stack, up=stack.down.mT, down=stack.up.mT)
         case Tucker2():
-            core = xp.matrix_transpose(stack.core)
-            return with_arrays(stack, u=stack.v, core=core, v=stack.u)
+            return with_arrays(stack, u=stack.v, core=stack.core.mT, v=stack.u)
         case LowRankTucker2():
-            up, down = xp.matrix_transpose(stack.down), xp.matrix_transpose(stack.up)
+            up, down = stack.down.mT, stack.up.mT
             return with_arrays(stack, u=stack.v, up=up, down=down, v=stack.u)
         case Tucker1():
             return with_arrays(stack, side="out" if stack.side == "in" else "in")
         case Dense():
-            return with_arrays(stack, w=xp.matrix_transpose(stack.w))
+            return with_arrays(stack, w=stack.w.mT)
         case never:
             assert_never(never)
 
@@ -176,19 +175,3 @@ def _add_tucker2(a: Tucker2, b: Tucker2, *, xp: Namespace) -> Tucker2:
         return Tucker2(xp.concat([a.u, b.u], axis=1), xp.concat([a.core, b.core], axis=1), a.v)
     u, v = xp.concat([a.u, b.u], axis=1), xp.concat([a.v, b.v], axis=1)
     return Tucker2(u, block_diagonal(a.core, b.core, xp=xp), v)
-
-
-def _add_low_rank_tucker2(a: LowRankTucker2, b: LowRankTucker2, *, xp: Namespace) -> LowRankTucker2:
-    """Cores side by side as LoRAs are; each on its own columns of U and V, where these differ."""
-    one, two = cores_as_lora(a), cores_as_lora(b)
-    u, v = a.u, a.v
-    up, other_up, down, other_down = one.up, two.up, one.down, two.down
-    if a.u is not b.u:
-        u, (r1, s1) = xp.concat([a.u, b.u], axis=1), (a.shared_ranks[0], b.shared_ranks[0])
-        up, other_up = zero_blocks(up, 0, 0, s1, xp=xp), zero_blocks(other_up, 0, r1, 0, xp=xp)
-    if a.v is not b.v:
-        v, (r2, s2) = xp.concat([a.v, b.v], axis=1), (a.shared_ranks[1], b.shared_ranks[1])
-        down = zero_blocks(down, 1, 0, s2, xp=xp)
-        other_down = zero_blocks(other_down, 1, r2, 0, xp=xp)
-    cores = _add_lora(LoRAStack(up, down, a.ranks), LoRAStack(other_up, other_down, b.ranks), xp=xp)
-    return LowRankTucker2(u, cores.up, cores.down, v, cores.ranks)

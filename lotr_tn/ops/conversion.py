@@ -19,8 +19,8 @@ from lotr_tn.formats import (
 )
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.dense import to_dense
-from lotr_tn.ops.layers import core_of, cores_as_lora
-from lotr_tn.ops.padding import zero_blocks
+from lotr_tn.ops.layers import cores_as_lora, each_core
+from lotr_tn.ops.padding import placed
 from lotr_tn.ops.primitives import CORE, lowered, primitives_of, registered_formats
 
 
@@ -73,10 +73,9 @@ def shared_format(kinds: Collection[type[Core]]) -> type[Core]:
     Equal formats stay. With a dense stack all become dense; with a low-rank Tucker-2, that, which
     rounds no other format; with a Tucker-2, Tucker-2; LoRA and Tucker-1 become LoRA.
     """
-    for kind in (*(kinds if len(set(kinds)) == 1 else ()), Dense, LowRankTucker2, Tucker2):
-        if kind in kinds:
-            return kind
-    return LoRAStack
+    if len(set(kinds)) == 1:
+        return next(iter(kinds))
+    return next((kind for kind in (Dense, LowRankTucker2, Tucker2) if kind in kinds), LoRAStack)
 
 
 def in_shared_format(stacks: Sequence[Core]) -> Core:
@@ -169,8 +168,7 @@ def as_lora(stack: Stack) -> LoRAStack:
     whole = _whole(stack)
     if isinstance(whole.cores, LoRAStack):
         up = _product(whole.left, whole.cores.up, xp=xp)
-        down = _product(whole.cores.down, xp.matrix_transpose(whole.right), xp=xp)
-        return LoRAStack(up, down, whole.cores.ranks)
+        return LoRAStack(up, _product(whole.cores.down, whole.right.mT, xp=xp), whole.cores.ranks)
     if whole.left is None and whole.right is None:
         return _dense_as_lora(whole.cores, xp=xp)
     p, q = whole.cores.shape[1:]
@@ -182,7 +180,7 @@ def as_lora(stack: Stack) -> LoRAStack:
 def _lora_of_shared(whole: _Whole, *, xp: Namespace) -> LoRAStack:
     """Each layer's own factor, with the right side repeated for every layer."""
     own = whole.cores if whole.left is None else _product(whole.left, whole.cores, xp=xp)
-    return _with_tiles(own, xp.matrix_transpose(whole.right), xp=xp)
+    return _with_tiles(own, whole.right.mT, xp=xp)
 
 
 def as_dense(stack: Stack) -> Dense:
@@ -199,22 +197,21 @@ def as_tucker2(stack: Stack) -> Tucker2:
     whole = _with_sides(stack, xp=xp)
     if whole.left is not None and whole.right is not None:
         if isinstance(stack, LowRankTucker2):
-            dtype, layers = dtype_name(stack.u), range(stack.shape[0])
-            cores = [narrow(core_of(stack, i, xp=xp), dtype, xp=xp) for i in layers]
+            dtype = dtype_name(stack.u)
+            cores = [narrow(core, dtype, xp=xp) for core in each_core(stack, xp=xp)]
             return Tucker2(stack.u, xp.stack(cores), stack.v)
         return Tucker2(whole.left, whole.cores, whole.right)
     left, lora, right = whole.factored(xp=xp)
     total, cores = sum(lora.ranks), []
     for part, rank in zip(lora.slices, lora.ranks, strict=True):
-        before, after = part.start, total - part.stop
         if left is not None:
             core = lora.up[:, part]
         else:  # its own rows
             core = _eye(rank, lora.up, xp=xp) if right is None else lora.down[part, :]
-            core = zero_blocks(core, 0, before, after, xp=xp)
-        cores.append(core if right is not None else zero_blocks(core, 1, before, after, xp=xp))
+            core = placed(core, 0, part.start, total, xp=xp)
+        cores.append(core if right is not None else placed(core, 1, part.start, total, xp=xp))
     u = lora.up if left is None else left
-    v = xp.matrix_transpose(lora.down) if right is None else right
+    v = lora.down.mT if right is None else right
     return Tucker2(u, xp.stack(cores), v)
 
 
@@ -233,7 +230,7 @@ def as_low_rank_tucker2(stack: Stack) -> LowRankTucker2:
     left, cores, right = _with_sides(stack, xp=xp).factored(xp=xp)
     eye = _eye(sum(cores.ranks), cores.up, xp=xp) if left is None or right is None else None
     u, up = (cores.up, eye) if left is None else (left, cores.up)
-    v, down = (xp.matrix_transpose(cores.down), eye) if right is None else (right, cores.down)
+    v, down = (cores.down.mT, eye) if right is None else (right, cores.down)
     return LowRankTucker2(u, up, down, v, cores.ranks)
 
 
@@ -253,11 +250,8 @@ def as_tucker1(stack: Stack, side: SharedSide) -> Tucker1:
         return Tucker1(shared, own, side)
     total = int(cores.up.shape[1])
     if right is None:
-        parts = [
-            zero_blocks(cores.up[:, part], 1, part.start, total - part.stop, xp=xp)
-            for part in cores.slices
-        ]
-        return Tucker1(xp.matrix_transpose(cores.down), xp.stack(parts), side)
+        parts = [placed(cores.up[:, part], 1, part.start, total, xp=xp) for part in cores.slices]
+        return Tucker1(cores.down.mT, xp.stack(parts), side)
     wide, down = (at_least_float32(x, xp=xp) for x in (left, cores.down))
     own, dtype = wide @ at_least_float32(cores.up, xp=xp), dtype_name(right)
     parts = [narrow(own[:, part] @ down[part, :], dtype, xp=xp) for part in cores.slices]

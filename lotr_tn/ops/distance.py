@@ -96,7 +96,7 @@ def _of_own_factors(a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Names
         if quick is None:
             one, other = as_lora(take_layers(a, [index])), layer_of(b, index, xp=xp)
             frame = frame_of(other.left, other.right, xp=xp)
-            core = frame.left_factor @ xp.matrix_transpose(frame.right_factor)
+            core = frame.left_factor @ frame.right_factor.mT
             quick = distances_from(project(one, frame, xp=xp), [core], xp=xp)[0]
         found.append(quick)
     return xp.stack(found)
@@ -133,8 +133,8 @@ def _quick_distances(
 def _products(one: Layer, other: Layer, *, xp: Namespace) -> Array:
     """⟨x_i y_iᵀ, x_j y_jᵀ⟩ of all rank terms of two layers, those of the first before."""
     left = xp.concat([one.left, other.left], axis=1)
-    rows = [xp.matrix_transpose(x) for x in (one.right, other.right)]  # as a LoRA stores them
-    right = xp.matrix_transpose(xp.concat(rows, axis=0))
+    rows = [x.mT for x in (one.right, other.right)]  # as a LoRA stores them
+    right = xp.concat(rows, axis=0).mT
     return cross_gram(left, left, xp=xp) * cross_gram(right, right, xp=xp)
 
 
@@ -147,12 +147,12 @@ def _products_of_all(a: LoRAStack, b: LoRAStack, *, xp: Namespace) -> Array:
         taken = [(x.up[rows, :], k) for x, k in ((a, r), (b, s))]
         parts = [xp.reshape(x, (x.shape[0], layers, k)) for x, k in taken]  # a rank may be 0
         block = xp.permute_dims(float64(xp.concat(parts, axis=2), xp=xp), (1, 0, 2))
-        left = left + xp.matrix_transpose(block) @ block
-    for columns in row_blocks(xp.matrix_transpose(a.down), BLOCK_ELEMENTS // 4):
+        left = left + block.mT @ block
+    for columns in row_blocks(a.down.mT, BLOCK_ELEMENTS // 4):
         taken = [(x.down[:, columns], k) for x, k in ((a, r), (b, s))]
         parts = [xp.reshape(x, (layers, k, x.shape[1])) for x, k in taken]
         block = float64(xp.concat(parts, axis=1), xp=xp)
-        right = right + block @ xp.matrix_transpose(block)
+        right = right + block @ block.mT
     return left * right
 
 
@@ -169,11 +169,11 @@ def _of_shared_factors(
 ) -> Array:
     frame = frame_of(b.u, b.v, xp=xp)
     u, v = float64(a.u, xp=xp), float64(a.v, xp=xp)
-    inside_u = xp.matrix_transpose(frame.left) @ u
-    inside_v = xp.matrix_transpose(frame.right) @ v
+    inside_u = frame.left.mT @ u
+    inside_v = frame.right.mT @ v
     outside_u = qr(u - frame.left @ inside_u, xp=xp)[1]
     outside_v = qr(v - frame.right @ inside_v, xp=xp)[1]
-    inside_v, outside_v = xp.matrix_transpose(inside_v), xp.matrix_transpose(outside_v)
+    inside_v, outside_v = inside_v.mT, outside_v.mT
     largest = max(*inside_u.shape, *inside_v.shape, 1)
     at_once = max(1, BLOCK_ELEMENTS // (4 * largest**2))
     pairs, found = zip(each_core(a, xp=xp), each_core(b, xp=xp), strict=True), []

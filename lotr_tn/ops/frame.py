@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import assert_never
 
-from lotr_tn._arrays import (
-    BLOCK_ELEMENTS,
-    Array,
-    Namespace,
-    float64,
-    is_wide,
-    row_blocks,
-    zeros,
-)
+from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, row_blocks, zeros
 from lotr_tn.formats import Core, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import qr
@@ -40,7 +32,7 @@ class Frame:
 
     def core(self, core: Array, *, xp: Namespace) -> Array:
         """A core (r1, r2) that belongs to u and v, in the orthonormal bases."""
-        return self.left_factor @ float64(core, xp=xp) @ xp.matrix_transpose(self.right_factor)
+        return self.left_factor @ float64(core, xp=xp) @ self.right_factor.mT
 
 
 def frame_of(u: Array, v: Array, *, xp: Namespace) -> Frame:
@@ -74,13 +66,13 @@ class Projection:
     def core(self, index: int, *, xp: Namespace) -> Array:
         """The core (r1, r2) of the layer's projection, in the frame."""
         part = self.slices[index]
-        return self.a[:, part] @ xp.matrix_transpose(self.b[:, part])
+        return self.a[:, part] @ self.b[:, part].mT
 
 
 def project(stack: LoRAStack, frame: Frame, *, xp: Namespace) -> Projection:
     """The coordinates of a LoRA stack in a frame. Cost: 2·(m·r1 + n·r2)·R flops."""
     a = cross_gram(frame.left, stack.up, xp=xp)
-    b = cross_gram(frame.right, xp.matrix_transpose(stack.down), xp=xp)
+    b = cross_gram(frame.right, stack.down.mT, xp=xp)
     return Projection(stack, frame, a, b)
 
 
@@ -108,10 +100,8 @@ def cores_in(stack: Core, frame: Frame, *, xp: Namespace) -> list[Array]:
             a = cross_gram(left, stack.shared, xp=xp)
             return [a @ cross_gram(stack.own[i, ...], right, xp=xp) for i in range(stack.shape[0])]
         case Dense():
-            return [
-                xp.matrix_transpose(cross_gram(stack.w[i, ...], left, xp=xp)) @ right
-                for i in range(stack.shape[0])
-            ]
+            layers = range(stack.shape[0])
+            return [cross_gram(stack.w[i, ...], left, xp=xp).mT @ right for i in layers]
         case never:
             assert_never(never)
 
@@ -122,22 +112,19 @@ def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namesp
     Cost: 2·(m·r1 + n·r2)·R flops; O(R·r) memory and one block of rows.
     """
     stack, frame = projection.stack, projection.frame
-    up, down = stack.up, xp.matrix_transpose(stack.down)
     # a factor's outside part may be large and yet cancel in the product, so it is multiplied by
     # the other side before its size is taken
     weights_a = [qr(projection.a[:, part], xp=xp)[1] for part in stack.slices]
     weights_b = [qr(projection.b[:, part], xp=xp)[1] for part in stack.slices]
-    right = outside(down, frame.right, projection.b, stack.slices, weights_a, xp=xp)
-    both = [
-        xp.concat([weight, factor], axis=0)
-        for weight, (_, factor) in zip(weights_b, right, strict=True)
-    ]
-    left = outside(up, frame.left, projection.a, stack.slices, both, xp=xp)
-    inside = [
-        frobenius(projection.core(index, xp=xp) - core, xp=xp) for index, core in enumerate(cores)
-    ]
-    terms = zip(inside, left, right, strict=True)
-    return xp.stack([root_sum_squares(xp.stack([i, p, n])) for i, (p, _), (n, _) in terms])
+    right = outside(stack.down.mT, frame.right, projection.b, stack.slices, weights_a, xp=xp)
+    pairs = zip(weights_b, right, strict=True)
+    both = [xp.concat([weight, factor], axis=0) for weight, (_, factor) in pairs]
+    left = outside(stack.up, frame.left, projection.a, stack.slices, both, xp=xp)
+    found = []
+    for index, (core, (p, _), (n, _)) in enumerate(zip(cores, left, right, strict=True)):
+        inside = frobenius(projection.core(index, xp=xp) - core, xp=xp)
+        found.append(root_sum_squares(xp.stack([inside, p, n])))
+    return xp.stack(found)
 
 
 def outside(
@@ -157,7 +144,7 @@ def outside(
         found = []
         for part, weight in zip(parts, weights, strict=True):
             rest = x[:, part] - basis @ inside[:, part]
-            weighed = frobenius(rest @ xp.matrix_transpose(weight), xp=xp)
+            weighed = frobenius(rest @ weight.mT, xp=xp)
             found.append((weighed, triangular_factor(rest, xp=xp)))
         return found
     grams = [zeros((part.stop - part.start,) * 2, x, xp=xp) for part in parts]
@@ -166,10 +153,8 @@ def outside(
         rest = float64(x[rows, :], xp=xp) - basis[rows, :] @ inside
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             own = rest[:, part]
-            grams[index] = grams[index] + xp.matrix_transpose(own) @ own
-            weighed = own @ xp.matrix_transpose(weight)
+            grams[index] = grams[index] + own.mT @ own
+            weighed = own @ weight.mT
             squares[index] = squares[index] + xp.sum(weighed * weighed)
-    return [
-        (xp.sqrt(square), root_of_gram(gram, xp=xp))
-        for square, gram in zip(squares, grams, strict=True)
-    ]
+    pairs = zip(squares, grams, strict=True)
+    return [(xp.sqrt(square), root_of_gram(gram, xp=xp)) for square, gram in pairs]

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import array_api_compat
+import numpy as np
+
 from lotr_tn._arrays import Array, Namespace, namespace_of, zeros
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Format, Stack
@@ -76,7 +79,7 @@ def gram(stacks: Sequence[Stack]) -> Array:
     total = zeros((len(cores),) * 2, first_array(cores[0]), xp=xp)
     for index in range(cores[0].shape[0]):
         total = total + _layer_gram([layer_of(x, index, xp=xp) for x in cores], xp=xp)
-    return (total + xp.matrix_transpose(total)) / 2
+    return (total + total.mT) / 2
 
 
 def _layer_gram(layers: Sequence[Layer], *, xp: Namespace) -> Array:
@@ -87,16 +90,8 @@ def _layer_gram(layers: Sequence[Layer], *, xp: Namespace) -> Array:
     left = xp.concat([left_times_middle(layer, xp=xp) for layer in layers], axis=1)
     right = xp.concat([layer.right for layer in layers], axis=1)
     products = cross_gram(left, left, xp=xp) * cross_gram(right, right, xp=xp)
-    members = _membership([int(layer.right.shape[1]) for layer in layers], products, xp=xp)
-    return members @ products @ xp.matrix_transpose(members)
-
-
-def _membership(sizes: list[int], like: Array, *, xp: Namespace) -> Array:
-    """(N, Σ sizes) with a one where a column belongs to a row's stack: sums over blocks."""
-    total, start, rows = sum(sizes), 0, []
-    for size in sizes:
-        shapes = (1, start), (1, size), (1, total - start - size)
-        before, own, after = (zeros(shape, like, xp=xp) for shape in shapes)
-        rows.append(xp.concat([before, own + 1, after], axis=1))
-        start += size
-    return xp.concat(rows, axis=0)
+    sizes = [int(layer.right.shape[1]) for layer in layers]
+    # (N, Σ sizes) with a one where a column belongs to a row's stack: sums over blocks
+    members = np.repeat(np.eye(len(sizes)), sizes, axis=1)
+    members = xp.asarray(members, device=array_api_compat.device(products))
+    return members @ products @ members.mT

@@ -1,5 +1,7 @@
 """Layers of a stack, seen one by one."""
 
+import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
@@ -34,16 +36,15 @@ def layer_of(stack: Stack, index: int, *, xp: Namespace) -> Layer:
             return Layer(stack.u, stack.core[index, ...], stack.v)
         case LowRankTucker2():
             part = stack.slices[index]
-            down = xp.matrix_transpose(stack.down[part, :])
             left = wide_product(stack.u, stack.up[:, part], xp=xp)
-            return Layer(left, None, wide_product(stack.v, down, xp=xp))
+            return Layer(left, None, wide_product(stack.v, stack.down[part, :].mT, xp=xp))
         case Tucker1(side="in"):
             return Layer(stack.own[index, ...], None, stack.shared)
         case Tucker1():
             return Layer(stack.shared, None, stack.own[index, ...])
         case LoRAStack():
             part = stack.slices[index]
-            return Layer(stack.up[:, part], None, xp.matrix_transpose(stack.down[part, :]))
+            return Layer(stack.up[:, part], None, stack.down[part, :].mT)
         case Dense():
             return Layer(None, stack.w[index, ...], None)
         case never:
@@ -55,9 +56,13 @@ def between_shared(stack: Stack, index: int, *, xp: Namespace) -> Layer:
 
     Such a core is in float64.
     """
-    stack = lowered(stack)
-    if isinstance(stack, Tucker2 | LowRankTucker2):
-        return Layer(stack.u, core_of(stack, index, xp=xp), stack.v)
+    match stack := lowered(stack):
+        case Tucker2():
+            return Layer(stack.u, float64(stack.core[index, ...], xp=xp), stack.v)
+        case LowRankTucker2():
+            part = stack.slices[index]
+            core = float64(stack.up[:, part], xp=xp) @ float64(stack.down[part, :], xp=xp)
+            return Layer(stack.u, core, stack.v)
     return layer_of(stack, index, xp=xp)
 
 
@@ -75,10 +80,10 @@ def two_factors(layer: Layer, *, xp: Namespace) -> tuple[Array, Array]:
         wide = float64(layer.middle, xp=xp)
         m, n = wide.shape
         eye = identity(min(m, n), wide, xp=xp)
-        return (eye, xp.matrix_transpose(wide)) if m < n else (wide, eye)
+        return (eye, wide.mT) if m < n else (wide, eye)
     right = float64(layer.right, xp=xp)
     if layer.middle is not None and layer.left.shape[1] < right.shape[1]:
-        across = xp.matrix_transpose(float64(layer.middle, xp=xp))
+        across = float64(layer.middle, xp=xp).mT
         return float64(layer.left, xp=xp), right @ across
     return left_times_middle(layer, xp=xp), right
 
@@ -90,12 +95,12 @@ def layer_inner(x: Layer, y: Layer, *, xp: Namespace) -> Array:
             return xp.sum(float64(x.middle, xp=xp) * float64(y.middle, xp=xp))
         return layer_inner(y, x, xp=xp)
     if y.left is None or y.right is None:
-        left = xp.matrix_transpose(left_times_middle(x, xp=xp))
-        right = xp.matrix_transpose(float64(x.right, xp=xp))
+        left = left_times_middle(x, xp=xp).mT
+        right = float64(x.right, xp=xp).mT
         return xp.sum((left @ float64(y.middle, xp=xp)) * right)
     across = cross_gram(x.left, y.left, xp=xp)
     if x.middle is not None:
-        across = xp.matrix_transpose(float64(x.middle, xp=xp)) @ across
+        across = float64(x.middle, xp=xp).mT @ across
     if y.middle is not None:
         across = across @ float64(y.middle, xp=xp)
     return xp.sum(across * cross_gram(x.right, y.right, xp=xp))
@@ -103,31 +108,14 @@ def layer_inner(x: Layer, y: Layer, *, xp: Namespace) -> Array:
 
 def layer_product(layer: Layer, *, xp: Namespace) -> Array:
     """A layer as one (m, n) matrix, in float32 or float64."""
-    product = None
-    for factor in (layer.left, layer.middle):
-        if factor is not None:
-            wide = at_least_float32(factor, xp=xp)
-            product = wide if product is None else product @ wide
-    if layer.right is None:
-        return product
-    return product @ xp.matrix_transpose(at_least_float32(layer.right, xp=xp))
+    across = None if layer.right is None else layer.right.mT
+    factors = [x for x in (layer.left, layer.middle, across) if x is not None]
+    return functools.reduce(operator.matmul, [at_least_float32(x, xp=xp) for x in factors])
 
 
 def cores_as_lora(stack: LowRankTucker2) -> LoRAStack:
     """The cores alone, up_l down_l (L, r1, r2), with the stack's own arrays."""
     return LoRAStack(stack.up, stack.down, stack.ranks)
-
-
-def core_of(stack: Tucker2 | LowRankTucker2, index: int, *, xp: Namespace) -> Array:
-    """The core (r1, r2) of a layer in float64."""
-    match stack:
-        case Tucker2():
-            return float64(stack.core[index, ...], xp=xp)
-        case LowRankTucker2():
-            part = stack.slices[index]
-            return float64(stack.up[:, part], xp=xp) @ float64(stack.down[part, :], xp=xp)
-        case never:
-            assert_never(never)
 
 
 def each_core(stack: Tucker2 | LowRankTucker2, *, xp: Namespace) -> Iterator[Array]:

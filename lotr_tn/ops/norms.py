@@ -50,8 +50,7 @@ def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
         case "frobenius":
             if differentiable(stack):
                 return _norms_with_gradient(stack, xp=xp)
-            layers = range(stack.shape[0])
-            return xp.stack([frobenius(x, xp=xp) for x in _small_layers(stack, layers, xp=xp)])
+            return xp.stack([frobenius(x, xp=xp) for x in _small_layers(stack, xp=xp)])
         case "spectral":
             return xp.stack([_largest(s, xp=xp) for s in layer_singular_values(stack)])
         case "nuclear":
@@ -76,32 +75,28 @@ def layer_singular_values(stack: Stack) -> list[Array]:
     if differentiable(stack):
         return [_singular_values_with_gradient(stack, i, xp=xp) for i in range(stack.shape[0])]
     count = min(stack.shape[1:])
-    small = _small_layers(stack, range(stack.shape[0]), xp=xp)
-    found = [xp.linalg.svdvals(float64(x, xp=xp)) for x in small]
-    return [values[: min(count, values.shape[0])] for values in found]
+    small = _small_layers(stack, xp=xp)
+    return [xp.linalg.svdvals(float64(x, xp=xp))[: min(count, *x.shape)] for x in small]
 
 
-def _small_layers(stack: Core, layers: range, *, xp: Namespace) -> list[Array]:
+def _small_layers(stack: Core, *, xp: Namespace) -> list[Array]:
     """For each layer a small matrix with its singular values: T_left middle T_rightᵀ."""
+    layers = range(stack.shape[0])
     match stack:
         case Dense():
             return [stack.w[i, ...] for i in layers]
         case Tucker2():
             left = triangular_factor(stack.u, xp=xp)
-            right = xp.matrix_transpose(triangular_factor(stack.v, xp=xp))
+            right = triangular_factor(stack.v, xp=xp).mT
             return [left @ float64(stack.core[i, ...], xp=xp) @ right for i in layers]
         case LowRankTucker2():
             up = triangular_factor(stack.u, xp=xp) @ float64(stack.up, xp=xp)
-            right = xp.matrix_transpose(triangular_factor(stack.v, xp=xp))
-            down = float64(stack.down, xp=xp) @ right
+            down = float64(stack.down, xp=xp) @ triangular_factor(stack.v, xp=xp).mT
             cores = LoRAStack(up, down, stack.ranks)
             return [_small_lora(cores, part, xp=xp) for part in cores.slices]
         case Tucker1():
             shared = triangular_factor(stack.shared, xp=xp)
-            return [
-                triangular_factor(stack.own[i, ...], xp=xp) @ xp.matrix_transpose(shared)
-                for i in layers
-            ]
+            return [triangular_factor(stack.own[i, ...], xp=xp) @ shared.mT for i in layers]
         case LoRAStack():
             return [_small_lora(stack, part, xp=xp) for part in stack.slices]
         case never:
@@ -109,9 +104,8 @@ def _small_layers(stack: Core, layers: range, *, xp: Namespace) -> list[Array]:
 
 
 def _small_lora(stack: LoRAStack, part: slice, *, xp: Namespace) -> Array:
-    right = xp.matrix_transpose(stack.down[part, :])
-    left, right = triangular_factor(stack.up[:, part], xp=xp), triangular_factor(right, xp=xp)
-    return left @ xp.matrix_transpose(right)
+    right = triangular_factor(stack.down[part, :].mT, xp=xp)
+    return triangular_factor(stack.up[:, part], xp=xp) @ right.mT
 
 
 def _norms_with_gradient(stack: Core, *, xp: Namespace) -> Array:
@@ -128,7 +122,7 @@ def _singular_values_with_gradient(stack: Core, index: int, *, xp: Namespace) ->
     if layer.left is None or layer.right is None:
         return xp.linalg.svdvals(float64(layer.middle, xp=xp))
     left = left_times_middle(layer, xp=xp)
-    right = xp.matrix_transpose(float64(layer.right, xp=xp))
+    right = float64(layer.right, xp=xp).mT
     within = stack.shared_ranks if isinstance(stack, LowRankTucker2) else ()
     rank = min(*layer.left.shape, *right.shape, *within)
     return truncated_svd_with_gradient(left, right, rank)[1]

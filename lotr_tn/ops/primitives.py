@@ -1,8 +1,7 @@
 """What a format supplies to have the whole algebra, and where it is registered.
 
-The core formats have rules in every operation. Any other format says how it goes into one of them,
-its hub, and a few things more. An operation then takes the rule that the format has for it, or is
-done in the hub.
+The core formats have rules in every operation. Any other one says how it goes into one of them, its
+hub, and a few things more: an operation takes a rule that it has for it, or is done in the hub.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,33 +49,26 @@ class Primitives(Protocol[Own]):
 
         None where no one field is; then those three need rules, or are done in the hub.
         """
-        ...
 
     @property
     def hub(self) -> type[Core]:
         """The core format that holds the format exactly."""
-        ...
 
     @property
     def views(self) -> bool:
         """Whether `lower` hands out the stack's own arrays wherever the hub shares one."""
-        ...
 
     def lower(self, stack: Own, *, xp: Namespace) -> Core:
         """The stack in its hub, exact to the rounding of the dtype."""
-        ...
 
     def transpose(self, stack: Own, *, xp: Namespace) -> Own:
         """Every layer transposed, with the same entries."""
-        ...
 
     def join(self, stacks: Sequence[Own], *, axis: Axis, xp: Namespace) -> Own | None:
         """The sum of stacks of one shape, or the layers of all in order; None: in the hub."""
-        ...
 
     def of_lora(self, stack: LoRAStack, *, xp: Namespace) -> Own | None:
         """The same updates in this format, exactly; None where it cannot hold them."""
-        ...
 
 
 _PRIMITIVES: dict[type, Primitives[Any]] = {}
@@ -127,17 +119,12 @@ def registered_formats() -> tuple[type[Format], ...]:
 
 
 def primitives_of(kind: type[Stack]) -> Primitives[Any]:
-    """What a format supplies.
-
-    Raises:
-        FormatError: it is not registered.
-    """
-    found = _PRIMITIVES.get(kind)
-    if found is None:
+    """What a format supplies, or a refusal where it is not registered."""
+    if kind not in _PRIMITIVES:
         raise FormatError(
             f"{kind.__name__} has no primitives; lotr_tn.ops.register_format takes them"
         )
-    return found
+    return _PRIMITIVES[kind]
 
 
 def rule(name: str, kind: type[Format]) -> Callable[[Function], Function]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from lotr_tn._arrays import Array, Namespace
+from lotr_tn._arrays import Namespace
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.arrays import Kind, common_namespace, with_arrays
@@ -15,7 +15,7 @@ from lotr_tn.ops.conversion import (
     as_tucker2,
     in_shared_format,
 )
-from lotr_tn.ops.padding import zero_blocks
+from lotr_tn.ops.padding import on_common_sides, placed, side_by_side
 from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered
 
 
@@ -97,68 +97,33 @@ def concat_layers(stacks: Sequence[Stack]) -> Stack:
         case Dense():
             return Dense(xp.concat([as_dense(s).w for s in cores], axis=0))
         case LoRAStack():
-            alike = [as_lora(s) for s in cores]
-            up = xp.concat([s.up for s in alike], axis=1)
-            down = xp.concat([s.down for s in alike], axis=0)
-            return LoRAStack(up, down, tuple(r for s in alike for r in s.ranks))
+            return _concat_lora([as_lora(s) for s in cores], xp=xp)
         case Tucker1(side=side):
             alike = [as_tucker1(s, side) for s in cores]
-            shared, starts = _side_by_side([s.shared for s in alike], xp=xp)
-            size = int(shared.shape[1])
-            own = [
-                _placed(s.own, (None, (at, size)), xp=xp)
-                for s, at in zip(alike, starts, strict=True)
-            ]
+            shared, starts = side_by_side([s.shared for s in alike], xp=xp)
+            pairs = zip(alike, starts, strict=True)
+            own = [placed(s.own, 2, at, int(shared.shape[1]), xp=xp) for s, at in pairs]
             return Tucker1(shared, xp.concat(own, axis=0), side)
         case LowRankTucker2():
-            return _concat_low_rank([as_low_rank_tucker2(s) for s in cores], xp=xp)
+            alike = [as_low_rank_tucker2(s) for s in cores]
+            u, within, v = on_common_sides(alike, xp=xp)
+            one = _concat_lora(within, xp=xp)
+            return LowRankTucker2(u, one.up, one.down, v, one.ranks)
         case Tucker2():
             alike = [as_tucker2(s) for s in cores]
-            u, starts = _side_by_side([s.u for s in alike], xp=xp)
-            v, ends = _side_by_side([s.v for s in alike], xp=xp)
-            sizes = int(u.shape[1]), int(v.shape[1])
-            placed = [
-                _placed(s.core, ((p, sizes[0]), (q, sizes[1])), xp=xp)
+            u, starts = side_by_side([s.u for s in alike], xp=xp)
+            v, ends = side_by_side([s.v for s in alike], xp=xp)
+            r1, r2 = int(u.shape[1]), int(v.shape[1])
+            wide = [
+                placed(placed(s.core, 1, p, r1, xp=xp), 2, q, r2, xp=xp)
                 for s, p, q in zip(alike, starts, ends, strict=True)
             ]
-            return Tucker2(u, xp.concat(placed, axis=0), v)
+            return Tucker2(u, xp.concat(wide, axis=0), v)
         case never:
             assert_never(never)
 
 
-def _concat_low_rank(stacks: Sequence[LowRankTucker2], *, xp: Namespace) -> LowRankTucker2:
-    u, starts = _side_by_side([s.u for s in stacks], xp=xp)
-    v, ends = _side_by_side([s.v for s in stacks], xp=xp)
-    r1, r2 = int(u.shape[1]), int(v.shape[1])
-    up = [
-        zero_blocks(s.up, 0, p, r1 - p - s.shared_ranks[0], xp=xp)
-        for s, p in zip(stacks, starts, strict=True)
-    ]
-    down = [
-        zero_blocks(s.down, 1, q, r2 - q - s.shared_ranks[1], xp=xp)
-        for s, q in zip(stacks, ends, strict=True)
-    ]
-    ranks = tuple(k for s in stacks for k in s.ranks)
-    return LowRankTucker2(u, xp.concat(up, axis=1), xp.concat(down, axis=0), v, ranks)
-
-
-def _side_by_side(factors: list[Array], *, xp: Namespace) -> tuple[Array, list[int]]:
-    """Factors as columns of one, and where each begins; the same array stands there once."""
-    if all(factor is factors[0] for factor in factors):
-        return factors[0], [0] * len(factors)
-    starts, total = [], 0
-    for factor in factors:
-        starts.append(total)
-        total += int(factor.shape[1])
-    return xp.concat(factors, axis=1), starts
-
-
-def _placed(
-    core: Array, places: tuple[tuple[int, int] | None, tuple[int, int] | None], *, xp: Namespace
-) -> Array:
-    """(L, p, q) with zeros around it: a place is where an axis begins, and its new size."""
-    for axis, place in zip((1, 2), places, strict=True):
-        if place is not None:
-            start, size = place
-            core = zero_blocks(core, axis, start, size - start - int(core.shape[axis]), xp=xp)
-    return core
+def _concat_lora(stacks: Sequence[LoRAStack], *, xp: Namespace) -> LoRAStack:
+    up = xp.concat([s.up for s in stacks], axis=1)
+    down = xp.concat([s.down for s in stacks], axis=0)
+    return LoRAStack(up, down, tuple(r for s in stacks for r in s.ranks))
