@@ -51,12 +51,12 @@ class Certificate:
     @property
     def distance(self) -> float:
         """‖T − T̂‖ of the whole stack."""
-        return _root_sum_squares(tuple(float(d) for d in to_numpy(self.distances)))
+        return _root_sum_squares(_numbers(self.distances))
 
     @property
     def layer_norms(self) -> tuple[float, ...]:
         """‖ΔW_l‖ of each layer."""
-        return tuple(float(x) for x in to_numpy(self.norms))
+        return _numbers(self.norms)
 
     @property
     def relative_error(self) -> float:
@@ -66,8 +66,7 @@ class Certificate:
     @property
     def layer_errors(self) -> tuple[float, ...]:
         """‖ΔW_l − ΔŴ_l‖ / ‖ΔW_l‖ of each layer; infinite where only ΔŴ_l is not zero."""
-        pairs = zip(to_numpy(self.distances), self.layer_norms, strict=True)
-        return tuple(ratio(float(d), norm) for d, norm in pairs)
+        return tuple(map(ratio, _numbers(self.distances), self.layer_norms))
 
     @property
     def weighted_error(self) -> float:
@@ -77,7 +76,7 @@ class Certificate:
     @property
     def weighted_distance(self) -> float:
         """(Σ w_l ‖ΔW_l − ΔŴ_l‖²)^½, what a weighted decomposition lowers."""
-        return self._weighted(tuple(float(d) for d in to_numpy(self.distances)))
+        return self._weighted(_numbers(self.distances))
 
     @property
     def lower_bound(self) -> float:
@@ -92,8 +91,8 @@ class Certificate:
     def _weighted(self, values: tuple[float, ...]) -> float:
         if self.weights is None:
             return _root_sum_squares(values)
-        pairs = zip(to_numpy(self.weights), values, strict=True)
-        return _root_sum_squares(tuple(float(w) ** 0.5 * value for w, value in pairs))
+        pairs = zip(_numbers(self.weights), values, strict=True)
+        return _root_sum_squares(tuple(w**0.5 * value for w, value in pairs))
 
 
 def ratio(error: float, size: float) -> float:
@@ -101,6 +100,10 @@ def ratio(error: float, size: float) -> float:
     if size > 0:
         return error / size
     return float("inf") if error > 0 else 0.0
+
+
+def _numbers(x: Array) -> tuple[float, ...]:
+    return tuple(float(value) for value in to_numpy(x))
 
 
 def _root_sum_squares(values: tuple[float, ...]) -> float:

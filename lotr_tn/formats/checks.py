@@ -1,5 +1,7 @@
 """Checks that every format makes when it is built."""
 
+import itertools
+
 from lotr_tn._arrays import Array
 from lotr_tn.errors import FormatError
 
@@ -20,3 +22,17 @@ def require_equal(axis: str, first: tuple[str, int], second: tuple[str, int]) ->
             f"axis {axis} must have one size; found {first[1]} in {first[0]} and {second[1]} in "
             f"{second[0]}"
         )
+
+
+def require_ranks(axis: str, up: Array, down: Array, ranks: tuple[int, ...]) -> None:
+    """Refuse ranks of layers that are not those of the columns of `up` and the rows of `down`."""
+    require_equal(axis, ("up", up.shape[1]), ("down", down.shape[0]))
+    require_equal(axis, ("up", up.shape[1]), ("the sum of ranks", sum(ranks)))
+    if not ranks or min(ranks) < 0:
+        raise FormatError(f"ranks must be whole numbers, at least one; found {ranks}")
+
+
+def slices_of(ranks: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where the terms of each layer lie on an axis of all of them."""
+    ends = itertools.accumulate(ranks, initial=0)
+    return tuple(slice(start, end) for start, end in itertools.pairwise(ends))

@@ -1,13 +1,11 @@
 """A stack of LoRA updates with ragged ranks."""
 
-import itertools
 from dataclasses import dataclass
 from typing import final
 
 from lotr_tn._arrays import Array, namespace_of
-from lotr_tn.errors import FormatError
 from lotr_tn.formats.certificate import Certificate
-from lotr_tn.formats.checks import require_axes, require_equal
+from lotr_tn.formats.checks import require_axes, require_ranks, slices_of
 from lotr_tn.formats.operators import Operators
 
 
@@ -45,10 +43,7 @@ class LoRAStack(Operators):
         namespace_of(up=self.up, down=self.down)
         require_axes("up", self.up, "(m, R)")
         require_axes("down", self.down, "(R, n)")
-        require_equal("R", ("up", self.up.shape[1]), ("down", self.down.shape[0]))
-        require_equal("R", ("up", self.up.shape[1]), ("the sum of ranks", sum(self.ranks)))
-        if not self.ranks or min(self.ranks) < 0:
-            raise FormatError(f"ranks must be whole numbers, at least one; found {self.ranks}")
+        require_ranks("R", self.up, self.down, self.ranks)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,5 +53,4 @@ class LoRAStack(Operators):
     @property
     def slices(self) -> tuple[slice, ...]:
         """Where each layer's rank terms lie on the axis R."""
-        ends = itertools.accumulate(self.ranks, initial=0)
-        return tuple(slice(start, end) for start, end in itertools.pairwise(ends))
+        return slices_of(self.ranks)

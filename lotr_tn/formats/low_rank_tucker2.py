@@ -1,13 +1,11 @@
 """Tucker-2 with low-rank cores: a LoRA inside shared factors."""
 
-import itertools
 from dataclasses import dataclass
 from typing import final
 
 from lotr_tn._arrays import Array, namespace_of
-from lotr_tn.errors import FormatError
 from lotr_tn.formats.certificate import Certificate
-from lotr_tn.formats.checks import require_axes, require_equal
+from lotr_tn.formats.checks import require_axes, require_equal, require_ranks, slices_of
 from lotr_tn.formats.operators import Operators
 
 
@@ -54,10 +52,7 @@ class LowRankTucker2(Operators):
         require_axes("v", self.v, "(n, r2)")
         require_equal("r1", ("u", self.u.shape[1]), ("up", self.up.shape[0]))
         require_equal("r2", ("v", self.v.shape[1]), ("down", self.down.shape[1]))
-        require_equal("K", ("up", self.up.shape[1]), ("down", self.down.shape[0]))
-        require_equal("K", ("up", self.up.shape[1]), ("the sum of ranks", sum(self.ranks)))
-        if not self.ranks or min(self.ranks) < 0:
-            raise FormatError(f"ranks must be whole numbers, at least one; found {self.ranks}")
+        require_ranks("K", self.up, self.down, self.ranks)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,5 +67,4 @@ class LowRankTucker2(Operators):
     @property
     def slices(self) -> tuple[slice, ...]:
         """Where each layer's rank terms lie on the axis K."""
-        ends = itertools.accumulate(self.ranks, initial=0)
-        return tuple(slice(start, end) for start, end in itertools.pairwise(ends))
+        return slices_of(self.ranks)

@@ -42,13 +42,9 @@ def triangular_factor(x: Array, *, xp: Namespace) -> Array:
 
 
 def orthonormal_basis(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
-    """Q (m, k') float64 and T (k', k) with x = Q T and QᵀQ = I.
+    """Q (m, k') float64 and T (k', k) with x = Q T and QᵀQ = I, for x (m, k), also with k > m.
 
     On the Gram route directions of x below 6e-8 of the largest come out as zero columns of Q.
-
-    Args:
-        x: (m, k); k may exceed m.
-        xp: the array namespace of x.
 
     Cost: 4·m·k² flops; O(m·k) memory.
     Source: Householder QR, or the Gram route of Stathopoulos and Wu (2002), SVQB.

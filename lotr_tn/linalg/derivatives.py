@@ -240,18 +240,7 @@ def _factored_gradient(
     [U (E + O) + (I − U Uᵀ) grad_u / s + Uᵣ diag(grad_s)] Vᵣᵀ
     + Uᵣ [V (E − O) + (I − V Vᵀ) grad_v / s]ᵀ, r for the first rank columns,
     where 2 Eᵢⱼ = (aᵢⱼ + bᵢⱼ) / (sⱼ − sᵢ) and 2 Oᵢⱼ = (aᵢⱼ − bᵢⱼ) / (sⱼ + sᵢ) off the diagonal.
-
-    Args:
-        u: U (m, k), the vectors that are dropped included.
-        s: (k,) descending.
-        v: V (n, k).
-        scale: (), the size that rounding errors of s are relative to.
-        grad_u: (m, rank).
-        grad_s: (rank,).
-        grad_v: (n, rank).
-
-    Raises:
-        DerivativeError: the gradient asks for derivatives that do not exist.
+    U (m, k), s and V hold what is dropped, too; rounding errors of s are relative to `scale` ().
     """
     xp = namespace_of(u=u, s=s, v=v)
     near = SMALLEST_GAP * scale
@@ -274,11 +263,8 @@ def _factored_gradient(
 def _refuse_undefined(s: np.ndarray, vectors: np.ndarray, grad_s: np.ndarray, near: float) -> None:
     """Raises where a gradient that is not zero meets a derivative that does not exist.
 
-    Args:
-        s: (k,) descending.
-        vectors: (rank,), true where a vector on either side has a gradient.
-        grad_s: (rank,).
-        near: values that differ by at most this count as equal.
+    `vectors` (rank,) is true where a vector on either side has a gradient; values of s (k,) that
+    differ by at most `near` count as equal.
     """
     rank = grad_s.size
     # written so that nan counts as large

@@ -177,9 +177,6 @@ _UNITS |= {f"{k}iB": 1024**p for p, k in ((1, "k"), (2, "M"), (3, "G"))} | {"K":
 def byte_count(size: int | str) -> int:
     """A number of bytes from a number, or from text with a unit.
 
-    Raises:
-        RankError: it is no size.
-
     Examples:
         >>> byte_count("5MiB"), byte_count("800 kB"), byte_count(12)
         (5242880, 800000, 12)
@@ -212,14 +209,9 @@ def epsilon_of(rule: RelativeError) -> float:
 def as_rule(
     ranks: "RankRule | TotalError | int | tuple[int, int]", dtype: str | None = None
 ) -> RankRule:
-    """A rank rule from a rule, one rank, or a pair of ranks; a budget counts in numbers.
+    """A rank rule from a rule, one rank, or a pair of ranks.
 
-    Args:
-        ranks: how ranks are asked for.
-        dtype: in which the result is stored, for a budget of bytes.
-
-    Raises:
-        RankError: it is no rule, or a budget of bytes with no dtype to count in.
+    A budget counts in numbers then: one of bytes needs the dtype in which the result is stored.
     """
     if isinstance(ranks, TotalError):
         return RelativeError(ranks.epsilon)
@@ -262,19 +254,8 @@ def smallest_rank(tails: np.ndarray, budget: float) -> int:
 def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) -> tuple[int, int]:
     """Of all (r1, r2) whose lost energy is within the budget, the one with fewest parameters.
 
-    Args:
-        lost: (k1 + 1, k2 + 1) squared energy lost by each pair of ranks.
-        budget: the squared energy that may be lost.
-        shape: (L, m, n); a pair costs m·r1 + n·r2 + L·r1·r2.
-
-    Returns:
-        (r1, r2); among equally cheap pairs the one that loses least, then (to rounding) the smaller
-        r1.
-
-    Raises:
-        RankError: no pair meets the budget.
-
-    Cost: O(k1·k2).
+    `lost` (k1 + 1, k2 + 1) and the budget are squared. Among equally cheap pairs it is the one that
+    loses least, then (to rounding) that of the smaller r1. RankError: no pair meets the budget.
     """
     count = pair_parameters(shape, lost.shape)
     within = lost <= budget
@@ -282,31 +263,20 @@ def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) 
         raise RankError(f"no ranks lose as little as {budget:.3g}; the least is {lost.min():.3g}")
     candidates = np.flatnonzero(within & (count == count[within].min()))
     best = candidates[least_lost(lost.ravel()[candidates])[0]]
-    row, column = np.unravel_index(best, lost.shape)
-    return int(row), int(column)
+    return divmod(int(best), lost.shape[1])
 
 
 def best_pair(lost: np.ndarray, params: int, shape: tuple[int, int, int]) -> tuple[int, int]:
     """Of all (r1, r2) that store at most `params` numbers, the one that loses least.
 
-    Args:
-        lost: (k1 + 1, k2 + 1) squared energy lost by each pair of ranks.
-        params: the most numbers to store, at least 0.
-        shape: (L, m, n); a pair costs m·r1 + n·r2 + L·r1·r2.
-
-    Returns:
-        (r1, r2); among pairs that lose the same, to rounding, the one with fewest parameters, then
-        the smaller r1.
-
-    Cost: O(k1·k2).
+    `lost` is (k1 + 1, k2 + 1). Among pairs that lose the same, to rounding, it is the one with
+    fewest parameters, then that of the smaller r1.
     """
     count = pair_parameters(shape, lost.shape)
-    within = count <= params  # (0, 0) always is
-    affordable = np.flatnonzero(within)
+    affordable = np.flatnonzero(count <= params)  # (0, 0) always is
     candidates = affordable[least_lost(lost.ravel()[affordable])]
     best = candidates[np.argmin(count.ravel()[candidates])]
-    row, column = np.unravel_index(best, lost.shape)
-    return int(row), int(column)
+    return divmod(int(best), lost.shape[1])
 
 
 def least_lost(lost: np.ndarray) -> np.ndarray:
@@ -327,15 +297,9 @@ def tail_energies(values: np.ndarray) -> np.ndarray:
 
 
 def rank_for(rule: RankRule, tails: np.ndarray, cost: int) -> int:
-    """The rank that a rule asks for where one rank is to be chosen.
+    """The rank, from 0 to k, that a rule asks for where one is to be chosen; of a pair, the first.
 
-    Args:
-        rule: how the rank is asked for; of a pair, the first number.
-        tails: (k + 1,) discarded squared energy after keeping 0, 1, …, k terms; never increasing.
-        cost: numbers that one more rank stores.
-
-    Returns:
-        A rank from 0 to k.
+    `tails` are those of `smallest_rank`; `cost` is how many numbers one more rank stores.
     """
     most = len(tails) - 1
     match rule:

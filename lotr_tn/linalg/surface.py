@@ -19,10 +19,8 @@ def lost_energy_surface(energies: Array, *, xp: Namespace) -> Array:
     """
     right_of = _tail_sums(energies, axis=1, xp=xp)  # (k1, k2 + 1)
     below = _tail_sums(xp.sum(energies, axis=1), axis=0, xp=xp)  # (k1 + 1,)
-    kept_rows_lost_columns = xp.concat(
-        [zeros((1, right_of.shape[1]), energies, xp=xp), xp.cumulative_sum(right_of, axis=0)],
-        axis=0,
-    )
+    none = zeros((1, right_of.shape[1]), energies, xp=xp)
+    kept_rows_lost_columns = xp.concat([none, xp.cumulative_sum(right_of, axis=0)], axis=0)
     return below[:, None] + kept_rows_lost_columns
 
 

@@ -90,14 +90,9 @@ def apply_transpose(
 
 
 def cheapest_order(rows: int, m: int, n: int, r1: int, r2: int) -> tuple[Order, int]:
-    """The order with the fewest multiply-adds for x U G Vᵀ with x (rows, n), and their number.
+    """The order with the fewest multiply-adds for x V Gᵀ Uᵀ, and their number.
 
-    Args:
-        rows: rows of x.
-        m: outputs; U is (m, r1).
-        n: inputs; V is (n, r2).
-        r1: columns of U.
-        r2: columns of V.
+    x is (rows, n), U (m, r1) and V (n, r2).
 
     Examples:
         >>> cheapest_order(1, 4096, 4096, 64, 64)

@@ -92,8 +92,7 @@ def with_arrays(stack: Kind, **changes: Any) -> Kind:
 
 
 def _fields_of(kind: type) -> _Fields:
-    found = _FIELDS.get(kind)
-    if found is None:
+    if (found := _FIELDS.get(kind)) is None:
         hints = get_type_hints(kind)
         own = [field.name for field in fields(kind)]
         names = tuple(name for name in own if _holds_arrays(hints[name]))

@@ -116,17 +116,16 @@ class _Whole:
         turned = _turned(cores) if isinstance(cores, LoRAStack) else cores.mT
         return _Whole(self.right, turned, self.left)
 
-    def factored(self, *, xp: Namespace) -> "tuple[Array | None, LoRAStack, Array | None]":
-        """The same with cores up_l down_l; a core gets an identity on the side that is given."""
+    def factored(self, *, xp: Namespace) -> LoRAStack:
+        """The cores as up_l down_l; one gets an identity on the side that is given."""
         left, cores, right = self.left, self.cores, self.right
         if isinstance(cores, LoRAStack):
-            return left, cores, right
+            return cores
         if left is None and right is not None:
-            return None, _with_tiles(cores, _eye(cores.shape[2], cores, xp=xp), xp=xp), right
+            return _with_tiles(cores, _eye(cores.shape[2], cores, xp=xp), xp=xp)
         if right is None and left is not None:
-            turned = self.flipped.factored(xp=xp)
-            return left, _turned(turned[1]), None
-        return left, _dense_as_lora(cores, xp=xp), right
+            return _turned(self.flipped.factored(xp=xp))
+        return _dense_as_lora(cores, xp=xp)
 
 
 def _whole(stack: Core) -> _Whole:
@@ -172,15 +171,11 @@ def as_lora(stack: Stack) -> LoRAStack:
     if whole.left is None and whole.right is None:
         return _dense_as_lora(whole.cores, xp=xp)
     p, q = whole.cores.shape[1:]
-    if whole.right is None or (whole.left is not None and p < q):
-        return _turned(_lora_of_shared(whole.flipped, xp=xp))
-    return _lora_of_shared(whole, xp=xp)
-
-
-def _lora_of_shared(whole: _Whole, *, xp: Namespace) -> LoRAStack:
-    """Each layer's own factor, with the right side repeated for every layer."""
+    turns = whole.right is None or (whole.left is not None and p < q)
+    whole = whole.flipped if turns else whole
     own = whole.cores if whole.left is None else _product(whole.left, whole.cores, xp=xp)
-    return _with_tiles(own, whole.right.mT, xp=xp)
+    found = _with_tiles(own, whole.right.mT, xp=xp)
+    return _turned(found) if turns else found
 
 
 def as_dense(stack: Stack) -> Dense:
@@ -201,7 +196,7 @@ def as_tucker2(stack: Stack) -> Tucker2:
             cores = [narrow(core, dtype, xp=xp) for core in each_core(stack, xp=xp)]
             return Tucker2(stack.u, xp.stack(cores), stack.v)
         return Tucker2(whole.left, whole.cores, whole.right)
-    left, lora, right = whole.factored(xp=xp)
+    left, lora, right = whole.left, whole.factored(xp=xp), whole.right
     total, cores = sum(lora.ranks), []
     for part, rank in zip(lora.slices, lora.ranks, strict=True):
         if left is not None:
@@ -227,7 +222,8 @@ def as_low_rank_tucker2(stack: Stack) -> LowRankTucker2:
     if isinstance(stack, LowRankTucker2):
         return stack
     xp = common_namespace(stack)
-    left, cores, right = _with_sides(stack, xp=xp).factored(xp=xp)
+    whole = _with_sides(stack, xp=xp)
+    left, cores, right = whole.left, whole.factored(xp=xp), whole.right
     eye = _eye(sum(cores.ranks), cores.up, xp=xp) if left is None or right is None else None
     u, up = (cores.up, eye) if left is None else (left, cores.up)
     v, down = (cores.down.mT, eye) if right is None else (right, cores.down)
@@ -285,9 +281,7 @@ def _dense_as_lora(w: Array, *, xp: Namespace) -> LoRAStack:
     """Matrices (L, m, n), with an identity on their shorter side."""
     m, n = w.shape[1:]
     eye = _eye(min(m, n), w, xp=xp)
-    if m < n:
-        return _turned(_with_tiles(w.mT, eye, xp=xp))
-    return _with_tiles(w, eye, xp=xp)
+    return _turned(_with_tiles(w.mT, eye, xp=xp)) if m < n else _with_tiles(w, eye, xp=xp)
 
 
 _INTO: dict[type[Stack], Callable[[Stack, SharedSide], Core]] = {

@@ -115,19 +115,14 @@ def _quick_distances(
     x = first_array(a)
     if is_wide(x) or str(x.device) != "cpu":
         return [None for _ in layers]
-    if (
-        isinstance(a, LoRAStack)
-        and isinstance(b, LoRAStack)
-        and len({*a.ranks}) == 1 == len({*b.ranks})
-    ):
-        products = _products_of_all(a, b, xp=xp)
-        return [_trusted(products[i, ...], a.ranks[0], xp=xp) for i in layers]
     ranks = a.ranks if isinstance(a, LoRAStack) else (a.rank,) * a.shape[0]
-    pairs = ((layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)) for index in layers)
-    return [
-        _trusted(_products(one, other, xp=xp), rank, xp=xp)
-        for rank, (one, other) in zip(ranks, pairs, strict=True)
-    ]
+    loras = isinstance(a, LoRAStack) and isinstance(b, LoRAStack)
+    if loras and len({*a.ranks}) == 1 == len({*b.ranks}):
+        products = _products_of_all(a, b, xp=xp)
+    else:
+        pairs = ((layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)) for index in layers)
+        products = (_products(one, other, xp=xp) for one, other in pairs)
+    return [_trusted(each, rank, xp=xp) for each, rank in zip(products, ranks, strict=True)]
 
 
 def _products(one: Layer, other: Layer, *, xp: Namespace) -> Array:
