@@ -62,10 +62,6 @@ def truncated_svd_with_gradient(up: Array, down: Array, rank: int) -> tuple[Arra
         back in the dtype of the factors.
 
     Raises:
-        FormatError: the inner sizes differ, or an entry is not finite.
-        BackendError: the factors are not torch tensors, or not float32 or float64, or they differ
-            in dtype or device.
-        RankError: the rank is outside its range.
         DerivativeError: in the backward pass, where the derivative does not exist, by the rules at
             the top of this module; and always for a second derivative.
 
@@ -95,11 +91,6 @@ def leading_vectors_with_gradient(x: Array, k_matrix: Array, rank: int) -> Array
     Returns:
         (m, rank) float64 with orthonormal columns, by descending eigenvalue; in each column the
         entry of largest size is positive.
-
-    Raises:
-        FormatError: the sizes disagree, an entry is not finite, K is not symmetric, or a kept
-            eigenvalue is negative, the last two beyond the rounding of its dtype.
-        BackendError, RankError, DerivativeError: as `truncated_svd_with_gradient` raises them.
 
     Cost: O(m·p²) flops and O(m·p) memory, forward and backward; nothing of size m·m.
     Accuracy: the eigenvalues are the squares of the singular values of the root x K^½. Directions

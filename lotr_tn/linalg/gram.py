@@ -4,16 +4,9 @@ from lotr_tn._arrays import Array, Namespace, float64, is_wide, row_blocks
 
 
 def cross_gram(x: Array, y: Array, *, xp: Namespace) -> Array:
-    """xᵀ y in float64.
+    """xᵀ y (p, q) in float64, for x (m, p) and y (m, q) of any storage dtype.
 
-    Args:
-        x: (m, p), any storage dtype.
-        y: (m, q), any storage dtype.
-        xp: the array namespace of both.
-
-    Returns:
-        (p, q) float64. Narrow input is widened one block of rows at a time, so no float64 copy of
-        x or y is ever held.
+    Narrow input is widened one block of rows at a time, so no float64 copy of x or y is ever held.
 
     Cost: 2·m·p·q flops; O(p·q) memory beside the input.
     """

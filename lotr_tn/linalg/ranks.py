@@ -232,14 +232,9 @@ def as_rule(
 
 
 def smallest_rank(tails: np.ndarray, budget: float) -> int:
-    """The smallest rank whose discarded energy is within the budget.
+    """The smallest rank whose discarded energy is within the budget; RankError where none is.
 
-    Args:
-        tails: (k + 1,) discarded squared energy after keeping 0, 1, …, k terms; never increasing.
-        budget: the squared energy that may be lost.
-
-    Raises:
-        RankError: not even all terms meet the budget.
+    `tails` are (k + 1,) squared energies after keeping 0, 1, …, k terms, never increasing.
 
     Examples:
         >>> smallest_rank(np.array([14.0, 5.0, 1.0, 0.0]), budget=1.0)

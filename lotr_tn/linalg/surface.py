@@ -6,16 +6,9 @@ from lotr_tn._arrays import Array, Namespace, zeros
 def lost_energy_surface(energies: Array, *, xp: Namespace) -> Array:
     """Squared error of keeping the leading r1 and r2 directions, for every pair (r1, r2).
 
-    Args:
-        energies: (k1, k2) squared core entries in the HOSVD basis, summed over the layers.
-        xp: the array namespace.
-
-    Returns:
-        (k1 + 1, k2 + 1): entry (r1, r2) is the sum of all energies with row ≥ r1 or column ≥ r2.
-        It is a sum of non-negative terms, so small errors keep full relative accuracy, unlike
-        one minus the kept energy.
-
-    Cost: O(k1·k2).
+    `energies` (k1, k2) are squared core entries in the HOSVD basis, summed over the layers. Entry
+    (r1, r2) of (k1 + 1, k2 + 1) is the sum of those with row ≥ r1 or column ≥ r2: of non-negative
+    terms, so small errors keep full relative accuracy, unlike one minus the kept energy.
     """
     right_of = _tail_sums(energies, axis=1, xp=xp)  # (k1, k2 + 1)
     below = _tail_sums(xp.sum(energies, axis=1), axis=0, xp=xp)  # (k1 + 1,)

@@ -22,14 +22,9 @@ def chain_product(matrices: Sequence[Array]) -> Array:
 
 
 def cheapest_splits(sizes: Sequence[int]) -> tuple[int, dict[tuple[int, int], int]]:
-    """The fewest multiply-adds for a chain of matrices, and after which one each part is split.
+    """The fewest multiply-adds for matrices (n_0, n_1), (n_1, n_2), …, and where parts are split.
 
-    Args:
-        sizes: (n_0, …, n_k) of k matrices (n_0, n_1), …, (n_{k-1}, n_k).
-
-    Returns:
-        The number for the whole chain; and for each part, by its first and last matrix, the last
-        one of its left half.
+    Each part, by its first and last matrix, has the last one of its left half.
 
     Source: Godbole (1973), dynamic programming.
 

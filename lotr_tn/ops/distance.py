@@ -164,8 +164,7 @@ def _of_shared_factors(
 ) -> Array:
     frame = frame_of(b.u, b.v, xp=xp)
     u, v = float64(a.u, xp=xp), float64(a.v, xp=xp)
-    inside_u = frame.left.mT @ u
-    inside_v = frame.right.mT @ v
+    inside_u, inside_v = frame.left.mT @ u, frame.right.mT @ v
     outside_u = qr(u - frame.left @ inside_u, xp=xp)[1]
     outside_v = qr(v - frame.right @ inside_v, xp=xp)[1]
     inside_v, outside_v = inside_v.mT, outside_v.mT
@@ -175,12 +174,8 @@ def _of_shared_factors(
     while some := list(itertools.islice(pairs, at_once)):
         core, wanted = (xp.stack(cores) for cores in zip(*some, strict=True))
         inside, outside = inside_u @ core, outside_u @ core
-        terms = (
-            inside @ inside_v - frame.core(wanted, xp=xp),
-            outside @ inside_v,
-            inside @ outside_v,
-            outside @ outside_v,
-        )
+        within = inside @ inside_v - frame.core(wanted, xp=xp)
+        terms = within, outside @ inside_v, inside @ outside_v, outside @ outside_v
         flat = [xp.reshape(t, (len(some), t.shape[1] * t.shape[2])) for t in terms]
         found.append(_row_norms(xp.concat(flat, axis=1), xp=xp))
     return xp.concat(found)

@@ -122,11 +122,9 @@ def each_core(stack: Tucker2 | LowRankTucker2, *, xp: Namespace) -> Iterator[Arr
     """The cores (r1, r2) of all layers in turn, in float64."""
     match stack:
         case Tucker2():
-            for index in range(stack.shape[0]):
-                yield float64(stack.core[index, ...], xp=xp)
+            yield from (float64(stack.core[i, ...], xp=xp) for i in range(stack.shape[0]))
         case LowRankTucker2():
             up, down = float64(stack.up, xp=xp), float64(stack.down, xp=xp)
-            for part in stack.slices:
-                yield up[:, part] @ down[part, :]
+            yield from (up[:, part] @ down[part, :] for part in stack.slices)
         case never:
             assert_never(never)
