@@ -167,14 +167,15 @@ def as_lora(stack: Stack) -> LoRAStack:
     whole = _whole(stack)
     if isinstance(whole.cores, LoRAStack):
         up = _product(whole.left, whole.cores.up, xp=xp)
-        return LoRAStack(up, _product(whole.cores.down, whole.right.mT, xp=xp), whole.cores.ranks)
+        down = _product(whole.cores.down, xp.matrix_transpose(whole.right), xp=xp)
+        return LoRAStack(up, down, whole.cores.ranks)
     if whole.left is None and whole.right is None:
         return _dense_as_lora(whole.cores, xp=xp)
     p, q = whole.cores.shape[1:]
     turns = whole.right is None or (whole.left is not None and p < q)
     whole = whole.flipped if turns else whole
     own = whole.cores if whole.left is None else _product(whole.left, whole.cores, xp=xp)
-    found = _with_tiles(own, whole.right.mT, xp=xp)
+    found = _with_tiles(own, xp.matrix_transpose(whole.right), xp=xp)
     return _turned(found) if turns else found
 
 

@@ -116,8 +116,8 @@ def _quick_distances(
     if is_wide(x) or str(x.device) != "cpu":
         return [None for _ in layers]
     ranks = a.ranks if isinstance(a, LoRAStack) else (a.rank,) * a.shape[0]
-    loras = isinstance(a, LoRAStack) and isinstance(b, LoRAStack)
-    if loras and len({*a.ranks}) == 1 == len({*b.ranks}):
+    alike = len({*ranks}) == 1
+    if alike and isinstance(a, LoRAStack) and isinstance(b, LoRAStack) and len({*b.ranks}) == 1:
         products = _products_of_all(a, b, xp=xp)
     else:
         pairs = ((layer_of(a, index, xp=xp), layer_of(b, index, xp=xp)) for index in layers)

@@ -49,26 +49,33 @@ class Primitives(Protocol[Own]):
 
         None where no one field is; then those three need rules, or are done in the hub.
         """
+        ...
 
     @property
     def hub(self) -> type[Core]:
         """The core format that holds the format exactly."""
+        ...
 
     @property
     def views(self) -> bool:
         """Whether `lower` hands out the stack's own arrays wherever the hub shares one."""
+        ...
 
     def lower(self, stack: Own, *, xp: Namespace) -> Core:
         """The stack in its hub, exact to the rounding of the dtype."""
+        ...
 
     def transpose(self, stack: Own, *, xp: Namespace) -> Own:
         """Every layer transposed, with the same entries."""
+        ...
 
     def join(self, stacks: Sequence[Own], *, axis: Axis, xp: Namespace) -> Own | None:
         """The sum of stacks of one shape, or the layers of all in order; None: in the hub."""
+        ...
 
     def of_lora(self, stack: LoRAStack, *, xp: Namespace) -> Own | None:
         """The same updates in this format, exactly; None where it cannot hold them."""
+        ...
 
 
 _PRIMITIVES: dict[type, Primitives[Any]] = {}
