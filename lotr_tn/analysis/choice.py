@@ -53,12 +53,6 @@ def choose_within(
     its curve says; it is made where its lower bound leaves it a chance. What is chosen is made and
     measured, and where rounding to the dtype cost it its place, the next one is.
 
-    Args:
-        stack: the LoRA.
-        subject: the same in coordinates, with its curves.
-        rule: the error, as stored.
-        options: how candidates are made.
-
     Returns:
         The smallest candidate in bytes that stores no more numbers than the LoRA; the earlier in
         the order of `FORMS` among equals.

@@ -133,10 +133,7 @@ class Coordinates:
 
 
 def coordinates_of(stack: Stack) -> Coordinates:
-    """A stack in the coordinates of its own HOSVD.
-
-    Args:
-        stack: any stack (L, m, n), with R = Σ r_l rank terms.
+    """A stack (L, m, n), with R = Σ r_l rank terms, in the coordinates of its own HOSVD.
 
     Cost: 2·(m + n)·R² flops for two triangular factors, on the stack's device, and O(R³) on the
     host; memory of one factor in float64, and O(R²).

@@ -21,20 +21,11 @@ def curves_of(
     *,
     pairs: int = PAIRS,
 ) -> dict[FormatName, Curve]:
-    """The curves of some forms for one stack.
+    """The curves of some forms, or of all that have one, for one stack, in the order of `FORMS`.
 
-    Args:
-        coordinates: of the stack.
-        stored: numbers that the LoRA as it is stores.
-        formats: which forms; all where left out.
-        limits: on all ranks but those of the LoRA as it is.
-        pairs: pairs of shared ranks to try for low-rank cores, for each guess of the terms kept.
-
-    Returns:
-        A curve for each form that has one, in the order of `FORMS`. `truncated`, `shared-in` and
-        `shared-out` lose the least that is possible; `lotr` loses what the truncated HOSVD does,
-        at most √2 times the least; `lotr-low-rank` is searched over some 50 pairs of shared
-        ranks.
+    `stored`, `limits` and `pairs` are those of a `Search`. `truncated`, `shared-in` and
+    `shared-out` lose the least that is possible; `lotr` loses what the truncated HOSVD does, at
+    most √2 times the least; `lotr-low-rank` is searched over some 50 pairs of shared ranks.
 
     Cost: O(K1·K2·log(K1·K2)) for the pairs of ranks, O(50·L·r³) for low-rank cores.
     """

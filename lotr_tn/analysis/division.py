@@ -71,15 +71,8 @@ def divide(
 ) -> Division:
     """The points of all groups' curves that together lose least in a budget, or store least.
 
-    Args:
-        subjects: the groups.
-        rule: the budget, or the error of all groups together.
-        options: how candidates are made.
-        spent: what of the budget is spent already, on what is no group.
-
-    Returns:
-        Points, and a bound on what any could reach. In a budget every group that is not zero keeps
-        at least one direction.
+    Of the budget some is `spent` already, on what is no group. Every group that is not zero keeps
+    at least one direction in it.
 
     Raises:
         OptionError: the budget is too small for that.
@@ -98,14 +91,7 @@ def divide(
 def divide_points(
     groups: Sequence[Points], rule: Budget | TotalError, *, allowed: float, spent: int = 0
 ) -> Division:
-    """As `divide`, for groups whose points are known.
-
-    Args:
-        groups: what each group can choose from.
-        rule: the budget, or an error.
-        allowed: for an error, the squared loss of all groups together that it allows.
-        spent: as for `divide`.
-    """
+    """As `divide`, of known points; an error allows this squared loss of all groups together."""
     if isinstance(rule, TotalError):
         menus = [Menu(group.menu.loss, group.menu.cost) for group in groups]
         lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
@@ -127,15 +113,8 @@ def settle(
 ) -> tuple[Division, list[Choice]]:
     """Make every group as it was divided, and measure; what rounding exceeds is divided anew.
 
-    Args:
-        stacks: gives the groups' LoRAs in order, each time it is called: once for a budget.
-        subjects: the groups.
-        rule: as for `divide`.
-        options: as for `divide`.
-        division: of this rule.
-
-    Returns:
-        The division by which the groups were made, and the groups.
+    `stacks` gives the groups' LoRAs in order, each time it is called: once for a budget. Returned
+    are the division by which the groups were made, and the groups.
     """
     asked = rule
     for attempt in range(ATTEMPTS):
@@ -155,12 +134,9 @@ def settle(
 def division_path(
     subjects: Sequence[Subject], options: Options, most: int
 ) -> list[tuple[Point, ...]]:
-    """Divisions of growing budgets, cheapest first: each loses least for what it stores.
+    """At most so many divisions of growing budgets, evenly spread in size, cheapest first.
 
-    Args:
-        subjects: the groups.
-        options: how candidates are made.
-        most: how many are returned at most, evenly spread in size.
+    Each loses least for what it stores.
     """
     groups = [points_of(subject, Budget(0), options) for subject in subjects]
     menus = [group.menu for group in groups]

@@ -10,10 +10,6 @@ def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
     Of equal points the first is kept. A loss that is lower by rounding alone beats none.
 
-    Args:
-        cost: (P,) numbers.
-        loss: (P,) numbers.
-
     Cost: O(P log P).
 
     Examples:
@@ -28,10 +24,6 @@ def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 def lower_hull(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Indices of the corners of the lower convex hull of a front, cheapest first.
-
-    Args:
-        cost: (P,) increasing.
-        loss: (P,) decreasing.
 
     Source: Andrew (1979), the monotone chain.
 

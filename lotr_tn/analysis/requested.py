@@ -15,12 +15,6 @@ def made_within(stack: LoRAStack, form: Form, rule: RelativeError | Energy, opti
     The rank is doubled from the smallest that is allowed until the error is met, and then halved
     in between; the largest that is allowed where none meets it.
 
-    Args:
-        stack: the LoRA.
-        form: the form.
-        rule: the error.
-        options: dtype, method and limits.
-
     Cost: of the form's own search, or of 2·log₂(r) stacks for a rank of r.
     """
     if form.within is not None and options.limits == RankLimits():
@@ -43,11 +37,7 @@ def made_within(stack: LoRAStack, form: Form, rule: RelativeError | Energy, opti
 
 
 def require_curves(formats: Iterable[FormatName]) -> None:
-    """Refuse forms without a curve where a size or an error is divided by curves.
-
-    Raises:
-        OptionError: a form has none.
-    """
+    """Refuse forms without a curve where a size or an error is divided by curves."""
     for name in formats:
         if FORMS[name].curve is None:
             raise OptionError(

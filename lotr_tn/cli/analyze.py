@@ -64,14 +64,8 @@ def analyze(
     """
     limits = asked_limits(min_rank, max_rank)
     beside = all_forms() if "all" in (formats or ()) else tuple(formats or ())
-    asked = Asked(
-        how_much.question(),
-        "auto",
-        group_by=group_by,
-        dtype=dtype,
-        limits=limits,
-        beside=beside,
-    )
+    question = how_much.question()
+    asked = Asked(question, "auto", group_by=group_by, dtype=dtype, limits=limits, beside=beside)
     if plot is not None:
         refuse_plot(plot, force=out.force)
     if html is not None:

@@ -81,15 +81,11 @@ def register(
     *examples: str,
     panels: Mapping[str, str] | None = None,
 ) -> None:
-    """Make a function a command.
+    """Make a function a command, with examples at the end of its help.
 
-    Args:
-        app: the program, or the part of it that has the command.
-        command: the function. A parameter whose type is a dataclass stands for one option for each
-            field whose type says how; `Annotated[Record, {"field": option}]` adds others.
-        examples: the end of its help.
-        panels: names of options, with blanks, by the panel of the help that tells them; the others
-            are advanced. Without panels there is one for all.
+    A parameter whose type is a dataclass stands for one option for each field whose type says how;
+    `Annotated[Record, {"field": option}]` adds others. `panels` are names of options, with blanks,
+    by the panel of the help that tells them; the others are advanced. Without panels there is one.
     """
     panel_of = {name: panel for panel, names in (panels or {}).items() for name in names.split()}
 
@@ -121,8 +117,7 @@ def register(
     if panels:
         parameters.append(_keyword(HELP, HelpAll, False))
     parameters = sorted(map(told, parameters), key=lambda parameter: _place(parameter, panels))
-    signature = inspect.Signature(parameters)
-    vars(run).update(__signature__=signature)
+    vars(run).update(__signature__=inspect.Signature(parameters))
     example = "\n\n".join(f"Example: {line}" for line in examples)
     app.command(cls=Command, epilog=example)(run)
 

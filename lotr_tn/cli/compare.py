@@ -45,7 +45,9 @@ def compare(
     Of three or more it shows how alike they are, each with each: cosines, and overlaps of the
     subspaces that they write to and read from.
     """
-    adapters = _adapters(paths)
+    same = len(paths) == 2 and paths[0] == paths[1]  # one name would stand for both
+    adapters: Mapping[str, Adapter]
+    adapters = {s: load_adapter(paths[0]) for s in "AB"} if same else named_adapters(paths)
     if len(adapters) < 2:
         found = ", ".join([str(len(adapters)), *adapters])
         raise OptionError(f"there must be two adapters or more; found {found}")
@@ -62,13 +64,6 @@ def compare(
     _compare_many(adapters, plot, out)
 
 
-def _adapters(paths: list[Path]) -> Mapping[str, Adapter]:
-    """The adapters by name; of two paths both may be the same."""
-    if len(paths) == 2 and paths[0] == paths[1]:
-        return {side: load_adapter(paths[0]) for side in ("A", "B")}
-    return named_adapters(paths)
-
-
 def _compare_two(a: Adapter, b: Adapter, max_rel_error: float | None, out: Output) -> None:
     comparison = compare_adapters(a, b)
     out.show(comparison_record(comparison), lambda record: comparison_text(record, out.all))
@@ -83,10 +78,9 @@ def _compare_many(adapters: Mapping[str, Adapter], plot: Path | None, out: Outpu
         refuse_plot(plot, force=out.force)
     with out.progress(len(modules_of(adapters))) as step:
         record = likeness_record(compare_many(adapters, progress=step))
-    written = []
     if plot is not None:
         from lotr_tn.report.plots.likeness import save_likeness_plot
 
         save_likeness_plot(record, plot, force=out.force)
-        written.append(plot)
+    written = [] if plot is None else [plot]
     out.show(record, lambda record: likeness_text(record, written, show_all=out.all))

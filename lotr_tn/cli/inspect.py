@@ -42,16 +42,9 @@ def inspect(
     if is_bank(source):
         show(source, out=out)
         return
-    adapter = load_adapter(source)
-    record = inspection_record(adapter, group_by, _size(source))
+    adapter, place = load_adapter(source), place_in_bank(source)
+    size = file_size(source) if place is None else load_bank(place[0]).figures(place[1]).own_bytes
+    record = inspection_record(adapter, group_by, size)
     lotr = isinstance(adapter, LoTRAdapter)
     config = json.loads(adapter.config_text) if lotr else dict(adapter.config)
     out.show(record, lambda record: inspection_text(record, config))
-
-
-def _size(source: Path) -> int:
-    """Bytes of a file; of an adapter in a bank what only it takes."""
-    place = place_in_bank(source)
-    if place is None:
-        return file_size(source)
-    return load_bank(place[0]).figures(place[1]).own_bytes

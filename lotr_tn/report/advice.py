@@ -4,8 +4,8 @@ from typing import Any
 
 from lotr_tn.analysis.forms import FORMS, LOTR
 from lotr_tn.analysis.forms.truncated import FORM as TRUNCATED
-from lotr_tn.report.forms import is_kept, is_pairs, phrase_of
-from lotr_tn.report.numbers import byte_size, error, times
+from lotr_tn.report.forms import candidate_of, is_kept, is_pairs, phrase_of
+from lotr_tn.report.numbers import byte_size, counted, error, ratio_text, times
 
 SHARED = 0.5
 """Mean overlap from which layers are said to share a subspace."""
@@ -48,21 +48,21 @@ def group_advice(group: dict[str, Any]) -> str:
     """One group in a sentence: what sharing costs, what cutting ranks costs, and why."""
     if group["norm"] == 0:
         return "All updates are zero: there is nothing to keep."
-    by_format = {candidate["format"]: candidate for candidate in group["candidates"]}
     layers = group["shape"][0]
     parts = []
-    if (lotr := by_format.get(LOTR.name)) is not None:
+    if lotr := candidate_of(group, LOTR.name):
+        these = "one layer" if layers == 1 else f"these {layers} layers"
         parts.append(
-            f"sharing U and V across {_these(layers)} costs {_ratio(lotr)} the LoRA at "
+            f"sharing U and V across {these} costs {ratio_text(lotr['ratio'])} the LoRA at "
             f"{_percent(lotr['relative_error'])} error"
         )
-    if (cut := by_format.get(TRUNCATED.name)) is not None:
-        parts.append(
-            f"cutting each layer's rank costs {_ratio(cut)} at {_percent(cut['relative_error'])}"
-        )
+    if cut := candidate_of(group, TRUNCATED.name):
+        loss = _percent(cut["relative_error"])
+        parts.append(f"cutting each layer's rank costs {ratio_text(cut['ratio'])} at {loss}")
     if layers > 1:
         parts.append(_subspaces(group))
-    if len(group["clusters"]) > 1 and group["clustered_params"] < _least(group):
+    least = min(candidate["params"] for candidate in group["candidates"])
+    if len(group["clusters"]) > 1 and group["clustered_params"] < least:
         parts.append(
             f"apart, in {len(group['clusters'])} sets of layers, they would take "
             f"{times(group['clustered_params'], group['params'])}"
@@ -75,22 +75,19 @@ def _recommendation(record: dict[str, Any]) -> str:
     before, found = record["params"], record["recommended"]
     forms = {group["recommended"] for group in record["groups"] if group["norm"]}
     loses = f"at {_percent(found['relative_error'])} error, measured"
-    nothing = all(map(is_kept, forms))
-    if nothing and record["question"]["kind"] in ("max_params", "max_bytes"):
-        return f"The LoRA as it is, of {before:,} parameters, has room: nothing need be lost."
-    if nothing:
+    of_size = record["question"]["kind"] in ("max_params", "max_bytes")
+    if all(map(is_kept, forms)):
+        if of_size:
+            return f"The LoRA as it is, of {before:,} parameters, has room: nothing need be lost."
         return (
             f"Nothing compresses: {question_text(record['question'])} needs all "
             f"{before:,} parameters of the LoRA."
         )
-    size = (
-        f"{times(found['params'], before)} the parameters ({before:,} -> {found['params']:,}) "
-        f"{loses}"
-    )
-    how = _how(record, forms)
-    if record["question"]["kind"] in ("max_params", "max_bytes"):
+    after, how = found["params"], _how(record, forms)
+    size = f"{times(after, before)} the parameters ({before:,} -> {after:,}) {loses}"
+    if of_size:
         return f"Best of this size: {how}, {size}."
-    if found["params"] > HARDLY * before:
+    if after > HARDLY * before:
         return f"It hardly compresses: the smallest form, {how}, takes {size}."
     return f"Smallest: {how} takes {size}."
 
@@ -98,22 +95,22 @@ def _recommendation(record: dict[str, Any]) -> str:
 def _how(record: dict[str, Any], forms: set[str]) -> str:
     if len(forms) == 1:
         return phrase_of(*forms)
-    counted = []
+    parts = []
     for form in FORMS:
         count = sum(group["recommended"] == form for group in record["groups"] if group["norm"])
         if count:
-            counted.append(f"{phrase_of(form)} for {count} group{'s' if count > 1 else ''}")
-    return ", ".join(counted[:-1]) + f" and {counted[-1]}"
+            parts.append(f"{phrase_of(form)} for {counted(count, 'group')}")
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
 def _sharing(record: dict[str, Any]) -> list[str]:
     """What LoTR for all groups would take, where it is not what is recommended."""
-    lotr = [_of_format(group, LOTR.name) for group in record["groups"]]
-    if any(c is None for c in lotr) or all(is_pairs(g["recommended"]) for g in record["groups"]):
+    lotr = [c for group in record["groups"] if (c := candidate_of(group, LOTR.name))]
+    if len(lotr) < len(record["groups"]) or record["question"]["kind"] != "rel_error":
         return []
-    if record["question"]["kind"] not in ("rel_error",):
+    if all(is_pairs(group["recommended"]) for group in record["groups"]):
         return []
-    total = sum(candidate["params"] for candidate in lotr if candidate is not None)
+    total = sum(candidate["params"] for candidate in lotr)
     words = f"LoTR for all groups would take {times(total, record['params'])}"
     means = [
         max(group["overlap"]["means"])
@@ -133,52 +130,34 @@ def _other_stackings(record: dict[str, Any]) -> list[str]:
     others = [s for s in measured if not s["chosen"]]
     if chosen is None or not others:
         return []
-    several = len(record["sources"]) > 1
     by_error = record["question"]["kind"] in ("max_params", "max_bytes")
-    if several:
-        shown = "; ".join(f"{s['label']} {_stacking_figure(s, record, by_error)}" for s in others)
-        own = _stacking_figure(chosen, record, by_error)
-        return [f"Best stacked: {chosen['label']}, {own}; {shown}."]
+
+    def figure(way: dict[str, Any]) -> str:
+        if by_error:
+            return f"{_percent(way['relative_error'])} error"
+        return times(way["params"], record["params"])
+
+    if len(record["sources"]) > 1:
+        shown = "; ".join(f"{way['label']} {figure(way)}" for way in others)
+        return [f"Best stacked: {chosen['label']}, {figure(chosen)}; {shown}."]
     key = "relative_error" if by_error else "params"
     best = min(others, key=lambda s: s[key])
-    if best[key] < HARDLY * chosen[key]:
-        figure = _stacking_figure(best, record, by_error)
-        return [f"Stacked as {best['label']} it would be {figure}: --group-by {best['name']}."]
-    return []
-
-
-def _stacking_figure(stacking: dict[str, Any], record: dict[str, Any], by_error: bool) -> str:
-    if by_error:
-        return f"{_percent(stacking['relative_error'])} error"
-    return times(stacking["params"], record["params"])
-
-
-def _of_format(group: dict[str, Any], form: str) -> dict[str, Any] | None:
-    return next((c for c in group["candidates"] if c["format"] == form), None)
-
-
-def _least(group: dict[str, Any]) -> int:
-    return min(candidate["params"] for candidate in group["candidates"])
+    if best[key] >= HARDLY * chosen[key]:
+        return []
+    return [f"Stacked as {best['label']} it would be {figure(best)}: --group-by {best['name']}."]
 
 
 def _subspaces(group: dict[str, Any]) -> str:
-    overlap, (left, right) = max(group["overlap"]["means"]), group["overlap"]["means"]
-    figures = f"outputs overlap {left:.2g}, inputs {right:.2g}; chance is " + " and ".join(
-        f"{value:.1g}" for value in group["overlap"]["chance"]
+    (left, right), chance = group["overlap"]["means"], group["overlap"]["chance"]
+    what = "share some directions"
+    if max(left, right) >= SHARED:
+        what = "share a subspace"
+    elif max(left, right) < UNSHARED:
+        what = "do not share a subspace"
+    random = " and ".join(f"{value:.1g}" for value in chance)
+    return (
+        f"these layers {what} (outputs overlap {left:.2g}, inputs {right:.2g}; chance is {random})"
     )
-    if overlap >= SHARED:
-        return f"these layers share a subspace ({figures})"
-    if overlap < UNSHARED:
-        return f"these layers do not share a subspace ({figures})"
-    return f"these layers share some directions ({figures})"
-
-
-def _these(layers: int) -> str:
-    return "one layer" if layers == 1 else f"these {layers} layers"
-
-
-def _ratio(candidate: dict[str, Any]) -> str:
-    return "-" if candidate["ratio"] is None else f"{candidate['ratio']:.2f}x"
 
 
 def _percent(value: float) -> str:

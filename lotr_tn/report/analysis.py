@@ -11,7 +11,7 @@ from lotr_tn.analysis.curve import Curve, best_point
 from lotr_tn.analysis.error_surface import surface_of
 from lotr_tn.analysis.forms import FORMS, LORA, LOTR
 from lotr_tn.analysis.spectra import Spectra
-from lotr_tn.inspection.analysis import Analysis, GroupAnalysis
+from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 from lotr_tn.report.advice import group_advice, verdict
 from lotr_tn.report.forms import is_pairs, label_of
@@ -29,13 +29,9 @@ BEYOND = 2.5
 
 
 def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, Any]:
-    """What `lotr analyze --json` prints; with `surfaces`, what its page needs beside.
-
-    Args:
-        analysis: what was found.
-        surfaces: whether each group gets its errors at up to 97 x 97 pairs of ranks.
-    """
+    """What `lotr analyze --json` prints; with `surfaces`, what its page needs beside."""
     groups = [_group(group, analysis) for group in analysis.groups]
+    unit = "relative error" if isinstance(analysis.question, Budget) else "bytes"
     record: dict[str, Any] = {
         "sources": list(analysis.sources),
         "base_model": analysis.base_model,
@@ -51,11 +47,11 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
             "relative_error": analysis.relative_error,
         },
         "bound": analysis.bound,
-        "bound_unit": _bound_unit(analysis),
+        "bound_unit": None if analysis.bound is None else unit,
         "bound_forms": list(analysis.bound_forms),
         "seconds": analysis.seconds,
         "groups": groups,
-        "stackings": [_stacking(cost.__dict__) for cost in analysis.stackings],
+        "stackings": [_stacking(cost) for cost in analysis.stackings],
         "budgets": [_budget(candidates, analysis) for candidates in analysis.path],
     }
     record["verdict"] = verdict(record)
@@ -63,15 +59,9 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
 
 
 def with_surfaces(record: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
-    """A record with what its page needs beside: each group's errors at many pairs of ranks."""
+    """A record with what its page needs beside: errors at up to 97 x 97 pairs of ranks a group."""
     pairs = zip(record["groups"], analysis.groups, strict=True)
     return record | {"groups": [one | {"surface": _surface(group)} for one, group in pairs]}
-
-
-def _bound_unit(analysis: Analysis) -> str | None:
-    if analysis.bound is None:
-        return None
-    return "relative error" if isinstance(analysis.question, Budget) else "bytes"
 
 
 def question_record(question: Rule) -> dict[str, Any]:
@@ -86,17 +76,10 @@ def question_record(question: Rule) -> dict[str, Any]:
             return {"kind": "rel_error", "value": question.epsilon}
 
 
-def _stacking(cost: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": cost["stacking"],
-        "label": cost["label"],
-        "params": cost["parameters"],
-        "bytes": cost["bytes"],
-        "relative_error": cost["relative_error"],
-        "stacks": cost["stacks"],
-        "chosen": cost["chosen"],
-        "note": cost["note"],
-    }
+def _stacking(cost: StackingCost) -> dict[str, Any]:
+    same = ("bytes", "relative_error", "stacks", "chosen", "note")
+    named = {"name": cost.stacking, "label": cost.label, "params": cost.parameters}
+    return named | {key: getattr(cost, key) for key in same}
 
 
 def _budget(candidates: tuple[Candidate, ...], analysis: Analysis) -> dict[str, Any]:
@@ -121,8 +104,7 @@ def _group(group: GroupAnalysis, analysis: Analysis) -> dict[str, Any]:
     coordinates, subject = group.subject.coordinates, group.subject
     order = list(group.stacked.order)
     targets = [group.stacked.group.targets[i] for i in order]
-    sides = coordinates.left_sigma, coordinates.right_sigma
-    spectra = Spectra(*sides, coordinates.layer_values)
+    spectra = Spectra(coordinates.left_sigma, coordinates.right_sigma, coordinates.layer_values)
     record: dict[str, Any] = {
         "name": group.stacked.name,
         "modules": [target.name for target in targets],
@@ -199,18 +181,16 @@ def _ranks_text(candidate: Candidate, group: GroupAnalysis) -> str:
 
 def _front(group: GroupAnalysis) -> list[dict[str, Any]]:
     """The LoTR that answers, and points of its front evenly spread up to some times the LoRA."""
-    coordinates = group.subject.coordinates
-    curve = group.subject.curves[LOTR.name]
+    coordinates, curve = group.subject.coordinates, group.subject.curves[LOTR.name]
+    energy = coordinates.energy
     within = np.flatnonzero(curve.parameters <= max(BEYOND * group.subject.stored, 1))
-    if coordinates.energy == 0 or not within.size:
+    if energy == 0 or not within.size:
         return []
-    wanted = np.linspace(0, float(curve.parameters[within[-1]]), FRONT_POINTS)
     asked = [c.parameters for c in group.choice.all if is_pairs(c.format)]
-    wanted = np.concatenate([wanted, asked])
+    even = np.linspace(0, float(curve.parameters[within[-1]]), FRONT_POINTS)
+    wanted = np.concatenate([even, asked])
     places = np.unique(np.searchsorted(curve.parameters[within], wanted).clip(max=within.size - 1))
     pairs = [(int(r1), int(r2)) for r1, r2 in curve.settings[places]]
-    layers = _layer_errors(group, pairs)
-    energy = coordinates.energy
     return [
         {
             "r1": r1,
@@ -220,7 +200,7 @@ def _front(group: GroupAnalysis) -> list[dict[str, Any]]:
             "lower_bound": float((coordinates.lower[r1, r2] / energy) ** 0.5),
             "layer_errors": errors,
         }
-        for place, (r1, r2), errors in zip(places, pairs, layers, strict=True)
+        for place, (r1, r2), errors in zip(places, pairs, _layer_errors(group, pairs), strict=True)
     ]
 
 
@@ -248,11 +228,8 @@ def _curve(curve: Curve, energy: float) -> dict[str, Any]:
 
 def _params_within(curve: Curve, energy: float) -> dict[str, int | None]:
     """The fewest parameters of a format within some errors, by the error; None where none is."""
-    found: dict[str, int | None] = {}
-    for bound in ERRORS:
-        place = best_point(curve, bound**2 * energy)
-        found[f"{bound:g}"] = None if place is None else int(curve.parameters[place])
-    return found
+    places = {f"{bound:g}": best_point(curve, bound**2 * energy) for bound in ERRORS}
+    return {k: None if at is None else int(curve.parameters[at]) for k, at in places.items()}
 
 
 def _surface(group: GroupAnalysis) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.advice import question_text
 from lotr_tn.report.forms import is_kept
-from lotr_tn.report.numbers import byte_size, count, error, times
+from lotr_tn.report.numbers import byte_size, count, counted, error, ratio_text, times
 from lotr_tn.report.text import bound_text, plain_table, shape_text
 
 SHOWN_GROUPS = 3
@@ -20,13 +20,7 @@ MOST_ROWS = 12
 
 
 def analysis_text(record: dict[str, Any], written: list[Path], *, show_all: bool) -> RenderableType:
-    """The outcome of `lotr analyze`.
-
-    Args:
-        record: of the analysis.
-        written: files that were written beside.
-        show_all: whether the candidates of every group are shown.
-    """
+    """The outcome of `lotr analyze`; files were written beside."""
     parts: list[RenderableType] = [_head(record), Text()]
     parts += [Padding(Text(sentence, style="bold"), (0, 0, 0, 2)) for sentence in record["verdict"]]
     if any(group["norm"] for group in record["groups"]):
@@ -49,8 +43,7 @@ def _head(record: dict[str, Any]) -> Text:
     return Text(
         f"{named}\n"
         f"Base model      {record['base_model'] or 'not named'}\n"
-        f"Updates         {modules} modules in {len(record['groups'])} "
-        f"group{'s' if len(record['groups']) > 1 else ''}, "
+        f"Updates         {modules} modules in {counted(len(record['groups']), 'group')}, "
         f"{record['params']:,} parameters, {byte_size(record['bytes'])}\n"
         f"Asked           {question_text(record['question'])}{bound}"
     )
@@ -90,13 +83,8 @@ def _at_errors(record: dict[str, Any]) -> Table:
 
 def _least(record: dict[str, Any], form: str, bound: str) -> int | None:
     """Parameters of all groups in one form within an error; None where a group has no point."""
-    total = 0
-    for group in record["groups"]:
-        sizes = group["params_within"].get(form)
-        if sizes is None or sizes[bound] is None:
-            return None
-        total += sizes[bound]
-    return total
+    sizes = [group["params_within"].get(form, {}).get(bound) for group in record["groups"]]
+    return None if None in sizes else sum(sizes)
 
 
 def _stackings(record: dict[str, Any]) -> Table:
@@ -131,7 +119,7 @@ def _candidates(record: dict[str, Any], show_all: bool) -> list[RenderableType]:
                 f"{candidate['label']}{mark}",
                 candidate["ranks"],
                 bound + count(candidate["params"]),
-                "-" if candidate["ratio"] is None else f"{candidate['ratio']:.2f}x",
+                ratio_text(candidate["ratio"]),
                 error(candidate["relative_error"]),
             )
         parts.append(table)
@@ -140,7 +128,7 @@ def _candidates(record: dict[str, Any], show_all: bool) -> list[RenderableType]:
     if any(c["least_params"] and not c["measured"] for g in shown for c in g["candidates"]):
         legend += " ≤: by HOSVD; HOOI may need fewer, but not fewer than the recommended form."
     if left:
-        legend += f" --all shows {left} more group{'s' if left > 1 else ''}."
+        legend += f" --all shows {counted(left, 'more group')}."
     return [*parts, Text(legend)]
 
 

@@ -14,7 +14,7 @@ from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.group import ADAPTER, BankGroup
 from lotr_tn.banks.making.conversion import BankConversion
 from lotr_tn.files.bank_tensor import BankTensor
-from lotr_tn.report.numbers import byte_size, error, file_growth, times
+from lotr_tn.report.numbers import byte_size, counted, error, file_growth, times
 from lotr_tn.report.text import plain_table
 
 SHOWN = 12
@@ -138,11 +138,16 @@ def _errors(bank: Bank) -> dict[str, float]:
 
 def _formats(bank: Bank) -> dict[str, int]:
     """How many layers are in each format."""
-    found: dict[str, int] = {}
-    for group in bank.groups.values():
-        for part in group.parts:
-            found[part.format] = found.get(part.format, 0) + len(part.index)
-    return found
+    return _by_format(
+        (part.format, len(part.index)) for group in bank.groups.values() for part in group.parts
+    )
+
+
+def _by_format(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    found = Counter[str]()
+    for form, layers in parts:
+        found[form] += layers
+    return dict(found)
 
 
 def _all_tensors(bank: Bank) -> list[BankTensor]:
@@ -199,13 +204,7 @@ def _cluster_lines(adapters: list[dict[str, Any]]) -> list[str]:
 def adapter_table(
     adapters: list[dict[str, Any]], *, show_all: bool, worst: bool = True
 ) -> list[RenderableType]:
-    """Adapters with their errors, and a line on those that are not shown.
-
-    Args:
-        adapters: records.
-        show_all: whether to show more than fit.
-        worst: whether those of the largest errors are shown of more than fit, else the first.
-    """
+    """Adapters, those of the largest errors or the first, and a line on those not shown."""
     shown = adapters
     if len(adapters) > SHOWN and not show_all:
         ordered = sorted(adapters, key=lambda one: -one["relative_error"]) if worst else adapters
@@ -252,13 +251,11 @@ def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> Renderabl
 def _stacking_lines(record: Mapping[str, Any]) -> list[str]:
     """How adapters are stacked, what other ways would take, and each on its own."""
     found = []
-    for way in record["stackings"]:
-        stacks = f"{way['stacks']} stack" + ("s" if way["stacks"] != 1 else "")
+    for way in sorted(record["stackings"], key=lambda one: one["stacking"] != record["stacking"]):
         size = ", not measured" if way["note"] else ""
         size = size if way["bytes"] is None else f", {byte_size(way['bytes'])}"
-        chosen = way["stacking"] == record["stacking"]
-        found.append((not chosen, f"{way['stacking']} ({stacks}{size})"))
-    chosen, *others = [text for _, text in sorted(found, key=lambda one: one[0])]
+        found.append(f"{way['stacking']} ({counted(way['stacks'], 'stack')}{size})")
+    chosen, *others = found
     lines = [f"Stacked by      {chosen}"]
     if others:
         lines.append(f"Other ways      {', '.join(others)}")
@@ -282,20 +279,18 @@ def bank_text(
     record: dict[str, Any], config: Mapping[str, Any], *, show_all: bool
 ) -> RenderableType:
     """The outcome of `lotr bank show`."""
-    count = len(record["adapters"])
-    contents = record["contents"]
     layers = ", ".join(f"{number:,} {form}" for form, number in record["formats"].items())
     lines = [
         f"{record['source']}",
-        f"Format          bank of {count} adapter{_s(count)}, {record['dtype']}, "
-        f"{byte_size(record['bytes'])}",
+        f"Format          bank of {counted(len(record['adapters']), 'adapter')}, "
+        f"{record['dtype']}, {byte_size(record['bytes'])}",
         f"Base model      {config.get('base_model_name_or_path') or 'not named'}",
         *_error_lines(record),
-        f"Stacked by      {record['stacking']}: {len(record['groups'])} stack"
-        f"{_s(len(record['groups']))} with {byte_size(record['bytes_bases'])} of shared bases",
+        f"Stacked by      {record['stacking']}: {counted(len(record['groups']), 'stack')} with "
+        f"{byte_size(record['bytes_bases'])} of shared bases",
         *_cluster_lines(record["adapters"]),
         f"Layers          {layers}",
-        f"Carried along   {_contents_text(contents)}",
+        f"Carried along   {_contents_text(record['contents'])}",
     ]
     return Group(
         Text("\n".join(lines)),
@@ -311,9 +306,9 @@ def verification_text(record: dict[str, Any]) -> RenderableType:
 
 def _contents_text(contents: Mapping[str, Any]) -> str:
     configs, tensors = contents["configurations"], contents["tensors"]
-    text = f"{configs} configuration{_s(configs)}"
+    text = counted(configs, "configuration")
     if tensors:
-        text += f" and {tensors} other tensor{_s(tensors)}"
+        text += f" and {counted(tensors, 'other tensor')}"
     return f"{text}, {byte_size(contents['bytes'])}"
 
 
@@ -324,9 +319,7 @@ def _group_table(groups: list[dict[str, Any]], *, show_all: bool) -> list[Render
     table: Table = plain_table("Stack", "Matrix", "Bases", "Layers", "Size")
     for group in shown:
         sides = ["+".join(map(str, side)) for side in group["bases"]]
-        layers: dict[str, int] = {}
-        for part in group["parts"]:
-            layers[part["format"]] = layers.get(part["format"], 0) + part["layers"]
+        layers = _by_format((part["format"], part["layers"]) for part in group["parts"])
         table.add_row(
             Text(group["name"]),
             "x".join(map(str, group["shape"])),
@@ -338,7 +331,3 @@ def _group_table(groups: list[dict[str, Any]], *, show_all: bool) -> list[Render
     if not left:
         return [table]
     return [table, Text(f"The {len(shown)} largest stacks; --all shows {left} more.")]
-
-
-def _s(number: int) -> str:
-    return "" if number == 1 else "s"

@@ -48,8 +48,7 @@ def appending_record(
 
 def appending_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
     """The outcome of `lotr bank add`."""
-    added = len(record["adapters"])
-    growth = record["bytes_after"] - record["bytes_before"]
+    each = (record["bytes_after"] - record["bytes_before"]) // len(record["adapters"])
     directions = record["new_directions"]
     lines = [
         f"Relative error  {error(record['worst_error'])} at worst, measured; asked: at most "
@@ -58,7 +57,7 @@ def appending_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
         f"New directions  {directions:,}, added to the bases"
         if directions
         else "New directions  none: the bases hold what the new adapters need",
-        f"{_file(record)}, {byte_size(growth // added)} an adapter",
+        f"{_file(record)}, {byte_size(each)} an adapter",
         _changed(record),
     ]
     table = adapter_table(record["adapters"], show_all=show_all)
@@ -116,16 +115,15 @@ def compacting_record(
 
 def compacting_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
     """The outcome of `lotr bank compact`."""
-    smaller = record["bytes_after"] != record["bytes_before"]
-    same = (
-        f"File            {byte_size(record['bytes_after'])}, unchanged: nothing smaller was found"
-    )
-    bound = error(record["worst_bound"])
+    bound, size = error(record["worst_bound"]), byte_size(record["bytes_after"])
+    outcome = [_file(record), _changed(record)]
+    if record["bytes_after"] == record["bytes_before"]:
+        same = f"File            {size}, unchanged: nothing smaller was found"
+        outcome = [same, f"Looked at       {_where(record)}"]
     lines = [
         f"Relative error  at most {bound} for each adapter, over all changes",
         f"Asked           at most {record['asked']:g}",
-        _file(record) if smaller else same,
-        _changed(record) if smaller else f"Looked at       {_where(record)}",
+        *outcome,
     ]
     table = adapter_table(record["adapters"], show_all=show_all)
     return Group(*table, Text("\n".join(lines)))

@@ -40,6 +40,12 @@ def forms_in(record: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys([LOTR.name, *named]))
 
 
+def candidate_of(group: dict[str, Any], form: str | None = None) -> dict[str, Any] | None:
+    """The candidate of a group in one form, or in the one that is recommended."""
+    wanted = group["recommended"] if form is None else form
+    return next((c for c in group["candidates"] if c["format"] == wanted), None)
+
+
 def form_record(name: str) -> dict[str, Any]:
     """What the page needs to draw a form."""
     look = look_of(name)

@@ -22,6 +22,8 @@ GROUP_COSINE = 0.5
 COLUMNS = 12
 """Columns of numbers that fit beside each other; also the most adapters shown without --all."""
 
+MATRICES = "cosine", "overlap_out", "overlap_in", "chance_out", "chance_in"
+
 PAIRS = 6
 SHOWN_GROUPS = 8
 NAME, PAIR_NAME = 44, 23
@@ -31,20 +33,13 @@ NAME, PAIR_NAME = 44, 23
 def likeness_record(likeness: Likeness) -> dict[str, Any]:
     """What `lotr compare --json` prints of three or more adapters, with None where nothing is."""
     names = likeness.names
-    matrices = {
-        "cosine": likeness.cosine,
-        "overlap_out": likeness.overlap_out,
-        "overlap_in": likeness.overlap_in,
-        "chance_out": likeness.chance_out,
-        "chance_in": likeness.chance_in,
-    }
     return {
         "adapters": [
             {"name": name, "norm": float(norm)}
             for name, norm in zip(names, likeness.norms, strict=True)
         ],
         "modules": list(likeness.modules),
-        **{key: [_numbers(row) for row in matrix] for key, matrix in matrices.items()},
+        **{key: [_numbers(row) for row in getattr(likeness, key)] for key in MATRICES},
         "common_modules": likeness.common.tolist(),
         "chance": _numbers(likeness.chance),
         "order": [names[place] for place in likeness.order],
@@ -60,13 +55,7 @@ def _numbers(values: Sequence[float] | np.ndarray) -> list[float | None]:
 def likeness_text(
     record: dict[str, Any], written: Sequence[Path] = (), *, show_all: bool
 ) -> RenderableType:
-    """The outcome of `lotr compare` of three or more adapters.
-
-    Args:
-        record: of the likeness.
-        written: files that were written beside.
-        show_all: whether the matrices of cosines and of overlaps are shown, whatever their size.
-    """
+    """The outcome of `lotr compare` of three or more adapters; files were written beside."""
     names = [adapter["name"] for adapter in record["adapters"]]
     places = [names.index(name) for name in record["order"]]
     pairs = _pairs(record, places)
@@ -89,9 +78,8 @@ def likeness_text(
 
 def _pairs(record: dict[str, Any], places: list[int]) -> list[dict[str, Any]]:
     """All pairs, those of the highest cosine first and those without one last."""
-    keys = ("cosine", "overlap_out", "overlap_in", "chance_out", "chance_in")
     found = [
-        {"pair": (a, b), **{key: record[key][a][b] for key in keys}}
+        {"pair": (a, b), **{key: record[key][a][b] for key in MATRICES}}
         for a, b in itertools.combinations(places, 2)
     ]
     return sorted(found, key=lambda p: math.inf if p["cosine"] is None else -p["cosine"])
@@ -101,11 +89,7 @@ def _head(record: dict[str, Any], pairs: list[dict[str, Any]]) -> Text:
     """How many, and the range of each figure over all pairs."""
     count = len(record["adapters"])
     lines = [f"Adapters        {count}, {_modules(record)}"]
-    for key, label in (
-        ("cosine", "Cosine"),
-        ("overlap_out", "Output overlap"),
-        ("overlap_in", "Input overlap"),
-    ):
+    for key, label in zip(MATRICES[:3], ("Cosine", "Output overlap", "Input overlap"), strict=True):
         values = [pair[key] for pair in pairs if pair[key] is not None]
         if not values:
             lines.append(f"{label:16}-")
@@ -180,12 +164,7 @@ def _matrix(cosine: list[list[float | None]], places: list[int]) -> list[Rendera
     """The matrix of cosines, in stretches of columns that fit."""
     tables: list[RenderableType] = []
     for first in range(0, len(places), COLUMNS):
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 0),
-            header_style="bold",
-        )
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0), header_style="bold")
         table.add_column("", justify="right", no_wrap=True, min_width=3)
         shown = places[first : first + COLUMNS]
         # cells of one width are one column, which is drawn far faster
@@ -206,10 +185,7 @@ def _overlaps(record: dict[str, Any], places: list[int]) -> list[list[float | No
     number = {place: index for index, place in enumerate(places)}
     pairs = zip(record["overlap_out"], record["overlap_in"], strict=True)
     return [
-        [
-            out[other] if number[other] <= number[place] else into[other]
-            for other in range(len(places))
-        ]
+        [out[at] if number[at] <= number[place] else into[at] for at in range(len(places))]
         for place, (out, into) in enumerate(pairs)
     ]
 
@@ -218,11 +194,10 @@ def _groups(record: dict[str, Any], *, numbered: bool) -> list[RenderableType]:
     """Which adapters are alike, where that is more than nothing and less than all."""
     groups = record["groups"]
     several = [group for group in groups if len(group) > 1]
-    title = f"Groups in which every two have a cosine of at least {record['group_cosine']:g}"
-    if not several:
-        return [Text(f"No two have a cosine of at least {record['group_cosine']:g}.\n")]
-    if len(groups) == 1:
-        return [Text(f"Every two have a cosine of at least {record['group_cosine']:g}.\n")]
+    alike = f"have a cosine of at least {record['group_cosine']:g}"
+    if not several or len(groups) == 1:
+        return [Text(f"{'Every' if several else 'No'} two {alike}.\n")]
+    title = f"Groups in which every two {alike}"
     if numbered:
         number = {name: index for index, name in enumerate(record["order"], 1)}
         ranges = [_range(number[group[0]], number[group[-1]]) for group in groups]
@@ -269,11 +244,10 @@ def _closest(pairs: list[dict[str, Any]], names: list[str], *, ends: bool) -> li
     known = [pair for pair in pairs if pair["cosine"] is not None]
     if not known:
         return []
-    if len(known) <= PAIRS:
-        return [Text("Pairs, closest first", style="bold"), _pair_table(known, names)]
-    title = f"The {PAIRS} closest of {len(known):,} pairs"
+    few = len(known) <= PAIRS
+    title = "Pairs, closest first" if few else f"The {PAIRS} closest of {len(known):,} pairs"
     parts: list[RenderableType] = [Text(title, style="bold"), _pair_table(known[:PAIRS], names)]
-    if ends:
+    if ends and not few:
         title = f"The {PAIRS} of the lowest cosine"
         parts += [Text(title, style="bold"), _pair_table(known[: -PAIRS - 1 : -1], names)]
     return parts
@@ -284,8 +258,7 @@ def _pair_table(pairs: list[dict[str, Any]], names: list[str]) -> Table:
     table.columns[1].justify = "left"
     for pair in pairs:
         a, b = (Text(names[place]) for place in pair["pair"])
-        overlaps = [
-            f"{pair[k]:.3f}" if pair[k] is not None else "-" for k in ("overlap_out", "overlap_in")
-        ]
+        sides = pair["overlap_out"], pair["overlap_in"]
+        overlaps = ["-" if overlap is None else f"{overlap:.3f}" for overlap in sides]
         table.add_row(a, b, f"{pair['cosine']:.4f}", *overlaps)
     return table

@@ -8,7 +8,10 @@ from rich.text import Text
 
 from lotr_tn.conversion.merge import Merged
 from lotr_tn.report.numbers import byte_size, error, rank_range
-from lotr_tn.report.text import plain_table
+from lotr_tn.report.text import carried_line, plain_table
+
+MODULE = "name", "rank", "exact_rank", "norm", "relative_error"
+"""What is told of each module."""
 
 
 def merging_record(merged: Merged, destination: Path, size: int, seconds: float) -> dict[str, Any]:
@@ -24,16 +27,7 @@ def merging_record(merged: Merged, destination: Path, size: int, seconds: float)
         "dtype": merged.dtype,
         "params": merged.adapter.parameters,
         "bytes": size,
-        "modules": [
-            {
-                "name": module.name,
-                "rank": module.rank,
-                "exact_rank": module.exact_rank,
-                "norm": module.norm,
-                "relative_error": module.relative_error,
-            }
-            for module in merged.modules
-        ],
+        "modules": [{key: getattr(module, key) for key in MODULE} for module in merged.modules],
         "untouched": list(merged.adapter.extras),
         "seconds": seconds,
         "destination": str(destination),
@@ -59,7 +53,6 @@ def merging_text(record: dict[str, Any]) -> RenderableType:
         f"File            {byte_size(record['bytes'])}",
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
     ]
-    if extras := record["untouched"]:
-        plural = "s" if len(extras) > 1 else ""
-        lines.insert(-1, f"Carried along   {len(extras)} other tensor{plural}, unchanged")
+    if record["untouched"]:
+        lines.insert(-1, carried_line(record))
     return Group(table, Text("\n".join(lines)))

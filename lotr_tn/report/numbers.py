@@ -39,6 +39,16 @@ def file_growth(before: int, after: int) -> str:
     return f"{byte_size(before)} -> {byte_size(after)} ({times(after, before)})"
 
 
+def ratio_text(ratio: float | None) -> str:
+    """A ratio that is known already, or a dash."""
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+def counted(number: int, thing: str) -> str:
+    """So many of a thing: 1 layer, 12 modules."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
 def rank_range(ranks: Iterable[int]) -> str:
     """Ranks that may differ: 8, or 4-16."""
     found = sorted(set(ranks))

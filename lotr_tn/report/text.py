@@ -9,7 +9,15 @@ from rich.text import Text
 
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.forms import is_pairs
-from lotr_tn.report.numbers import byte_size, count, error, rank_range, times
+from lotr_tn.report.numbers import (
+    byte_size,
+    count,
+    counted,
+    error,
+    file_growth,
+    rank_range,
+    times,
+)
 
 WORST = 8
 SHOWN_EXTRAS = 3
@@ -18,11 +26,10 @@ SHOWN_EXTRAS = 3
 def plain_table(*columns: str) -> Table:
     """A plain table: the first column is text, the others are figures."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        if index == 0:
-            table.add_column(column, overflow="fold")
-        else:
-            table.add_column(column, justify="right", no_wrap=True)
+    first, *figures = columns
+    table.add_column(first, overflow="fold")
+    for column in figures:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -60,7 +67,7 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
     if record["bound"] is not None:
         lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
-        lines.insert(-1, f"Carried along   {_tensors(list(record['untouched']))}, unchanged")
+        lines.insert(-1, carried_line(record))
     parts: list[RenderableType] = [table, Text("\n".join(lines))]
     if not mixed and (warning := verdict(record)):
         parts.append(Text("\n" + warning, style="yellow"))
@@ -91,33 +98,27 @@ def verdict(record: dict[str, Any]) -> str | None:
     before, after, cut = (record[f"params_{k}"] for k in ("before", "after", "truncated"))
     if after <= min(before, cut):
         return None
-    line = (
-        f"LoTR takes {times(after, before)} the parameters of this LoRA "
-        f"({after:,} against {before:,})"
-    )
+    size = f"{times(after, before)} the parameters of this LoRA ({after:,} against {before:,})"
+    line = f"LoTR takes {size}"
     if after > cut:
-        line += (
-            f"; cutting each layer's own rank would take {times(cut, before)} ({cut:,}) at the "
-            "same error"
-        )
+        size = f"{times(cut, before)} ({cut:,}) at the same error"
+        line += f"; cutting each layer's own rank would take {size}"
     if after > before:
         line += ": these layers hardly share a subspace"
     return line + "."
 
 
-def _tensors(keys: list[str]) -> str:
-    plural = "s" if len(keys) > 1 else ""
-    return f"{len(keys)} other tensor{plural}"
+def carried_line(record: dict[str, Any]) -> str:
+    """The tensors that are no updates, counted."""
+    return f"Carried along   {counted(len(record['untouched']), 'other tensor')}, unchanged"
 
 
 def export_text(record: dict[str, Any], uniform: bool) -> RenderableType:
     """The outcome of `lotr export`."""
-    growth = times(record["bytes_after"], record["bytes_before"])
     return Text(
         f"Modules         {export_ranks(record, uniform)}\n"
         f"Parameters      {record['params']:,}\n"
-        f"File            {byte_size(record['bytes_before'])} -> "
-        f"{byte_size(record['bytes_after'])} ({growth})\n"
+        f"File            {file_growth(record['bytes_before'], record['bytes_after'])}\n"
         f"Written         {record['destination']} in {record['seconds']:.1f} s"
     )
 
@@ -139,10 +140,8 @@ def comparison_text(record: dict[str, Any], show_all: bool) -> RenderableType:
     left = len(modules) - len(shown)
     title = f"Relative error  {error(record['relative_error'])}   (norm of A - B over norm of A)\n"
     title += f"Cosine          {record['cosine']:.8f}"
-    parts: list[RenderableType] = [Text(title), table]
-    if left:
-        parts.append(Text(f"The {len(shown)} largest errors; --all shows {left} more modules."))
-    return Group(*parts)
+    more = f"The {len(shown)} largest errors; --all shows {left} more modules."
+    return Group(Text(title), table, *([Text(more)] if left else []))
 
 
 def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> RenderableType:
@@ -175,9 +174,8 @@ def _kinds(record: dict[str, Any]) -> str:
 def _scale(config: dict[str, Any]) -> str:
     root = "√" if config.get("use_rslora") else ""
     text = f"alpha / {root}r = {config.get('lora_alpha')} / {root}{config.get('r')}"
-    return text + (
-        ", with patterns" if config.get("alpha_pattern") or config.get("rank_pattern") else ""
-    )
+    patterns = config.get("alpha_pattern") or config.get("rank_pattern")
+    return text + (", with patterns" if patterns else "")
 
 
 def _lora_table(record: dict[str, Any]) -> Table:

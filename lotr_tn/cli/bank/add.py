@@ -48,7 +48,7 @@ def add(
     """
     opened(bank)
     adapters = named_adapters(sources, name or None)
-    require_paths(adapters)
+    require_paths(adapters.files)
     with out.progress(len(adapters)) as step:
         done = add_adapters(
             bank, adapters, rule=error_rule(rel_error), any_base=any_base, progress=step

@@ -83,10 +83,7 @@ class Making:
 
 
 def make(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", hidden=True),
-    ],
+    sources: Annotated[list[Path], typer.Argument(metavar="PATH...", hidden=True)],
     *,
     asked: Annotated[OrRanks, {"rel_error": EACH, "total_error": ALL, "rank": EVERY}],
     making: Making,
@@ -118,7 +115,7 @@ def make(
             "--rel-error"
         )
     refuse_existing(destination, force=out.force)
-    require_paths(adapters)
+    require_paths(adapters.files)
     before = sum(file_size(path) for path in adapters.files)
     with out.progress(len(adapters)) as step:
         conversion = make_bank(

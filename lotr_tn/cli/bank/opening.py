@@ -1,5 +1,6 @@
 """The bank that a command is about, and the adapters that are to come into one."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -7,7 +8,6 @@ import typer
 
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import is_bank, load_bank
-from lotr_tn.doors.sources import NamedAdapters
 from lotr_tn.errors import CheckpointError
 
 BankArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="BANK", help="The bank.")]
@@ -18,8 +18,7 @@ ChangedBankArgument: TypeAlias = Annotated[
 
 def opened(path: Path) -> Bank:
     """The bank of a path; refused where it is something else."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+    require_paths([path])
     if not is_bank(path):
         raise CheckpointError(
             f"{path} is no bank; make one of several adapters, such as "
@@ -28,8 +27,8 @@ def opened(path: Path) -> Bank:
     return load_bank(path)
 
 
-def require_paths(adapters: NamedAdapters) -> None:
+def require_paths(paths: Iterable[Path]) -> None:
     """Refuse a path that is not there before hours are spent on others."""
-    for path in adapters.files:
+    for path in paths:
         if not path.exists():
             raise CheckpointError(f"{path}: no such file or folder")

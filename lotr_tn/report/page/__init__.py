@@ -66,16 +66,14 @@ def page_html(record: dict[str, Any]) -> str:
 def _form_styles(record: dict[str, Any]) -> str:
     """The colours and dashes of the forms, by day, by night and on paper."""
     looks = {name: look_of(name) for name in forms_in(record) if re.fullmatch(r"[\w-]+", name)}
-    light = "".join(f".form-{name} {{ --own: {look.light}; }}\n" for name, look in looks.items())
-    dark = "".join(f".form-{name} {{ --own: {look.dark}; }}\n" for name, look in looks.items())
-    lines = {
-        name: " ".join(f"{2 * dash:g}" for dash in look.dashes) for name, look in looks.items()
-    }
-    dashes = (
-        f".curve.form-{name} {{ stroke-dasharray: {x}; }}\n" for name, x in lines.items() if x
-    )
+    light = dark = dashes = ""
+    for name, look in looks.items():
+        light += f".form-{name} {{ --own: {look.light}; }}\n"
+        dark += f".form-{name} {{ --own: {look.dark}; }}\n"
+        if line := " ".join(f"{2 * dash:g}" for dash in look.dashes):
+            dashes += f".curve.form-{name} {{ stroke-dasharray: {line}; }}\n"
     return (
-        f"{light}{''.join(dashes)}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
+        f"{light}{dashes}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
         f"@media print {{\n{light}}}\n"
     )
 

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from lotr_tn.report.numbers import byte_size, error, rank_range, times
+from lotr_tn.report.forms import candidate_of
+from lotr_tn.report.numbers import byte_size, error, rank_range, ratio_text, times
+from lotr_tn.report.text import shape_text
 
 SHOWN_RUNS = 12
 """Ranges of a cluster's layers that are named before the rest is counted."""
@@ -64,19 +66,11 @@ def summary(record: dict[str, Any]) -> str:
     """One row for each group: what to do with it."""
     rows = []
     for group in record["groups"]:
-        best = _recommended(group)
-        shown = (
-            (
-                best["label"],
-                error(best["relative_error"]),
-                f"{best['params']:,}",
-                _ratio(best["ratio"]),
-                str(best["ranks"]),
-            )
-            if best
-            else ("-", "-", "-", "-", "-")
-        )
-        rows.append((group["name"], *shown, _size(group["shape"])))
+        best, shown = candidate_of(group), ["-"] * 5
+        if best:
+            figures = error(best["relative_error"]), f"{best['params']:,}"
+            shown = [best["label"], *figures, ratio_text(best["ratio"]), str(best["ranks"])]
+        rows.append((group["name"], *shown, shape_text(group["shape"])))
     head = ("Group", "Best form", "Error", "Parameters", "Of LoRA", "Ranks", "Layers x matrix")
     return _table("What to do with each group", head, rows, figures=2)
 
@@ -124,7 +118,7 @@ def _candidates(group: dict[str, Any]) -> str:
         cells = (
             error(candidate["relative_error"]),
             f"{candidate['params']:,}{_bar(candidate['params'], most)}",
-            _ratio(candidate["ratio"]),
+            ratio_text(candidate["ratio"]),
             byte_size(candidate["bytes"]),
             escape(str(candidate["ranks"])),
         )
@@ -171,25 +165,12 @@ def stackings(record: dict[str, Any]) -> str:
     return _table("Ways of stacking, for the same question", head, rows, figures=1, words=5)
 
 
-def _recommended(group: dict[str, Any]) -> dict[str, Any] | None:
-    found = [c for c in group["candidates"] if c["format"] == group["recommended"]]
-    return found[0] if found else None
-
-
 def _amount(thing: dict[str, Any]) -> str:
     return f"{thing['params']:,} parameters, {byte_size(thing['bytes'])}"
 
 
 def _plural(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
-def _ratio(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}x"
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[0]} x {shape[1]}x{shape[2]}"
 
 
 def _layers(labels: Sequence[str], kept: Sequence[int]) -> str:

@@ -1,13 +1,14 @@
 """Panels of curves: singular values by rank, and error by parameters."""
 
+from itertools import chain
 from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from lotr_tn.analysis.forms import LORA, LOTR, Look
-from lotr_tn.report.forms import is_kept, is_pairs, label_of, look_of
-from lotr_tn.report.numbers import count, error, times
+from lotr_tn.report.forms import candidate_of, is_kept, is_pairs, label_of, look_of
+from lotr_tn.report.numbers import count, counted, error, rank_range, times
 from lotr_tn.report.plots.scales import (
     ERROR_LABEL,
     PARAMS_LABEL,
@@ -23,7 +24,7 @@ from lotr_tn.report.plots.style import (
     BLACK,
     BLUE,
     VERMILLION,
-    dashes_of,
+    line_of,
     shortened,
 )
 
@@ -47,16 +48,15 @@ SEEN = 1e-4
 def draw_spectra(ax: Axes, group: dict[str, Any]) -> None:
     """Singular values of both sides of the stack, and the range and median of its layers'."""
     layers, m, n = group["shape"]
-    ranks = sorted(set(group["layer_ranks"]))
-    span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    many = "layers" if layers > 1 else "layer"
-    ax.set_title(f"{shortened(group['name'], NAME)}\n{layers} {many} of {m} × {n}, rank {span}")
+    span = rank_range(group["layer_ranks"]).replace("-", " to ")
+    stack = f"{counted(layers, 'layer')} of {m} × {n}, rank {span}"
+    ax.set_title(f"{shortened(group['name'], NAME)}\n{stack}")
     ax.set_xlabel("rank index (largest first)")
     ax.set_ylabel("singular value of ΔW")
     spectra = group["spectra"]
     left, right = spectra["left"], spectra["right"]
     top = max([*left, *right])
-    smallest = min(positive([*left, *right, *_flat(spectra["layers"])]))
+    smallest = min(positive(chain(left, right, *spectra["layers"])))
     low = min(max(smallest, SEEN * top) / 1.3, top / 10)
     depth = max(map(len, spectra["layers"]))
     columns = [[s[k] if k < len(s) else 0.0 for s in spectra["layers"]] for k in range(depth)]
@@ -81,18 +81,13 @@ def draw_spectra(ax: Axes, group: dict[str, Any]) -> None:
     log_axis(ax.xaxis, 0.9, last * 1.15 + 0.2, plain_number, whole=True)
 
 
-def _flat(lists: list[list[float]]) -> list[float]:
-    return [value for values in lists for value in values]
-
-
 def _draw_spectrum(ax: Axes, values: list[float], look: Look, label: str, low: float) -> None:
     """A line with some markers where it is seen; values off the scale lead out of the panel."""
     seen = [i for i, value in enumerate(values) if value > low]
     ax.plot(
         range(1, len(values) + 1),
         [max(value, low / 10) for value in values],
-        color=look.colour,
-        ls=dashes_of(look),
+        **line_of(look),
         marker=look.marker,
         markerfacecolor="white" if look is INPUTS else look.colour,
         markevery=_spread(seen),
@@ -106,29 +101,21 @@ def _spread(places: list[int], most: int = 8) -> list[int]:
     return sorted({places[round(len(places) ** (i / (most - 1))) - 1] for i in steps if places})
 
 
-def recommended_of(group: dict[str, Any]) -> dict[str, Any] | None:
-    """The candidate that the analysis recommends for a group."""
-    found = (c for c in group["candidates"] if c["format"] == group["recommended"])
-    return next(found, None)
-
-
 def error_floor(group: dict[str, Any], question: dict[str, Any]) -> float:
     """The least error drawn: well below what was asked or found, above what rounding leaves."""
-    best = recommended_of(group)
+    best = candidate_of(group)
     found = positive([best["relative_error"]]) if best else []
     if question["kind"].endswith("error") and question["value"] > 0:
         found = [question["value"], *(e for e in found if e > question["value"] / 100)]
-    drawn = positive(
-        [point["relative_error"] for point in (*group["front"], *group["candidates"])]
-        + _flat([curve["relative_error"] for curve in group["curves"]])
-    )
+    points = (point["relative_error"] for point in (*group["front"], *group["candidates"]))
+    drawn = positive(chain(points, *(curve["relative_error"] for curve in group["curves"])))
     floor = max(min([*found, 0.1]) / 4, ROUNDING)
     return min(max(floor, min(drawn, default=floor) / 1.3), 0.1)
 
 
 def draw_errors(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> None:
     """What each format loses at each size, with the LoRA's own size and the question."""
-    best = recommended_of(group)
+    best = candidate_of(group)
     ax.set_title(f"{shortened(group['name'], NAME)}: {_answer(group, best)}")
     ax.set_xlabel(PARAMS_LABEL)
     ax.set_ylabel(ERROR_LABEL)
@@ -144,10 +131,7 @@ def draw_errors(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> No
     drawn = {curve["format"] for curve in group["curves"]}
     drawn |= {LOTR.name} if group["front"] else set()
     _draw_candidates(ax, group, drawn, low, right)
-    lora = look_of(LORA.name)
-    ax.axvline(
-        group["params"], color=lora.colour, ls=dashes_of(lora), lw=1.1, label="LoRA as it is"
-    )
+    ax.axvline(group["params"], **line_of(LORA.look), lw=1.1, label="LoRA as it is")
     if question["kind"].endswith("error") and question["value"] > 0:
         together = ", all groups together" if question["kind"] == "total_error" else ""
         ax.axhline(question["value"], color=ASKED, lw=1.1, label=f"asked error{together}", zorder=1)
@@ -175,8 +159,8 @@ def _answer(group: dict[str, Any], best: dict[str, Any] | None) -> str:
 
 
 def _label(group: dict[str, Any], form: str) -> str:
-    found = (c["label"] for c in group["candidates"] if c["format"] == form)
-    return shortened(next(found, label_of(form)), LABEL)
+    found = candidate_of(group, form)
+    return shortened(found["label"] if found else label_of(form), LABEL)
 
 
 def _draw_curve(ax: Axes, curve: dict[str, Any], label: str, low: float, right: float) -> list[int]:
@@ -188,8 +172,7 @@ def _draw_curve(ax: Axes, curve: dict[str, Any], label: str, low: float, right: 
     ax.plot(
         [size for size, _ in points],
         [max(value, low / 10) for _, value in points],
-        color=look.colour,
-        ls=dashes_of(look),
+        **line_of(look),
         label=label,
         marker=look.marker,
         markevery=seen if len(seen) == 1 else [],
@@ -209,8 +192,7 @@ def _draw_front(ax: Axes, front: list[dict[str, Any]], label: str, low: float) -
     ax.plot(
         sizes,
         errors,
-        color=look.colour,
-        ls=dashes_of(look),
+        **line_of(look),
         marker=look.marker,
         markevery=[0] if alone else [],
         label=label,

@@ -109,8 +109,7 @@ def _title(record: dict[str, Any]) -> list[str]:
     base = f", base {shortened(record['base_model'], 40)}" if record["base_model"] else ""
     lines = [f"{kind} {listed}{base}, {record['dtype']}", *_outcome(record)]
     total = len(record["groups"])
-    if total > ROWS:
-        left = total - ROWS
+    if (left := total - ROWS) > 0:
         lines.append(f"Shown: the {ROWS} largest of {total} groups by parameters; {left} left out.")
     return [part for line in lines for part in wrap(line, LINE)]
 

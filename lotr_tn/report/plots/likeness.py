@@ -1,7 +1,6 @@
 """Three heat maps of many adapters: cosines, and overlaps of output and of input subspaces."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.style import context
 
-from lotr_tn.files.writing import write_file
 from lotr_tn.report.likeness import two_digits
-from lotr_tn.report.plots.saving import METADATA, refuse_plot
-from lotr_tn.report.plots.style import BAND, BLACK, MAP, STYLE, shortened
+from lotr_tn.report.plots.saving import refuse_plot, write_figure
+from lotr_tn.report.plots.style import BAND, BLACK, MAP, shortened
 
 DIVERGING = "RdBu_r"
 """Blue for opposite, red for alike: told apart with every common colour blindness."""
@@ -43,29 +40,9 @@ GREY_NOTE = "grey: an adapter that is zero, or no module that both update"
 
 
 def save_likeness_plot(record: dict[str, Any], path: Path, *, force: bool) -> None:
-    """Draw how alike adapters are and write it; the same record gives the same bytes.
-
-    Args:
-        record: of a likeness, as `lotr compare --json` prints it.
-        path: a .png, .svg (text stays text) or .pdf file.
-        force: whether a file that exists is replaced.
-
-    Raises:
-        OptionError: the ending is not .png, .svg or .pdf.
-        CheckpointError: the target exists and `force` is false, or writing failed; the target is
-            then what it was before.
-    """
+    """Draw how alike adapters are and write it, as `save_plot` does."""
     refuse_plot(path, force=force)
-    kind = path.suffix.removeprefix(".").lower()
-    with warnings.catch_warnings(), context(STYLE, after_reset=True):
-        # a name in a script that the font lacks is drawn as boxes
-        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        figure = draw_likeness(record)
-        write_file(
-            path,
-            lambda partial: figure.savefig(partial, format=kind, metadata=METADATA[kind]),
-            force=force,
-        )
+    write_figure(lambda: draw_likeness(record), path, force=force)
 
 
 def draw_likeness(record: dict[str, Any]) -> Figure:

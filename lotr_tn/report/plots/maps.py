@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.patheffects import Normal, Stroke
 
@@ -70,15 +72,8 @@ def _draw_errors(ax: Axes, group: dict[str, Any], low: float) -> None:
     if lotr:
         _mark(ax, lotr["params"], "solid", "LoTR that answers the question", edges)
     below = float(np.nanmin(errors, initial=1.0)) < low
-    figure = ax.get_figure()
-    assert figure is not None
-    bar = figure.colorbar(
-        mesh,
-        ax=ax,
-        label="relative error of the layer",
-        extend="min" if below else "neither",
-        pad=0.03,
-    )
+    extend = "min" if below else "neither"
+    bar = _add_bar(ax, mesh, label="relative error of the layer", extend=extend)
     log_axis(bar.ax.yaxis, low, high, plain_number)
 
 
@@ -116,6 +111,10 @@ def _draw_overlap(ax: Axes, group: dict[str, Any]) -> None:
     _name_layers(ax, [group["labels"][i] for i in order], both=True)
     ax.set_xlabel("layer")
     ax.set_ylabel("layer")
+    _add_bar(ax, mesh, label="mean squared cosine")
+
+
+def _add_bar(ax: Axes, mesh: ScalarMappable, **options: Any) -> Colorbar:
     figure = ax.get_figure()
     assert figure is not None
-    figure.colorbar(mesh, ax=ax, label="mean squared cosine", pad=0.03)
+    return figure.colorbar(mesh, ax=ax, pad=0.03, **options)

@@ -1,6 +1,7 @@
 """Figures to files: refused early, drawn in a style of their own, written all or nothing."""
 
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,6 @@ METADATA: dict[str, dict[str, str | None]] = {
 
 def refuse_plot(path: Path, *, force: bool) -> None:
     """Refuse a figure that could not be written, before anything is computed for it.
-
-    Args:
-        path: where it would go; its ending chooses the kind of file.
-        force: whether a file that exists may be replaced.
 
     Raises:
         OptionError: the ending is not .png, .svg or .pdf.
@@ -61,16 +58,22 @@ def save_plot(record: dict[str, Any], path: Path, *, force: bool) -> None:
         BackendError: matplotlib is not installed.
     """
     refuse_plot(path, force=force)
+    from lotr_tn.report.plots.figure import draw
+
+    write_figure(lambda: draw(record), path, force=force)
+
+
+def write_figure(draw: Callable[[], Any], path: Path, *, force: bool) -> None:
+    """Draw a figure in the style of all, and write it without dates and versions."""
     from matplotlib.style import context
 
-    from lotr_tn.report.plots.figure import draw
     from lotr_tn.report.plots.style import STYLE
 
     kind = _ending(path)
     with warnings.catch_warnings(), context(STYLE, after_reset=True):
         # a name in a script that the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        figure = draw(record)
+        figure = draw()
         write_file(
             path,
             lambda partial: figure.savefig(partial, format=kind, metadata=METADATA[kind]),

@@ -17,12 +17,7 @@ def log_axis(
 ) -> None:
     """Give an axis of logarithmic scale at most `TICKS` labelled ticks between two values.
 
-    Args:
-        axis: the axis.
-        low: where it begins, above 0.
-        high: where it ends.
-        text: what is written at a value.
-        whole: whether only whole numbers mean something on it.
+    `text` is what is written at a value; `whole` says that only whole numbers mean something.
     """
     ticks = _ticks(low, high)
     if whole:

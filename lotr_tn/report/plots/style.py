@@ -43,9 +43,9 @@ STYLE: dict[str, Any] = {
 """What differs from matplotlib's own defaults."""
 
 
-def dashes_of(look: Look) -> Any:
-    """The dashes of a line as matplotlib takes them."""
-    return (0, look.dashes) if look.dashes else "solid"
+def line_of(look: Look) -> dict[str, Any]:
+    """Colour and dashes of a line as matplotlib takes them."""
+    return {"color": look.colour, "ls": (0, look.dashes) if look.dashes else "solid"}
 
 
 def shortened(text: str, most: int) -> str:
