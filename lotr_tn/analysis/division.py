@@ -7,14 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.analysis.allocation import (
-    Allocation,
-    Menu,
-    allocate,
-    cost_of,
-    hull_path,
-    least_loss,
-)
+from lotr_tn.analysis.allocation import Allocation, Menu, allocate, cost_of, hull_path, least_loss
 from lotr_tn.analysis.candidates import (
     Candidate,
     Subject,

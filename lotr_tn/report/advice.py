@@ -61,7 +61,7 @@ def group_advice(group: dict[str, Any]) -> str:
         parts.append(f"cutting each layer's rank costs {ratio_text(cut['ratio'])} at {loss}")
     if layers > 1:
         parts.append(_subspaces(group))
-    least = min(candidate["params"] for candidate in group["candidates"])
+    least = min((candidate["params"] for candidate in group["candidates"]), default=0)
     if len(group["clusters"]) > 1 and group["clustered_params"] < least:
         parts.append(
             f"apart, in {len(group['clusters'])} sets of layers, they would take "

@@ -9,15 +9,7 @@ from rich.text import Text
 
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.forms import is_pairs
-from lotr_tn.report.numbers import (
-    byte_size,
-    count,
-    counted,
-    error,
-    file_growth,
-    rank_range,
-    times,
-)
+from lotr_tn.report.numbers import byte_size, count, counted, error, file_growth, rank_range, times
 
 WORST = 8
 SHOWN_EXTRAS = 3

@@ -31,15 +31,10 @@ SCRIPTS = ("numbers.js", "drawing.js", "chart.js", "heat.js", "panels.js", "page
 
 
 def page_html(record: dict[str, Any]) -> str:
-    """The page that `lotr analyze --html` writes.
+    """The page that `lotr analyze --html` writes, of a record with surfaces.
 
-    Args:
-        record: of an analysis, with the surfaces of its groups; a group without one is shown by
-            its front alone.
-
-    Returns:
-        A whole HTML document. It has no address of anything outside itself, and its policy
-        forbids the browser to ask for one.
+    A group without a surface is shown by its front alone. The document has no address of anything
+    outside itself, and its policy forbids the browser to ask for one.
 
     Raises:
         ValueError: the record holds a number that is not finite.

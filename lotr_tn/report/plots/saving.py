@@ -46,16 +46,11 @@ def save_plot(record: dict[str, Any], path: Path, *, force: bool) -> None:
     values of both sides and of single layers, error against parameters for every format, and the
     error of every layer along the LoTR front. Panels are 3.4 inches wide, a paper's column.
 
-    Args:
-        record: what an analysis found, as `lotr analyze --json` prints it.
-        path: a .png, .svg (text stays text) or .pdf file.
-        force: whether a file that exists is replaced.
+    In a .svg text stays text.
 
     Raises:
-        OptionError: the ending is not .png, .svg or .pdf.
-        CheckpointError: the target exists and `force` is false, or writing failed; the target is
-            then what it was before.
-        BackendError: matplotlib is not installed.
+        LotrError: as for `refuse_plot`.
+        CheckpointError: writing failed; the target is then what it was before.
     """
     refuse_plot(path, force=force)
     from lotr_tn.report.plots.figure import draw
