@@ -4,15 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lotr_tn._arrays import (
-    UNIT_ROUNDOFF,
-    Array,
-    Namespace,
-    cast,
-    dtype_name,
-    namespace_of,
-    narrow,
-)
+from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, dtype_name, namespace_of, narrow
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2

@@ -7,20 +7,9 @@ weight W becomes (W − U G Vᵀ) + U G Vᵀ.
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, final
 
-from lotr_tn._arrays import (
-    Array,
-    namespace_of,
-    narrow,
-)
+from lotr_tn._arrays import Array, namespace_of, narrow
 from lotr_tn.decompose.assemble import with_best_cores
-from lotr_tn.decompose.gauges import (
-    GAUGES,
-    Gauge,
-    regauge,
-    require_gauge,
-    require_ranks,
-    widened,
-)
+from lotr_tn.decompose.gauges import GAUGES, Gauge, regauge, require_gauge, require_ranks, widened
 from lotr_tn.decompose.rounding import round_stack
 from lotr_tn.decompose.tucker import hooi, hosvd
 from lotr_tn.errors import OptionError, RankError

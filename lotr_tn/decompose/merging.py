@@ -6,15 +6,7 @@ from typing import Any, Literal, TypeAlias, assert_never
 
 import numpy as np
 
-from lotr_tn._arrays import (
-    UNIT_ROUNDOFF,
-    Array,
-    Namespace,
-    cast,
-    float64,
-    narrow,
-    to_numpy,
-)
+from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.assemble import signs
 from lotr_tn.decompose.core_merging import in_common_basis, merge_cores
 from lotr_tn.decompose.gauges import require_count

@@ -4,10 +4,7 @@ from typing import TypeAlias, TypeVar, assert_never, overload
 
 from lotr_tn._arrays import Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.core_space import core_space
-from lotr_tn.decompose.low_rank_rounding import (
-    canonical_low_rank_tucker2,
-    round_low_rank_tucker2,
-)
+from lotr_tn.decompose.low_rank_rounding import canonical_low_rank_tucker2, round_low_rank_tucker2
 from lotr_tn.decompose.search import asked_dtype, resolution
 from lotr_tn.decompose.truncation import differentiable_rule, truncate, without_null_terms
 from lotr_tn.decompose.tucker import hosvd

@@ -109,11 +109,7 @@ def resolution(wide: bool) -> float:
 
 
 def meet_error(
-    attempt: Callable[[float], Result],
-    rule: RankRule,
-    total: float,
-    floor: float,
-    dtype: str,
+    attempt: Callable[[float], Result], rule: RankRule, total: float, floor: float, dtype: str
 ) -> Result:
     """The cheapest result whose error, as stored, is within the rule's.
 

@@ -131,10 +131,7 @@ def _space_in(
         root_sum_squares(
             xp.stack([size for size, _ in outside(side, basis, inside, stack.slices, t, xp=xp)])
         )
-        for side, basis, inside, t in (
-            (x, bases[0], a, y_weights),
-            (y, bases[1], b, x_weights),
-        )
+        for side, basis, inside, t in ((x, bases[0], a, y_weights), (y, bases[1], b, x_weights))
     ]
     norms = [
         frobenius(t @ xp.matrix_transpose(s), xp=xp)

@@ -22,14 +22,7 @@ from lotr_tn.errors import DerivativeError
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
-from lotr_tn.linalg.ranks import (
-    Budget,
-    FixedRank,
-    RankLimits,
-    RankRule,
-    rank_for,
-    tail_energies,
-)
+from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RankRule, rank_for, tail_energies
 from lotr_tn.ops.arrays import common_namespace, storage_dtype
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.frame import Frame, distances_from, project

@@ -14,3 +14,13 @@ def examples(backend: str) -> settings:
     if allowed > SMALL:
         return settings(max_examples=allowed)
     return settings(max_examples=max(3, allowed // SHARES.get(backend, OTHER_SHARE)))
+
+
+def laws_in(module):
+    """The laws that a module of `lotr_tn.testing.laws` defines."""
+    defined = {name for name, x in vars(module).items() if _home(x) == module.__name__}
+    return {name for name in defined if not name.startswith("_")}
+
+
+def _home(x):
+    return getattr(x, "__module__", None)

@@ -19,15 +19,6 @@ from lotr_tn.testing.laws.truth import (
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-__all__ = [
-    "apply_is_the_matrix_product",
-    "apply_transpose_is_the_adjoint",
-    "linear_operator_is_the_matrix",
-    "matmul_is_the_matrix_product",
-    "one_layer_is_applied_alone",
-    "rows_go_through_their_layers",
-]
-
 Apply = Callable[..., Array]
 
 

@@ -17,19 +17,6 @@ from lotr_tn.testing.laws.truth import (
     rounding,
 )
 
-__all__ = [
-    "concatenated_layers_stand_in_order",
-    "conversion_is_exact",
-    "dense_is_the_product",
-    "difference_is_exact",
-    "parameters_are_the_stored_entries",
-    "scaling_is_exact",
-    "storage_rounds_each_entry_once",
-    "sum_is_exact",
-    "taken_layers_are_those_layers",
-    "transposing_twice_changes_nothing",
-]
-
 
 def sum_is_exact(add: Callable[[Stack, Stack], Stack], a: Stack, b: Stack) -> None:
     """The sum a + b has the sums of the entries."""

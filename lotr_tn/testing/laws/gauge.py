@@ -17,14 +17,6 @@ from lotr_tn.testing.laws.truth import (
     rounding,
 )
 
-__all__ = [
-    "change_gauge",
-    "gauge_sizes",
-    "is_lost",
-    "measure_is_gauge_invariant",
-    "random_gauge",
-]
-
 
 def gauge_sizes(stack: Stack) -> tuple[int, ...]:
     """The sizes of the matrices that change the gauge of a stack.

@@ -18,21 +18,6 @@ from lotr_tn.testing.laws.truth import (
     norm_of,
 )
 
-__all__ = [
-    "cosine_is_that_of_the_angle",
-    "distance_is_the_norm_of_the_difference",
-    "gram_holds_all_inner_products",
-    "inner_is_bilinear",
-    "inner_is_bounded_by_the_norms",
-    "inner_is_symmetric",
-    "inner_is_the_sum_of_products",
-    "layer_distances_are_those_of_the_matrices",
-    "layer_norms_are_those_of_the_matrices",
-    "norm_is_the_root_of_squares",
-    "norm_squared_is_the_inner_product",
-    "singular_values_are_those_of_the_matrices",
-]
-
 OfOne: TypeAlias = Callable[[Stack], Array]
 OfTwo: TypeAlias = Callable[[Stack, Stack], Array]
 

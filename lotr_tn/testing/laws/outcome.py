@@ -10,14 +10,7 @@ from lotr_tn._arrays import Array
 from lotr_tn.errors import LotrError
 from lotr_tn.formats import Certificate, Stack, Tucker2
 from lotr_tn.testing.formats import Cut, known_formats, laws_of
-from lotr_tn.testing.laws.truth import (
-    dense_updates,
-    magnitude,
-    norm_of,
-    rounding,
-)
-
-__all__ = ["Decomposition", "Outcome", "Ranks", "cuts", "loss", "run", "tail", "tails", "unfolded"]
+from lotr_tn.testing.laws.truth import dense_updates, magnitude, norm_of, rounding
 
 Ranks: TypeAlias = int | tuple[int, int]
 """One rank, or a pair (r1, r2) for Tucker-2."""

@@ -34,25 +34,6 @@ from lotr_tn.testing.laws.truth import (
     rounding,
 )
 
-__all__ = [
-    "bounds_bracket_the_error",
-    "error_is_nearly_the_best",
-    "error_rule_is_met",
-    "exact_at_full_rank",
-    "factors_are_orthonormal",
-    "gauge_invariance",
-    "input_is_left_alone",
-    "larger_ranks_never_lose_more",
-    "layers_may_be_reordered",
-    "rank_is_kept",
-    "repeating_gives_the_same",
-    "reported_error_is_true",
-    "result_fits_the_stack",
-    "scaling_scales_the_result",
-    "small_errors_are_seen",
-    "twice_is_once",
-]
-
 GAP = 1e-3
 """Singular values closer than that share of the largest count as tied."""
 
@@ -158,8 +139,7 @@ def error_rule_is_met(decompose: Decomposition, stack: Stack, epsilon: float) ->
     lost = loss(result, stack)
     allowed = epsilon * lost.norm * (1 + 1e-9) + rounding(stack) * magnitude(stack)
     expect(
-        lost.distance <= allowed,
-        f"asked for an error of {epsilon}, it loses {lost.relative:.6g}",
+        lost.distance <= allowed, f"asked for an error of {epsilon}, it loses {lost.relative:.6g}"
     )
 
 

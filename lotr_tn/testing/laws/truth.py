@@ -9,16 +9,6 @@ from lotr_tn.formats import Stack
 from lotr_tn.ops.arrays import arrays_of, storage_dtype
 from lotr_tn.testing.formats import laws_of
 
-__all__ = [
-    "dense_updates",
-    "expect",
-    "expect_close",
-    "expect_same",
-    "expect_updates",
-    "magnitude",
-    "rounding",
-]
-
 ROUNDING = {"float64": 1e-13, "float32": 2e-6, "float16": 2e-2, "bfloat16": 2e-1}
 """What rounding may cost by storage dtype, relative to the magnitude of the terms."""
 

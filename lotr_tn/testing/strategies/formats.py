@@ -83,10 +83,7 @@ def _choices(size: Sizes, degenerate: bool) -> tuple[Any, ...]:
 
 @st.composite
 def _stacks(
-    draw: st.DrawFn,
-    laws: FormatLaws[Made],
-    chosen: dict[str, SearchStrategy],
-    options: _Options,
+    draw: st.DrawFn, laws: FormatLaws[Made], chosen: dict[str, SearchStrategy], options: _Options
 ) -> Made:
     """A stack of a drawn kind and seed; a generic one where nothing degenerate is wanted."""
     shape = draw(options.shapes)
@@ -252,10 +249,7 @@ def _stacks_of_one_shape(
 
 
 def nearly_low_rank(
-    *,
-    shapes: Shapes | None = None,
-    dtype: str = "float32",
-    array: ToArray | None = None,
+    *, shapes: Shapes | None = None, dtype: str = "float32", array: ToArray | None = None
 ) -> SearchStrategy[tuple[LoRAStack, tuple[int, int]]]:
     """A LoRA stack that is a Tucker-2 but for some 1e-5, and that Tucker-2's ranks.
 

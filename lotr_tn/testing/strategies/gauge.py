@@ -13,10 +13,7 @@ SMALLEST_SCALE = 0.5
 
 
 def gauges(
-    *,
-    sizes: Sequence[int],
-    dtype: str = "float64",
-    array: ToArray | None = None,
+    *, sizes: Sequence[int], dtype: str = "float64", array: ToArray | None = None
 ) -> SearchStrategy[tuple[Array, ...]]:
     """Invertible matrices of the sizes given, for `laws.change_gauge`. Requires hypothesis.
 

@@ -55,10 +55,7 @@ def adapter_configs() -> SearchStrategy[dict[str, Any]]:
 
 
 def peft_state_dicts(
-    *,
-    config: Mapping[str, Any] | None = None,
-    dtype: str = "float32",
-    array: ToArray | None = None,
+    *, config: Mapping[str, Any] | None = None, dtype: str = "float32", array: ToArray | None = None
 ) -> SearchStrategy[dict[str, Array]]:
     """Tensors by PEFT's keys: lora_A (r, in) and lora_B (out, r). Requires the hypothesis package.
 
