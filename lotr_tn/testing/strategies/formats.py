@@ -1,8 +1,7 @@
 """Strategies for stacks of updates, in every format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
@@ -14,7 +13,7 @@ from lotr_tn._arrays import Array, cast
 from lotr_tn.formats import Dense, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.arrays import arrays_of, with_arrays
 from lotr_tn.testing.entries import GENERIC_KINDS, KINDS, layers_are_generic
-from lotr_tn.testing.formats import FormatLaws, Sizes, known_formats, laws_of
+from lotr_tn.testing.formats import FormatLaws, known_formats, laws_of
 from lotr_tn.testing.laws.truth import dense_updates
 from lotr_tn.testing.strategies import sizes
 from lotr_tn.testing.strategies.sizes import either
@@ -27,6 +26,20 @@ ATTEMPTS = 100
 """How often entries are drawn until they are generic; most often two or three times."""
 
 
+class _Entries(TypedDict, total=False):
+    """How entries are drawn and stored: see `stacks_of`."""
+
+    dtype: str
+    array: ToArray | None
+    degenerate: bool
+
+
+class _Common(_Entries, total=False):
+    """Options of the strategies of all formats."""
+
+    shapes: Shapes | None
+
+
 def stacks_of(
     kind: type[Made],
     *,
@@ -34,7 +47,7 @@ def stacks_of(
     dtype: str = "float64",
     array: ToArray | None = None,
     degenerate: bool = True,
-    **drawn: SearchStrategy | None,
+    **drawn: Any,
 ) -> SearchStrategy[Made]:
     """Stacks of one format, core or registered. Requires the hypothesis package.
 
@@ -51,89 +64,59 @@ def stacks_of(
         TypeError: an argument is a value instead of a strategy, or has no such name.
         AssertionError: the laws do not know the format.
     """
-    options = _Options(either("shapes", shapes, sizes.shapes()), dtype, array, degenerate)
-    return _drawn(laws_of(kind), drawn, options)
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What stacks of all formats are drawn from."""
-
-    shapes: Shapes
-    dtype: str
-    array: ToArray | None
-    degenerate: bool
-
-
-def _drawn(
-    laws: FormatLaws[Made], given: dict[str, SearchStrategy | None], options: _Options
-) -> SearchStrategy[Made]:
-    if unknown := set(given) - set(laws.sizes):
-        raise TypeError(f"{laws.kind.__name__} draws {sorted(laws.sizes)}; found {sorted(unknown)}")
-    chosen = {
-        name: either(name, given.get(name), st.sampled_from(_choices(size, options.degenerate)))
-        for name, size in laws.sizes.items()
-    }
-    return _stacks(laws, chosen, options)
-
-
-def _choices(size: Sizes, degenerate: bool) -> tuple[Any, ...]:
-    return size.choices if degenerate else size.generic or size.choices
+    laws, shapes = laws_of(kind), either("shapes", shapes, sizes.shapes())
+    if unknown := set(drawn) - set(laws.sizes):
+        raise TypeError(f"{kind.__name__} draws {sorted(laws.sizes)}; found {sorted(unknown)}")
+    chosen = {}
+    for name, size in laws.sizes.items():
+        choices = size.choices if degenerate else size.generic or size.choices
+        chosen[name] = either(name, drawn.get(name), st.sampled_from(choices))
+    return _stacks(laws, chosen, shapes, dtype, array, degenerate)
 
 
 @st.composite
 def _stacks(
-    draw: st.DrawFn, laws: FormatLaws[Made], chosen: dict[str, SearchStrategy], options: _Options
+    draw: st.DrawFn,
+    laws: FormatLaws[Made],
+    chosen: dict[str, SearchStrategy],
+    shapes: Shapes,
+    dtype: str,
+    array: ToArray | None,
+    degenerate: bool,
 ) -> Made:
     """A stack of a drawn kind and seed; a generic one where nothing degenerate is wanted."""
-    shape = draw(options.shapes)
+    shape = draw(shapes)
     found: dict[str, Any] = {}
     for name, each in chosen.items():
         many = laws.sizes[name].each_layer
         found[name] = tuple(draw(each) for _ in range(shape[0])) if many else draw(each)
-    kind = draw(st.sampled_from(KINDS if options.degenerate else GENERIC_KINDS))
+    kind = draw(st.sampled_from(KINDS if degenerate else GENERIC_KINDS))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     for _ in range(ATTEMPTS):
-        stack = laws.make(kind, rng, shape, found, options.dtype)
+        stack = laws.make(kind, rng, shape, found, dtype)
         wanted = [min(rank, *shape[1:]) for rank in laws.layer_ranks(stack)]
-        if options.degenerate or layers_are_generic(dense_updates(stack), wanted):
-            return _stored(stack, options.dtype, options.array)
+        if degenerate or layers_are_generic(dense_updates(stack), wanted):
+            return _stored(stack, dtype, array)
     return reject()
 
 
 def lora_stacks(
-    *,
-    shapes: Shapes | None = None,
-    ranks: SearchStrategy[int] | None = None,
-    dtype: str = "float64",
-    array: ToArray | None = None,
-    degenerate: bool = True,
+    *, ranks: SearchStrategy[int] | None = None, **common: Unpack[_Common]
 ) -> SearchStrategy[LoRAStack]:
     """LoRA stacks with ragged ranks. Requires the hypothesis package.
 
     Args:
-        shapes: a strategy of shapes (L, m, n); `shapes()` where left out.
         ranks: a strategy from which each layer's rank is drawn; 0 to 4 where left out.
-        dtype: storage dtype: "float64", "float32", "float16" or "bfloat16".
-        array: a function that each NumPy array goes through, such as `torch.from_numpy`.
-        degenerate: whether special cases are drawn. Otherwise each update has the full rank of its
-            factors, and no singular values of the stack are tied.
+        **common: `shapes`, `dtype`, `array` and `degenerate`, as for `stacks_of`.
 
     Raises:
         TypeError: shapes or ranks is a value instead of a strategy.
     """
-    return stacks_of(
-        LoRAStack, shapes=shapes, ranks=ranks, dtype=dtype, array=array, degenerate=degenerate
-    )
+    return stacks_of(LoRAStack, ranks=ranks, **common)
 
 
 def tucker2s(
-    *,
-    shapes: Shapes | None = None,
-    ranks: SearchStrategy[tuple[int, int]] | None = None,
-    dtype: str = "float64",
-    array: ToArray | None = None,
-    degenerate: bool = True,
+    *, ranks: SearchStrategy[tuple[int, int]] | None = None, **common: Unpack[_Common]
 ) -> SearchStrategy[Tucker2]:
     """Tucker-2 stacks, whose factors need not be orthonormal. Requires the hypothesis package.
 
@@ -141,19 +124,14 @@ def tucker2s(
 
     The other arguments, and what they raise, are those of `lora_stacks`.
     """
-    return stacks_of(
-        Tucker2, shapes=shapes, ranks=ranks, dtype=dtype, array=array, degenerate=degenerate
-    )
+    return stacks_of(Tucker2, ranks=ranks, **common)
 
 
 def low_rank_tucker2s(
     *,
-    shapes: Shapes | None = None,
     shared_ranks: SearchStrategy[tuple[int, int]] | None = None,
     ranks: SearchStrategy[int] | None = None,
-    dtype: str = "float64",
-    array: ToArray | None = None,
-    degenerate: bool = True,
+    **common: Unpack[_Common],
 ) -> SearchStrategy[LowRankTucker2]:
     """Tucker-2 stacks with low-rank cores of ragged ranks. Requires the hypothesis package.
 
@@ -162,24 +140,11 @@ def low_rank_tucker2s(
 
     The other arguments, and what they raise, are those of `lora_stacks`.
     """
-    return stacks_of(
-        LowRankTucker2,
-        shapes=shapes,
-        shared_ranks=shared_ranks,
-        ranks=ranks,
-        dtype=dtype,
-        array=array,
-        degenerate=degenerate,
-    )
+    return stacks_of(LowRankTucker2, shared_ranks=shared_ranks, ranks=ranks, **common)
 
 
 def tucker1s(
-    *,
-    shapes: Shapes | None = None,
-    ranks: SearchStrategy[int] | None = None,
-    dtype: str = "float64",
-    array: ToArray | None = None,
-    degenerate: bool = True,
+    *, ranks: SearchStrategy[int] | None = None, **common: Unpack[_Common]
 ) -> SearchStrategy[Tucker1]:
     """Tucker-1 stacks that share either side. Requires the hypothesis package.
 
@@ -187,47 +152,27 @@ def tucker1s(
 
     The other arguments, and what they raise, are those of `lora_stacks`.
     """
-    return stacks_of(
-        Tucker1, shapes=shapes, ranks=ranks, dtype=dtype, array=array, degenerate=degenerate
-    )
+    return stacks_of(Tucker1, ranks=ranks, **common)
 
 
-def dense_stacks(
-    *,
-    shapes: Shapes | None = None,
-    dtype: str = "float64",
-    array: ToArray | None = None,
-    degenerate: bool = True,
-) -> SearchStrategy[Dense]:
+def dense_stacks(**common: Unpack[_Common]) -> SearchStrategy[Dense]:
     """Stacks of plain matrices. Requires the hypothesis package.
 
-    Arguments are those of `lora_stacks`.
+    Arguments are those of `lora_stacks`, but for ranks.
     """
-    return stacks_of(Dense, shapes=shapes, dtype=dtype, array=array, degenerate=degenerate)
+    return stacks_of(Dense, **common)
 
 
-def stacks(
-    *,
-    shapes: Shapes | None = None,
-    dtype: str = "float64",
-    array: ToArray | None = None,
-    degenerate: bool = True,
-) -> SearchStrategy[Stack]:
+def stacks(**common: Unpack[_Common]) -> SearchStrategy[Stack]:
     """Stacks of any format. Requires the hypothesis package.
 
-    Arguments are those of `lora_stacks`.
+    Arguments are those of `lora_stacks`, but for ranks.
     """
-    options = _Options(either("shapes", shapes, sizes.shapes()), dtype, array, degenerate)
-    return st.one_of([_drawn(laws_of(kind), {}, options) for kind in known_formats()])
+    return st.one_of([stacks_of(kind, **common) for kind in known_formats()])
 
 
 def stacks_of_one_shape(
-    *,
-    count: int = 2,
-    shapes: Shapes | None = None,
-    dtype: str = "float64",
-    array: ToArray | None = None,
-    degenerate: bool = True,
+    *, count: int = 2, shapes: Shapes | None = None, **entries: Unpack[_Entries]
 ) -> SearchStrategy[tuple[Stack, ...]]:
     """Several stacks of one shape, each of any format. Requires the hypothesis package.
 
@@ -235,17 +180,11 @@ def stacks_of_one_shape(
 
     The other arguments, and what they raise, are those of `lora_stacks`.
     """
-    chosen = either("shapes", shapes, sizes.shapes())
-    return _stacks_of_one_shape(count, chosen, dtype, array, degenerate)
 
+    def of(shape: tuple[int, int, int]) -> SearchStrategy[tuple[Stack, ...]]:
+        return st.tuples(*[stacks(shapes=st.just(shape), **entries)] * count)
 
-@st.composite
-def _stacks_of_one_shape(
-    draw: st.DrawFn, count: int, chosen: Shapes, dtype: str, array: ToArray | None, degenerate: bool
-) -> tuple[Stack, ...]:
-    shape = draw(chosen)
-    each = stacks(shapes=st.just(shape), dtype=dtype, array=array, degenerate=degenerate)
-    return tuple(draw(each) for _ in range(count))
+    return either("shapes", shapes, sizes.shapes()).flatmap(of)
 
 
 def nearly_low_rank(
