@@ -36,22 +36,15 @@ def assemble(stack: Stack, space: CoreSpace, subspaces: Subspaces, how: Storage)
     The cores are the best ones for the factors as rounded, and the distances are those of the
     arrays as stored. Cost: O((m + n)·R·r) flops; memory of the factors and one layer.
     """
-    xp = common_namespace(stack)
-    u, v = lifted(space, subspaces, how.dtype, xp=xp)
+    u, v = lifted(space, subspaces, how.dtype)
     return with_best_cores(
-        stack,
-        u,
-        v,
-        lambda distances: _certified(
-            stack, space, subspaces, how, distances, subspaces.sweeps, xp=xp
-        ),
+        stack, u, v, lambda found: _certified(stack, space, subspaces, how, found)
     )
 
 
-def lifted(
-    space: CoreSpace, subspaces: Subspaces, dtype: str, *, xp: Namespace
-) -> tuple[Array, Array]:
+def lifted(space: CoreSpace, subspaces: Subspaces, dtype: str) -> tuple[Array, Array]:
     """The factors (m, r1) and (n, r2) of both subspaces, rounded to the dtype."""
+    xp = space.xp
     u, v = (
         cast(fix_signs(side.lift(part, xp=xp), xp=xp), dtype, xp=xp)
         for side, part in ((space.left, subspaces.left), (space.right, subspaces.right))
@@ -64,11 +57,8 @@ def with_best_cores(
 ) -> Tucker2:
     """The Tucker-2 of these factors that is closest to the stack, layer by layer, and measured.
 
-    Args:
-        stack: any stack (L, m, n).
-        u: (m, r1), in the dtype to be stored; need not be orthonormal.
-        v: (n, r2).
-        certify: makes the certificate from the (L,) distances.
+    Factors are in the dtype to be stored, and need not be orthonormal; `certify` makes the
+    certificate from the (L,) distances.
     """
     xp = namespace_of(u=u, v=v)
     dtype = dtype_name(u)
@@ -104,22 +94,15 @@ def keep_whole(stack: LoRAStack, space: CoreSpace, how: Storage) -> Tucker2:
         in_frame = (frame.core(core[index, ...], xp=xp) for index in range(stack.shape[0]))
         distances = distances_from(project(stack, frame, xp=xp), in_frame, xp=xp)
     full = Subspaces(space.left.mixing, space.right.mixing, None, 0)
-    return Tucker2(u, core, v, _certified(stack, space, full, how, distances, 0, xp=xp))
+    return Tucker2(u, core, v, _certified(stack, space, full, how, distances))
 
 
 def _certified(
-    stack: Stack,
-    space: CoreSpace,
-    subspaces: Subspaces,
-    how: Storage,
-    distances: Array,
-    sweeps: int,
-    *,
-    xp: Namespace,
+    stack: Stack, space: CoreSpace, subspaces: Subspaces, how: Storage, distances: Array
 ) -> Certificate:
-    lower, upper = bounds_of(space, subspaces, how.dtype, xp=xp)
+    lower, upper = bounds_of(space, subspaces, how.dtype)
     norms = space.layer_norms if how.weights is None else layer_norms(stack)
-    return Certificate(distances, norms, lower, upper, how.method, sweeps, how.weights)
+    return Certificate(distances, norms, lower, upper, how.method, subspaces.sweeps, how.weights)
 
 
 def fix_signs(u: Array, *, xp: Namespace) -> Array:
@@ -135,26 +118,21 @@ def signs(u: Array, *, xp: Namespace) -> Array:
     return xp.where(-xp.min(u, axis=0) > xp.max(u, axis=0), -one, one)
 
 
-def bounds_of(
-    space: CoreSpace, subspaces: Subspaces, dtype: str, *, xp: Namespace
-) -> tuple[Array, Array]:
+def bounds_of(space: CoreSpace, subspaces: Subspaces, dtype: str) -> tuple[Array, Array]:
     """Bounds on the distance: below for any Tucker-2 of these ranks, above for the HOSVD's.
 
     Computed singular values carry rounding of their own; the bounds step aside by as much.
     """
-    ranks = subspaces.left.shape[1], subspaces.right.shape[1]
+    xp, ranks = space.xp, (subspaces.left.shape[1], subspaces.right.shape[1])
     tails, noise = [], []
     for side, rank in zip((space.left, space.right), ranks, strict=True):
         tails.append(root_sum_squares(side.sigma[rank:]))
         share = UNIT_ROUNDOFF["float64"] if space.wide else GRAM_RESOLUTION
         size = side.sigma.shape[0]
         noise.append(space.norm * (4 * share * math.sqrt(size) if rank < size else 0.0))
+    whole = tails
     if space.missed is not None:  # the tail inside a sketch is below the true one
-        whole = [
-            root_sum_squares(xp.stack([t, m])) for t, m in zip(tails, space.missed, strict=True)
-        ]
-    else:
-        whole = tails
+        whole = [root_sum_squares(xp.stack(both)) for both in zip(tails, space.missed, strict=True)]
     below = xp.stack([xp.clip(t - e, 0.0, None) for t, e in zip(tails, noise, strict=True)])
     rounding = UNIT_ROUNDOFF[dtype] * (1 + math.sqrt(ranks[0]) + math.sqrt(ranks[1]))
     rounding += ARITHMETIC * UNIT_ROUNDOFF["float64"]

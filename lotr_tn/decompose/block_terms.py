@@ -104,19 +104,21 @@ def layer_triangles(x: Array, wide: bool, *, xp: Namespace) -> Array:
 
 
 def one_for_each(what: str, numbers: Sequence[float] | Array, layers: int) -> np.ndarray:
-    """One number of at least 0 for each layer, on the host.
+    """One number of at least 0 for each layer, on the host."""
+    values = numbers_of(what, numbers, layers)
+    if not (values >= 0).all():
+        raise OptionError(f"{what} must be at least 0; found {values[~(values >= 0)][0]}")
+    return values
 
-    Raises:
-        OptionError: there are more or fewer, or one is negative or NaN.
-    """
+
+def numbers_of(what: str, numbers: Sequence[float] | Array | None, layers: int) -> np.ndarray:
+    """One number for each layer, on the host."""
     values = to_numpy(numbers) if hasattr(numbers, "dtype") else np.asarray(numbers)
     values = values.astype(np.float64)
     if values.shape != (layers,):
         raise OptionError(
             f"{what} must be one number for each of {layers} layers; found shape {values.shape}"
         )
-    if not (values >= 0).all():
-        raise OptionError(f"{what} must be at least 0; found {values[~(values >= 0)][0]}")
     return values
 
 

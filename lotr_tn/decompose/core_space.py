@@ -61,6 +61,11 @@ class CoreSpace:
         """‖T‖."""
         return root_sum_squares(self.layer_norms)
 
+    @property
+    def xp(self) -> Namespace:
+        """The array library."""
+        return namespace_of(x=self.layer_norms)
+
 
 def core_space(stack: Stack) -> CoreSpace:
     """The core space of a stack, without loss.

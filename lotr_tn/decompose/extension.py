@@ -32,22 +32,21 @@ class _Side:
         """Columns of the basis."""
         return self.basis.shape[1]
 
+    def solved(self, new: int) -> np.ndarray:
+        """What takes orthonormal coordinates to those in the stored basis and new directions."""
+        whole = np.eye(self.own + new)
+        whole[: self.own, : self.own] = self.solve
+        return whole
+
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """Layers in the bases U and V of others, and in the directions that these lack.
-
-    Attributes:
-        shape: (L, m, n).
-        slices: where each layer's rank terms lie.
-        left: the output side.
-        right: the input side.
-    """
+    """Layers in the bases U and V of others, and in the directions that these lack."""
 
     shape: tuple[int, int, int]
-    slices: tuple[slice, ...]
-    left: _Side
-    right: _Side
+    slices: tuple[slice, ...]  # where each layer's rank terms lie
+    left: _Side  # outputs
+    right: _Side  # inputs
 
     @property
     def most(self) -> tuple[int, int]:
@@ -93,14 +92,14 @@ class Extension:
     def tucker(self, k1: int, k2: int, dtype: str) -> Tucker2:
         """The layers with k1 and k2 new directions."""
         u, v = self._bases(k1, k2, dtype)
-        left, right = self._solved(self.left, k1), self._solved(self.right, k2)
+        left, right = self.left.solved(k1), self.right.solved(k2)
         cores = [left @ core @ right.T for core in self.cores(k1, k2)]
         return Tucker2(u, narrow(np.stack(cores), dtype, xp=xp), v)
 
     def low_rank(self, k1: int, k2: int, ranks: tuple[int, ...], dtype: str) -> LowRankTucker2:
         """The same with cores of these ranks."""
         u, v = self._bases(k1, k2, dtype)
-        left, right = self._solved(self.left, k1), self._solved(self.right, k2)
+        left, right = self.left.solved(k1), self.right.solved(k2)
         ups, downs = [], []
         for core, rank in zip(self.cores(k1, k2), ranks, strict=True):
             a, s, b = np.linalg.svd(core, full_matrices=False)
@@ -116,29 +115,16 @@ class Extension:
         v = np.concatenate([self.right.basis, right], axis=1) if k2 else self.right.basis
         return u, v
 
-    def _solved(self, side: _Side, new: int) -> np.ndarray:
-        """What takes orthonormal coordinates to those in the stored basis and new directions."""
-        size = side.own + new
-        whole = np.eye(size)
-        whole[: side.own, : side.own] = side.solve
-        return whole
-
 
 def extension_of(u: np.ndarray, v: np.ndarray, layers: LoRAStack) -> Extension:
     """Layers in bases U (m, p) and V (n, q), whose columns are independent, and beyond them.
 
     Cost: O((m + n)·(p + q + R)²) flops for R rank terms, in float64.
     """
-    x = np.asarray(layers.up, dtype=np.float64)
-    y = np.asarray(layers.down, dtype=np.float64).T
-    left, right = _split(u, x), _split(v, y)
-    slices = layers.slices
-    return Extension(
-        layers.shape,
-        slices,
-        _ordered(left, right.coordinates, slices),
-        _ordered(right, left.coordinates, slices),
-    )
+    left = _split(u, np.asarray(layers.up, dtype=np.float64))
+    right = _split(v, np.asarray(layers.down, dtype=np.float64).T)
+    ordered = (_ordered(a, b.coordinates, layers.slices) for a, b in ((left, right), (right, left)))
+    return Extension(layers.shape, layers.slices, *ordered)
 
 
 def _split(basis: np.ndarray, x: np.ndarray) -> _Side:

@@ -1,7 +1,7 @@
 """Tucker-2 with low-rank cores: shared factors first, then every core cut to its own rank."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lotr_tn._arrays import (
     UNIT_ROUNDOFF,
@@ -80,13 +80,14 @@ def low_rank_tucker2(
         return _inside_bases(stack, FixedRank(*ranks), terms, limits, asked_dtype(stack, dtype))
     whole = hosvd(stack, FixedRank(*ranks), dtype=asked_dtype(stack, dtype))
     most = stack.ranks if isinstance(stack, LoRAStack) else (min(stack.shape[1:]),) * stack.shape[0]
-    assert whole.certificate is not None
-    xp = common_namespace(whole)
+    xp, known = common_namespace(whole), whole.certificate
+    assert known is not None
+    bounds = _Bounds(known.lower, known.upper, known.norms)
     cores = []
     for core, rank in zip(each_core(whole, xp=xp), most, strict=True):
         u, s, vt = svd(core, xp=xp)  # of which a layer has no more than its own rank
         cores.append((xp.asarray(u[:, :rank], copy=True), s, xp.asarray(vt[:rank, :], copy=True)))
-    return _cut(stack, (whole.u, whole.v), cores, terms, limits, _Bounds.of(whole.certificate))
+    return _cut(stack, (whole.u, whole.v), cores, terms, limits, bounds)
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,6 @@ class _Bounds:
     upper: Array
     norms: Array  # (L,) of the layers
 
-    @staticmethod
-    def of(certificate: Certificate) -> "_Bounds":
-        """Those that a Tucker-2 was certified with."""
-        return _Bounds(certificate.lower, certificate.upper, certificate.norms)
-
 
 def _inside_bases(
     stack: LowRankTucker2, ranks: FixedRank, terms: int, limits: RankLimits, dtype: str
@@ -110,17 +106,15 @@ def _inside_bases(
     refuse_gradient("low_rank_tucker2", stack)
     xp = common_namespace(stack)
     space = core_space(stack)
-    chosen = PairSearch(
-        space, stack.shape, lambda space, pair: leading_axes(space, pair, xp=xp), False
-    ).asked(ranks)
-    u, v = lifted(space, chosen, dtype, xp=xp)
+    chosen = PairSearch(space, stack.shape, leading_axes, False).asked(ranks)
+    u, v = lifted(space, chosen, dtype)
     frame = frame_of(u, v, xp=xp)
     sides = ((frame.left, frame.left_factor, stack.u), (frame.right, frame.right_factor, stack.v))
     left, right = (
         xp.linalg.pinv(factor) @ (xp.matrix_transpose(basis) @ float64(own, xp=xp))
         for basis, factor, own in sides
     )
-    bounds = _Bounds(*bounds_of(space, chosen, dtype, xp=xp), space.layer_norms)
+    bounds = _Bounds(*bounds_of(space, chosen, dtype), space.layer_norms)
     del space, chosen  # as large as the stack
     up = left @ float64(stack.up, xp=xp)
     down = float64(stack.down, xp=xp) @ xp.matrix_transpose(right)
@@ -164,7 +158,7 @@ def _cut(
     result = LowRankTucker2(u, up, down, v, kept)
     lost = [s[rank:] for (_, s, _), rank in zip(cores, kept, strict=True)]
     tail = root_sum_squares(xp.concat(lost))
-    return LowRankTucker2(u, up, down, v, kept, _certified(stack, result, bounds, tail, xp=xp))
+    return replace(result, certificate=_certified(stack, result, bounds, tail, xp=xp))
 
 
 def _certified(

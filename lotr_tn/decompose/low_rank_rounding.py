@@ -6,15 +6,17 @@ orthonormal bases, in the singular directions of its own unfoldings.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, float64, narrow, to_numpy, zeros
 from lotr_tn.decompose.assemble import fix_signs, signs
 from lotr_tn.decompose.reduction import reduced
-from lotr_tn.decompose.search import meet_error, resolution
-from lotr_tn.decompose.truncation import GlobalOrder, differentiable_rule, global_order
+from lotr_tn.decompose.search import resolution
+from lotr_tn.decompose.truncation import (
+    GlobalOrder,
+    differentiable_rule,
+    global_order,
+    meet_in_order,
+)
 from lotr_tn.formats import Certificate, LowRankTucker2
 from lotr_tn.linalg import cross_gram, svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
@@ -30,11 +32,8 @@ from lotr_tn.ops.norms import root_sum_squares
 def round_low_rank_tucker2(stack: LowRankTucker2, rule: RankRule, dtype: str) -> LowRankTucker2:
     """The stack with each core cut to leading singular values, certified.
 
-    Args:
-        stack: a low-rank Tucker-2 (L, m, n).
-        rule: `FixedRank` keeps at most r1 in every layer; an error or a budget chooses the layers'
-            ranks together.
-        dtype: storage dtype of the result.
+    A `FixedRank` keeps at most r1 in every layer; an error or a budget chooses the layers' ranks
+    together.
     """
     if differentiable(stack):
         return _round_with_gradient(stack, rule, dtype)
@@ -46,14 +45,7 @@ def round_low_rank_tucker2(stack: LowRankTucker2, rule: RankRule, dtype: str) ->
     order = global_order([to_numpy(s) for s in terms.values])
     if isinstance(rule, Budget):
         return terms.kept(terms.affordable(order, rule.count), dtype)
-
-    def attempt(budget: float) -> Any:
-        within = int(np.flatnonzero(order.tails <= max(budget, order.tails[-1]))[0])
-        return terms.kept(order.ranks(within), dtype)
-
-    total = float(order.tails[0])
-    floor = resolution(wide=dtype == "float64") ** 2 * total
-    return meet_error(attempt, rule, total, floor, dtype)
+    return meet_in_order(order, rule, dtype, lambda ranks: terms.kept(ranks, dtype))
 
 
 def canonical_low_rank_tucker2(stack: LowRankTucker2) -> LowRankTucker2:

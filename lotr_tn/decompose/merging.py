@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, assert_never
+from typing import Literal, TypeAlias, assert_never
 
 import numpy as np
 
@@ -126,13 +126,8 @@ def merged_core(
 ) -> Array:
     """The one core (k1, k2) float64 of L updates that are small already, in orthonormal bases.
 
-    Args:
-        small: the updates (L, k1, k2) in float64.
-        weights: one for each, checked; for "slerp" the coefficients found already.
-        method: as for `merge`.
-        density: as for `merge`.
-        entropy: whole numbers that the draw depends on.
-        wide: whether the updates were stored in float64.
+    The draw depends on the whole numbers `entropy`, and what counts as rounding on whether the
+    updates were stored in float64 (`wide`); for "slerp" the weights are the coefficients.
     """
     xp = common_namespace(small)
     if method in ("linear", "slerp"):
@@ -146,10 +141,8 @@ def merged_core(
 def exact_rank(s: np.ndarray, noise: float, dtype: str) -> int:
     """How many singular values (k,) of a sum are more than rounding.
 
-    Args:
-        s: descending.
-        noise: size of what rounding in float64 may leave, such as of terms that cancel.
-        dtype: of the result; in float32 or narrower 6e-8 of its norm is rounding.
+    What rounding in float64 may leave, such as of terms that cancel, has the size `noise`; in a
+    result of float32 or narrower, 6e-8 of its norm is rounding.
     """
     tails = tail_energies(s)
     share = min(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF["float32"])
@@ -193,11 +186,7 @@ def slerp_coefficients(
 
 
 def require_slerp(weights: Sequence[float]) -> None:
-    """Refuse weights that lie on no way from one update to another.
-
-    Raises:
-        OptionError: not two of at least 0, of which one is above 0.
-    """
+    """Refuse weights that lie on no way from one update to another."""
     if len(weights) != 2:
         raise OptionError(
             f"slerp goes from one update to another, so it takes two; found {len(weights)}: use "
@@ -211,11 +200,7 @@ def require_slerp(weights: Sequence[float]) -> None:
 
 
 def require_merging(method: str, density: float, seed: int) -> None:
-    """Refuse an unknown method, a density outside (0, 1], or a seed that is none.
-
-    Raises:
-        OptionError: one of them.
-    """
+    """Refuse an unknown method, a density outside (0, 1], or a seed that is none."""
     if method not in MERGE_METHODS:
         raise OptionError(f"method must be one of {', '.join(MERGE_METHODS)}; found {method!r}")
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
@@ -224,25 +209,17 @@ def require_merging(method: str, density: float, seed: int) -> None:
 
 
 def require_weights(weights: Sequence[float], layers: int) -> tuple[float, ...]:
-    """The weights as floats: L finite numbers.
-
-    Raises:
-        OptionError: another count, or something else than finite numbers.
-    """
+    """The weights as floats, where they are L finite numbers."""
     try:
         found = tuple(float(weight) for weight in weights)
     except (TypeError, ValueError):
         found = ()
     if len(found) != layers or not all(map(math.isfinite, found)):
+        shown = str(list(weights)) if isinstance(weights, Sequence) else repr(weights)
         raise OptionError(
-            f"weights must be finite numbers, one for each of {layers} updates; found "
-            f"{_shown(weights)}"
+            f"weights must be finite numbers, one for each of {layers} updates; found {shown}"
         )
     return found
-
-
-def _shown(weights: Any) -> str:
-    return str(list(weights)) if isinstance(weights, Sequence) else repr(weights)
 
 
 def _slerp_weights(stack: Stack, weights: tuple[float, ...]) -> tuple[float, ...]:

@@ -91,11 +91,7 @@ def lost_energies(space: CoreSpace) -> np.ndarray:
 
 
 def asked_dtype(stack: Stack, dtype: str | None) -> str:
-    """The storage dtype of a result: the one asked for, or the stack's own.
-
-    Raises:
-        RankError: it is not one in which results are stored.
-    """
+    """The storage dtype of a result: the one asked for, or the stack's own."""
     if dtype is None:
         return storage_dtype(stack)
     if dtype not in UNIT_ROUNDOFF:
@@ -116,12 +112,8 @@ def meet_error(
     Rounding to the storage dtype takes part of the error. How much is seen only afterwards, so
     the budget is cut by the measured excess, and the search repeated.
 
-    Args:
-        attempt: makes the cheapest result that loses at most so much squared energy, certified.
-        rule: a `RelativeError` or an `Energy`.
-        total: the squared norm.
-        floor: squared energy below which lies only rounding of the input.
-        dtype: in which the result is stored.
+    `attempt` makes the cheapest certified result that loses at most so much squared energy. Below
+    `floor`, a part of the squared norm `total`, lies only rounding of the input.
     """
     assert not isinstance(rule, FixedRank | Budget)
     allowed = rule.epsilon**2 * total

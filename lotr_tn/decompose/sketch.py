@@ -27,12 +27,8 @@ def range_finder(
 ) -> Array:
     """An orthonormal basis that holds nearly all of the range of a matrix A.
 
-    Args:
-        start: (m, k) float64, A times random numbers.
-        multiply: Q (m, k) to A Aᵀ Q.
-        power_iterations: how often A Aᵀ is applied; each divides the share of a direction of
-            singular value σ by about (σ / σ_k)² more.
-        xp: the array namespace.
+    It begins with A times random numbers, (m, k) float64, and multiplies Q (m, k) to A Aᵀ Q: each
+    time divides the share of a direction of singular value σ by about (σ / σ_k)² more.
 
     Accuracy: the expected squared error is at most (1 + r / (k − r − 1)) times the tail of rank r
     with no power iteration, and close to the tail itself after two.
@@ -45,36 +41,29 @@ def range_finder(
     return basis
 
 
-def random_normal(shape: tuple[int, int], seed: int, like: Array, *, xp: Namespace) -> Array:
-    """Float64 normal numbers on the device of `like`, the same for every library."""
-    numbers = np.random.default_rng(seed).standard_normal(shape)
-    return xp.asarray(numbers, device=array_api_compat.device(like))
-
-
 def randomised_space(stack: LoRAStack, size: int, *, power_iterations: int, seed: int) -> CoreSpace:
     """A core space of `size` directions a side, by randomised range finders on both unfoldings.
 
     Cost: 4·(m + n)·R·size flops for each power iteration, and half as many to begin with;
     O((m + n)·size) float64 memory.
     """
-    xp = namespace_of(up=stack.up, down=stack.down)
-    x, y = stack.up, xp.matrix_transpose(stack.down)
-    x_weights, y_weights = (layer_weights(side, stack.slices, xp=xp) for side in (x, y))
 
-    def basis(side: Array, weights: Sequence[Array], seed: int) -> Array:
-        k = min(size, side.shape[0], side.shape[1])
-        numbers = random_normal((sum(int(t.shape[0]) for t in weights), k), seed, side, xp=xp)
-        return range_finder(
-            wide_product(side, unweigh(numbers, weights, xp=xp), xp=xp),
-            lambda q: wide_product(
-                side, _gram_times(weights, stack.slices, cross_gram(side, q, xp=xp), xp=xp), xp=xp
-            ),
-            power_iterations,
-            xp=xp,
+    def basis(x: Array, weights: Sequence[Array], side: int, xp: Namespace) -> Array:
+        shape = sum(int(t.shape[0]) for t in weights), min(size, *x.shape)
+        numbers = xp.asarray(  # the same for every library
+            np.random.default_rng(seed + side).standard_normal(shape),
+            device=array_api_compat.device(x),
         )
 
-    bases = basis(x, y_weights, seed), basis(y, x_weights, seed + 1)
-    return _space_in(stack, bases, x_weights, y_weights, xp=xp)
+        def multiply(q: Array) -> Array:
+            z = cross_gram(x, q, xp=xp)
+            seen = [t @ z[part, :] for t, part in zip(weights, stack.slices, strict=True)]
+            return wide_product(x, unweigh(xp.concat(seen, axis=0), weights, xp=xp), xp=xp)
+
+        start = wide_product(x, unweigh(numbers, weights, xp=xp), xp=xp)
+        return range_finder(start, multiply, power_iterations, xp=xp)
+
+    return _space_in(stack, basis)
 
 
 def blocked_space(stack: LoRAStack, size: int) -> CoreSpace:
@@ -87,22 +76,18 @@ def blocked_space(stack: LoRAStack, size: int) -> CoreSpace:
     Cost: 4·(m + n)·(size + r_l)² flops a layer; O((m + n)·(size + r_l)) float64 memory.
     Source: Iwen and Ong (2016), incremental SVD of partitioned columns.
     """
-    xp = namespace_of(up=stack.up, down=stack.down)
-    x, y = stack.up, xp.matrix_transpose(stack.down)
-    x_weights, y_weights = (layer_weights(side, stack.slices, xp=xp) for side in (x, y))
-    bases = tuple(
-        _merged(side, weights, stack.slices, size, xp=xp)
-        for side, weights in ((x, y_weights), (y, x_weights))
-    )
-    return _space_in(stack, (bases[0], bases[1]), x_weights, y_weights, xp=xp)
+
+    def basis(x: Array, weights: Sequence[Array], _: int, xp: Namespace) -> Array:
+        return _merged(x, weights, stack.slices, size, xp=xp)
+
+    return _space_in(stack, basis)
 
 
 def _merged(
     x: Array, weights: Sequence[Array], slices: Sequence[slice], size: int, *, xp: Namespace
 ) -> Array:
     """The leading directions of [x_1 T_1ᵀ, …, x_L T_Lᵀ], merged layer after layer."""
-    held = None  # basis times singular values
-    basis = None
+    basis = held = None  # held: basis times singular values
     for part, weight in zip(slices, weights, strict=True):
         own = float64(x[:, part], xp=xp) @ xp.matrix_transpose(weight)
         together = own if held is None else xp.concat([held, own], axis=1)
@@ -116,36 +101,23 @@ def _merged(
 
 
 def _space_in(
-    stack: LoRAStack,
-    bases: tuple[Array, Array],
-    x_weights: Sequence[Array],
-    y_weights: Sequence[Array],
-    *,
-    xp: Namespace,
+    stack: LoRAStack, basis: Callable[[Array, Sequence[Array], int, Namespace], Array]
 ) -> CoreSpace:
-    """The core space of the stack projected on both bases, and what lies outside of them."""
-    x, y = stack.up, xp.matrix_transpose(stack.down)
-    a, b = cross_gram(bases[0], x, xp=xp), cross_gram(bases[1], y, xp=xp)
-    small = LoRAStack(a, xp.matrix_transpose(b), stack.ranks)
-    missed = [
-        root_sum_squares(
-            xp.stack([size for size, _ in outside(side, basis, inside, stack.slices, t, xp=xp)])
-        )
-        for side, basis, inside, t in ((x, bases[0], a, y_weights), (y, bases[1], b, x_weights))
-    ]
-    norms = [
-        frobenius(t @ xp.matrix_transpose(s), xp=xp)
-        for t, s in zip(x_weights, y_weights, strict=True)
-    ]
-    space = space_of(Reduction(small, *bases))
+    """The core space of the stack projected on bases of both sides, and what lies outside of them.
+
+    Args:
+        stack: the stack.
+        basis: one of [x_1 T_1ᵀ, …, x_L T_Lᵀ] for a factor x, the T_l, and the side, 0 or 1.
+    """
+    xp = namespace_of(up=stack.up, down=stack.down)
+    factors = stack.up, xp.matrix_transpose(stack.down)
+    weights = [layer_weights(x, stack.slices, xp=xp) for x in factors]
+    bases = [basis(x, weights[1 - side], side, xp) for side, x in enumerate(factors)]
+    a, b = inside = [cross_gram(q, x, xp=xp) for q, x in zip(bases, factors, strict=True)]
+    missed = []
+    for x, q, z, others in zip(factors, bases, inside, weights[::-1], strict=True):
+        sizes = [size for size, _ in outside(x, q, z, stack.slices, others, xp=xp)]
+        missed.append(root_sum_squares(xp.stack(sizes)))
+    norms = [frobenius(t @ xp.matrix_transpose(s), xp=xp) for t, s in zip(*weights, strict=True)]
+    space = space_of(Reduction(LoRAStack(a, xp.matrix_transpose(b), stack.ranks), *bases))
     return replace(space, layer_norms=xp.stack(norms), missed=(missed[0], missed[1]))
-
-
-def _gram_times(
-    weights: Sequence[Array], slices: Sequence[slice], z: Array, *, xp: Namespace
-) -> Array:
-    """Stack T_lᵀ T_l z_l, where z (R, k) is cut by the layers."""
-    parts = [
-        xp.matrix_transpose(t) @ (t @ z[part, :]) for t, part in zip(weights, slices, strict=True)
-    ]
-    return xp.concat(parts, axis=0)

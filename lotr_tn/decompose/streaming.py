@@ -305,11 +305,7 @@ def _split(
 def _directions(weighed: Array, limits: np.ndarray, spare: int, *, xp: Namespace) -> Array:
     """(m, a): the fewest leading left singular vectors that bring all layers within limits.
 
-    Args:
-        weighed: (b, m, r), the residuals rest_l T_lᵀ.
-        limits: (b,) squared norms that may be left of them; not all are met yet.
-        spare: the most vectors.
-        xp: the array namespace.
+    The residuals rest_l T_lᵀ are `weighed` (b, m, r), and not all within limits yet.
     """
     layers, m, rank = (int(size) for size in weighed.shape)
     scales = on_device(1 / np.sqrt(limits), weighed, xp=xp)

@@ -5,7 +5,7 @@ left singular vectors of the stack projected onto the fixed side. Each half-swee
 error.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lotr_tn._arrays import Array, Namespace
 from lotr_tn.decompose.core_space import CoreSpace, Side, weigh
@@ -23,22 +23,18 @@ class Subspaces:
     sweeps: int
 
 
-def leading_axes(space: CoreSpace, ranks: tuple[int, int], *, xp: Namespace) -> Subspaces:
+def leading_axes(space: CoreSpace, ranks: tuple[int, int]) -> Subspaces:
     """The HOSVD's subspaces: core space is ordered by mode singular values already."""
     left, right = (
-        xp.eye(
-            side.coordinates.shape[0],
-            rank,
-            dtype=side.coordinates.dtype,
-            device=side.coordinates.device,
-        )
+        space.xp.eye(side.sigma.shape[0], rank, dtype=side.sigma.dtype, device=side.sigma.device)
         for side, rank in zip((space.left, space.right), ranks, strict=True)
     )
     return Subspaces(left, right, None, 0)
 
 
-def refit_right(space: CoreSpace, left: Array, rank: int, *, xp: Namespace) -> Subspaces:
+def refit_right(space: CoreSpace, left: Array, rank: int) -> Subspaces:
     """The best right subspace for a given left one, and the error of the pair."""
+    xp = space.xp
     right, dropped = _best_subspace(space.right, space.left, left, rank, space, xp=xp)
     outside = space.left.coordinates - left @ (xp.matrix_transpose(left) @ space.left.coordinates)
     missed = root_sum_squares(weigh(outside, space.slices, space.right.weights, xp=xp))
@@ -46,7 +42,7 @@ def refit_right(space: CoreSpace, left: Array, rank: int, *, xp: Namespace) -> S
 
 
 def alternate(
-    space: CoreSpace, start: Subspaces, *, tolerance: float, max_sweeps: int, xp: Namespace
+    space: CoreSpace, start: Subspaces, *, tolerance: float, max_sweeps: int
 ) -> Subspaces:
     """Sweep until one sweep lowers the error by less than `tolerance` of it.
 
@@ -54,14 +50,15 @@ def alternate(
     nothing waits for the device.
     """
     ranks = start.left.shape[1], start.right.shape[1]
-    current, best = start, None if start.error is None else start.error
+    current, best = start, start.error
     for sweep in range(1, max_sweeps + 1):
-        left, _ = _best_subspace(space.left, space.right, current.right, ranks[0], space, xp=xp)
-        refit = refit_right(space, left, ranks[1], xp=xp)
-        current = Subspaces(refit.left, refit.right, refit.error, sweep)
-        if tolerance and best is not None and float(best - refit.error) <= tolerance * float(best):
+        sides = space.left, space.right
+        left, _ = _best_subspace(*sides, current.right, ranks[0], space, xp=space.xp)
+        current = replace(refit_right(space, left, ranks[1]), sweeps=sweep)
+        error = current.error
+        if tolerance and best is not None and float(best - error) <= tolerance * float(best):
             break
-        best = refit.error
+        best = error
     return current
 
 

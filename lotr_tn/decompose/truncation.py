@@ -1,6 +1,6 @@
 """Each layer's own rank, cut where the whole stack gains most."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from lotr_tn._arrays import (
     zeros,
 )
 from lotr_tn.decompose.assemble import signs
-from lotr_tn.decompose.search import meet_error, resolution
+from lotr_tn.decompose.search import Result, meet_error, resolution
 from lotr_tn.errors import DerivativeError
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg import svd_of_product
@@ -97,11 +97,8 @@ def limited_order(values: Sequence[np.ndarray], limits: RankLimits) -> GlobalOrd
 def truncate(stack: LoRAStack, rule: RankRule, dtype: str) -> LoRAStack:
     """The stack with each layer cut to leading singular values, certified.
 
-    Args:
-        stack: a LoRA stack (L, m, n).
-        rule: `FixedRank` keeps at most that rank in every layer; an error or a budget chooses the
-            layers' ranks together.
-        dtype: storage dtype of the result.
+    A `FixedRank` keeps at most that rank in every layer; an error or a budget chooses the layers'
+    ranks together.
     """
     if wants_gradient(stack.up, stack.down):
         return _truncate_with_gradient(stack, rule, dtype)
@@ -111,10 +108,17 @@ def truncate(stack: LoRAStack, rule: RankRule, dtype: str) -> LoRAStack:
     order = global_order([to_numpy(s) for s in layer_singular_values(stack)])
     if isinstance(rule, Budget):
         return cut_layers(stack, order.ranks(rank_for(rule, order.tails, m + n)), dtype)
+    return meet_in_order(order, rule, dtype, lambda ranks: cut_layers(stack, ranks, dtype))
 
-    def attempt(budget: float) -> LoRAStack:
+
+def meet_in_order(
+    order: GlobalOrder, rule: RankRule, dtype: str, keep: Callable[[tuple[int, ...]], Result]
+) -> Result:
+    """What `keep` makes of the fewest values, in the order of their worth, that meet an error."""
+
+    def attempt(budget: float) -> Result:
         within = int(np.flatnonzero(order.tails <= max(budget, order.tails[-1]))[0])
-        return cut_layers(stack, order.ranks(within), dtype)
+        return keep(order.ranks(within))
 
     total = float(order.tails[0])
     floor = resolution(wide=dtype == "float64") ** 2 * total
@@ -154,10 +158,8 @@ def cut_layers(
         else _cut_layer(stack, part, rank, dtype, xp=xp)
         for part, rank in zip(stack.slices, ranks, strict=True)
     ]
-    up, down = (
-        xp.concat([cut.up for cut in cuts], axis=1),
-        xp.concat([cut.down for cut in cuts], axis=0),
-    )
+    up = xp.concat([cut.up for cut in cuts], axis=1)
+    down = xp.concat([cut.down for cut in cuts], axis=0)
     kept = tuple(int(cut.down.shape[0]) for cut in cuts)
     return LoRAStack(up, down, kept, _certified(stack, cuts, dtype, xp=xp))
 
@@ -205,11 +207,7 @@ def _certified(stack: LoRAStack, cuts: list[_Cut], dtype: str, *, xp: Namespace)
 
 
 def differentiable_rule(rule: RankRule) -> FixedRank:
-    """The rule, if it is one through which derivatives flow.
-
-    Raises:
-        DerivativeError: it chooses ranks by comparing numbers.
-    """
+    """The rule, if it is one through which derivatives flow."""
     if not isinstance(rule, FixedRank):
         raise DerivativeError(
             "round chooses ranks by comparing numbers, which has no derivative; give fixed ranks, "

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lotr_tn._arrays import namespace_of
 from lotr_tn.decompose.assemble import Storage, assemble, keep_whole
 from lotr_tn.decompose.core_space import CoreSpace, core_space
 from lotr_tn.decompose.search import Fit, PairSearch, asked_dtype, meet_error, resolution
@@ -80,7 +79,7 @@ def hosvd(
     Halko, Martinsson and Tropp (2011).
     """
     options = _Options(ranks, dtype, weights, method, seed)
-    return _decompose(stack, options, "hosvd", _fit_hosvd)
+    return _decompose(stack, options, "hosvd", leading_axes)
 
 
 def st_hosvd(
@@ -145,23 +144,17 @@ def hooi(
     """
 
     def fit(space: CoreSpace, pair: Pair) -> Subspaces:
-        xp = namespace_of(x=space.layer_norms)
         start = _fit_st_hosvd(space, pair)
         if 0 in pair:
             return start
-        return alternate(space, start, tolerance=tolerance, max_sweeps=max_sweeps, xp=xp)
+        return alternate(space, start, tolerance=tolerance, max_sweeps=max_sweeps)
 
     options = _Options(ranks, dtype, weights, method, seed)
     return _decompose(stack, options, "hooi", fit)
 
 
-def _fit_hosvd(space: CoreSpace, pair: Pair) -> Subspaces:
-    return leading_axes(space, pair, xp=namespace_of(x=space.layer_norms))
-
-
 def _fit_st_hosvd(space: CoreSpace, pair: Pair) -> Subspaces:
-    xp = namespace_of(x=space.layer_norms)
-    return refit_right(space, leading_axes(space, pair, xp=xp).left, pair[1], xp=xp)
+    return refit_right(space, leading_axes(space, pair).left, pair[1])
 
 
 @dataclass(frozen=True)
@@ -210,12 +203,10 @@ def _spaces(stack: Stack, rule: RankRule, options: _Options) -> Iterator[tuple[C
             if options.method == "blocked":
                 yield blocked_space(stack, size), "blocked "
             else:
-                yield (
-                    randomised_space(
-                        stack, size, power_iterations=POWER_ITERATIONS, seed=options.seed
-                    ),
-                    "randomised ",
+                found = randomised_space(
+                    stack, size, power_iterations=POWER_ITERATIONS, seed=options.seed
                 )
+                yield found, "randomised "
     yield core_space(stack), ""
 
 

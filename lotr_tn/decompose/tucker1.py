@@ -99,14 +99,11 @@ def tucker1(
         layers, m, n = stack.shape
         return attempt(rank_for(rule, tails, n + layers * m if side == "in" else m + layers * n))
     total = float(tails[0])
-    floor = resolution(space.wide) ** 2 * total
-    return meet_error(
-        lambda budget: attempt(smallest_rank(tails, max(budget, float(tails[-1])))),
-        rule,
-        total,
-        floor,
-        dtype,
-    )
+
+    def within(budget: float) -> Tucker1:
+        return attempt(smallest_rank(tails, max(budget, float(tails[-1]))))
+
+    return meet_error(within, rule, total, resolution(space.wide) ** 2 * total, dtype)
 
 
 def _project(

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lotr_tn._arrays import Array, to_numpy
+from lotr_tn.decompose.block_terms import numbers_of
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Stack
 from lotr_tn.ops.arithmetic import scale
@@ -44,12 +45,7 @@ def layer_weighting(stack: Stack, weights: Weights) -> np.ndarray:
         if not np.isfinite(smallest):
             return np.ones(layers)
         return np.where(norms > 0, (smallest / np.where(norms > 0, norms, 1)) ** 2, 0.0)
-    values = to_numpy(weights) if hasattr(weights, "dtype") else np.asarray(weights)
-    values = values.astype(np.float64)
-    if values.shape != (layers,):
-        raise OptionError(
-            f"weights must be one number for each of {layers} layers; found shape {values.shape}"
-        )
+    values = numbers_of("weights", weights, layers)
     if not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
         raise OptionError("weights must be finite, at least 0, and not all 0")
     return values / values.max()
