@@ -129,15 +129,13 @@ def _report(
         fixed(given(**law.inputs(options))(test))()
     except unittest.SkipTest as reason:
         return LawReport(law.name, "does not apply", str(reason))
-    except Flaky:
-        return LawReport(
-            law.name, "broken", "it does not fail each time on the same input", failing
-        )
     except Exception as error:
         return LawReport(law.name, "broken", _sentence(error), failing)
     return LawReport(law.name, "holds")
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, Flaky):
+        return "it does not fail each time on the same input"
     first = (str(error).splitlines() or [""])[0]
     return first if isinstance(error, AssertionError) else f"{type(error).__name__}: {first}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lotr_tn._arrays import Array, to_numpy
+from lotr_tn._arrays import Array
 from lotr_tn.formats import Stack
 from lotr_tn.testing.laws.truth import (
     dense_updates,
@@ -14,6 +14,7 @@ from lotr_tn.testing.laws.truth import (
     magnitude,
     norm_of,
     rounding,
+    wide,
 )
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ Apply = Callable[..., Array]
 
 def apply_is_the_matrix_product(apply: Apply, stack: Stack, x: Array) -> None:
     """apply(stack, x)[l] = x ΔW_lᵀ."""
-    inputs = _wide(x)
+    inputs = wide(x)
     wanted = np.stack([inputs @ matrix.T for matrix in dense_updates(stack)])
     _expect_vectors(apply(stack, x), wanted, stack, inputs, "x ΔWᵀ")
 
 
 def one_layer_is_applied_alone(apply: Apply, stack: Stack, x: Array, layer: int) -> None:
     """apply(stack, x, layer=l) = x ΔW_lᵀ; a negative layer counts from the end."""
-    inputs = _wide(x)
+    inputs = wide(x)
     wanted = inputs @ dense_updates(stack)[layer].T
     _expect_vectors(apply(stack, x, layer=layer), wanted, stack, inputs, f"x ΔWᵀ of layer {layer}")
 
@@ -40,7 +41,7 @@ def rows_go_through_their_layers(
     apply: Apply, stack: Stack, x: Array, layers: Sequence[int]
 ) -> None:
     """apply(stack, x, layer=layers)[i] = x[i] ΔW_lᵀ with l = layers[i]."""
-    inputs, dense = _wide(x), dense_updates(stack)
+    inputs, dense = wide(x), dense_updates(stack)
     rows = [row @ dense[layer].T for row, layer in zip(inputs, layers, strict=True)]
     wanted = np.stack(rows) if rows else np.zeros((*inputs.shape[:-1], stack.shape[1]))
     found = apply(stack, x, layer=layers)
@@ -51,8 +52,8 @@ def apply_transpose_is_the_adjoint(
     apply: Apply, apply_transpose: Apply, stack: Stack, x: Array, y: Array
 ) -> None:
     """⟨y, apply(x)⟩ = ⟨apply_transpose(y), x⟩ in every layer, for x (b, n) and y (b, m)."""
-    inputs, outputs = _wide(x), _wide(y)
-    forth, back = _wide(apply(stack, x)), _wide(apply_transpose(stack, y))
+    inputs, outputs = wide(x), wide(y)
+    forth, back = wide(apply(stack, x)), wide(apply_transpose(stack, y))
     expect_same("the shape", back.shape, (stack.shape[0], *inputs.shape))
     size = magnitude(stack) * norm_of(inputs) * norm_of(outputs)
     for layer in range(stack.shape[0]):
@@ -67,7 +68,7 @@ def matmul_is_the_matrix_product(
     matmul: Callable[[Stack, Array], Array], stack: Stack, x: Array
 ) -> None:
     """(stack @ x)[l] = ΔW_l x, for x (n,) or (n, b)."""
-    inputs = _wide(x)
+    inputs = wide(x)
     wanted = np.stack([matrix @ inputs for matrix in dense_updates(stack)])
     _expect_vectors(matmul(stack, x), wanted, stack, inputs, "ΔW x")
 
@@ -89,14 +90,10 @@ def linear_operator_is_the_matrix(
     _expect_vectors(operator.rmatvec(rows[:, 0]), wanted[0, :], stack, rows, "a row of ΔW")
 
 
-def _wide(x: Array) -> np.ndarray:
-    return to_numpy(x).astype(np.float64)
-
-
 def _expect_vectors(
     found: Array, wanted: np.ndarray, stack: Stack, inputs: np.ndarray, what: str
 ) -> None:
-    vectors = _wide(found)
+    vectors = wide(found)
     expect_same(f"the shape of {what}", vectors.shape, wanted.shape)
     off = norm_of(vectors - wanted)
     allowed = rounding(stack) * magnitude(stack) * norm_of(inputs)

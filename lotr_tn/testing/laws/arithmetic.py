@@ -4,17 +4,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lotr_tn._arrays import Array, to_numpy
+from lotr_tn._arrays import Array, dtype_name, to_numpy
 from lotr_tn.formats import Stack
 from lotr_tn.ops.arrays import arrays_of, storage_dtype
 from lotr_tn.testing.laws.truth import (
     dense_updates,
     expect,
     expect_same,
+    expect_same_arrays,
     expect_updates,
     magnitude,
     norm_of,
     rounding,
+    wide,
 )
 
 
@@ -49,19 +51,14 @@ def transposing_twice_changes_nothing(transpose: Callable[[Stack], Stack], stack
     """Every layer is transposed, and twice gives the same factors bit for bit."""
     once = transpose(stack)
     expect_updates(once, np.swapaxes(dense_updates(stack), 1, 2), (stack,), "the transpose")
-    again = arrays_of(transpose(once))
-    for name, before in arrays_of(stack).items():
-        same = np.array_equal(to_numpy(again[name]), to_numpy(before))
-        expect(same, f"{name} differs after transposing twice")
+    expect_same_arrays(transpose(once), arrays_of(stack), "differs after transposing twice")
 
 
 def dense_is_the_product(to_dense: Callable[[Stack], Array], stack: Stack) -> None:
     """The plain matrices are the products of the factors, in the stack's dtype."""
     found = to_dense(stack)
-    expect_same("the dtype", _dtype(found), storage_dtype(stack))
-    expect_updates(
-        to_numpy(found).astype(np.float64), dense_updates(stack), (stack,), "the dense stack"
-    )
+    expect_same("the dtype", dtype_name(found), storage_dtype(stack))
+    expect_updates(wide(found), dense_updates(stack), (stack,), "the dense stack")
 
 
 def conversion_is_exact(
@@ -111,7 +108,3 @@ def concatenated_layers_stand_in_order(
     """All layers of the first stack, then all of the second, and so on."""
     wanted = np.concatenate([dense_updates(stack) for stack in stacks])
     expect_updates(concat_layers(stacks), wanted, stacks, "the stack of all layers")
-
-
-def _dtype(x: Array) -> str:
-    return str(x.dtype).rsplit(".", maxsplit=1)[-1]

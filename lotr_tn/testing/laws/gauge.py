@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lotr_tn._arrays import Array, Namespace, cast, dtype_name, to_numpy
+from lotr_tn._arrays import Array, Namespace, cast, dtype_name
 from lotr_tn.formats import Stack
 from lotr_tn.ops.arrays import Kind, arrays_of, common_namespace, with_arrays
 from lotr_tn.testing.formats import laws_of
@@ -15,6 +15,7 @@ from lotr_tn.testing.laws.truth import (
     magnitude,
     norm_of,
     rounding,
+    wide,
 )
 
 
@@ -39,8 +40,8 @@ def change_gauge(stack: Kind, matrices: Sequence[np.ndarray]) -> Kind:
             `strategies.gauges` draws.
     """
     xp, arrays = common_namespace(stack), arrays_of(stack)
-    wide = {name: to_numpy(x).astype(np.float64) for name, x in arrays.items()}
-    changed = laws_of(type(stack)).regauge(stack, wide, matrices)
+    host = {name: wide(x) for name, x in arrays.items()}
+    changed = laws_of(type(stack)).regauge(stack, host, matrices)
     return with_arrays(stack, **{name: _like(x, arrays[name], xp) for name, x in changed.items()})
 
 
@@ -71,7 +72,9 @@ def measure_is_gauge_invariant(
     if any(is_lost(stack) for stack in stacks):
         return
     one, two = float(measure(*stacks)), float(measure(*others))
-    worst = max(rounding(stack) * magnitude(stack) / _size(stack) for stack in stacks)
+    worst = max(
+        rounding(stack) * magnitude(stack) / norm_of(dense_updates(stack)) for stack in stacks
+    )
     slack = 50 * worst * max(abs(one), scale)
     expect_close(two, one, slack, "the number, by other factors of the same updates,")
 
@@ -79,10 +82,6 @@ def measure_is_gauge_invariant(
 def is_lost(stack: Stack) -> bool:
     """Whether terms cancel so far that the updates are hardly larger than float32's rounding."""
     return norm_of(dense_updates(stack)) <= 1e3 * ROUNDING["float32"] * magnitude(stack)
-
-
-def _size(stack: Stack) -> float:
-    return norm_of(dense_updates(stack))
 
 
 def _like(x: np.ndarray, like: Array, xp: Namespace) -> Array:

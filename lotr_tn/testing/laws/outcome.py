@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lotr_tn._arrays import Array
 from lotr_tn.errors import LotrError
 from lotr_tn.formats import Certificate, Stack, Tucker2
 from lotr_tn.testing.formats import Cut, known_formats, laws_of
@@ -46,7 +45,10 @@ def run(decompose: Decomposition, stack: Stack, ranks: Any) -> Outcome:
         result = first[0] if len(first) == 1 else tuple(first)
         error = float(error)
     if isinstance(result, tuple) and len(result) == 3:
-        result = _from_factors(*result)
+        try:
+            result = Tucker2(*result)
+        except LotrError as unfit:
+            raise AssertionError(f"the factors (u, core, v) do not fit together: {unfit}") from None
     found = _as_stack(result)
     certificate = getattr(found, "certificate", None)
     if error is None and certificate is not None:
@@ -61,13 +63,6 @@ def _as_stack(result: Any) -> Stack:
             f"relative error if it reports one; found {type(result).__name__}"
         )
     return result
-
-
-def _from_factors(u: Array, core: Array, v: Array) -> Tucker2:
-    try:
-        return Tucker2(u, core, v)
-    except LotrError as error:
-        raise AssertionError(f"the factors (u, core, v) do not fit together: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lotr_tn.formats import Stack
 from lotr_tn.linalg import RelativeError
 from lotr_tn.ops import convert, take_layers
 from lotr_tn.ops.arrays import arrays_of, storage_dtype, with_arrays
+from lotr_tn.testing.entries import GAP
 from lotr_tn.testing.formats import laws_of
 from lotr_tn.testing.laws.gauge import change_gauge, gauge_sizes, is_lost, random_gauge
 from lotr_tn.testing.laws.outcome import (
@@ -29,13 +30,12 @@ from lotr_tn.testing.laws.truth import (
     expect,
     expect_close,
     expect_same,
+    expect_same_arrays,
     magnitude,
     norm_of,
     rounding,
+    wide,
 )
-
-GAP = 1e-3
-"""Singular values closer than that share of the largest count as tied."""
 
 PLAIN_REPORTS = {"float64": (1e-10, 1e-12), "float32": (1e-4, 4e-7)}
 """What a reported number may be off without a certificate: relative to it, and at least."""
@@ -47,8 +47,7 @@ def result_fits_the_stack(decompose: Decomposition, stack: Stack, ranks: Ranks) 
     expect_same("the shape (L, m, n)", result.shape, stack.shape)
     expect_same("the dtype", storage_dtype(result), storage_dtype(stack))
     for name, x in arrays_of(result).items():
-        host = to_numpy(x).astype(np.float64)
-        expect(bool(np.isfinite(host).all()), f"{name} holds entries that are not finite")
+        expect(bool(np.isfinite(wide(x)).all()), f"{name} holds entries that are not finite")
 
 
 def rank_is_kept(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
@@ -152,9 +151,8 @@ def factors_are_orthonormal(decompose: Decomposition, stack: Stack, ranks: Ranks
     names = laws_of(type(result)).factors
     expect(bool(names), "only a Tucker-2 has orthonormal factors on both sides")
     for name in names:
-        factor = getattr(result, name)
-        wide = to_numpy(factor).astype(np.float64)
-        gram = wide.T @ wide
+        factor = wide(getattr(result, name))
+        gram = factor.T @ factor
         off = np.abs(gram - np.diag(np.diag(gram) > 0.5)).max(initial=0.0)
         expect(off <= 10 * rounding(stack), f"{name}ᵀ{name} is off orthonormal by {off:.2g}")
 
@@ -194,19 +192,15 @@ def twice_is_once(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
 
 def repeating_gives_the_same(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
     """The same input gives the same factors, bit for bit: no unseeded random numbers."""
-    one, two = (arrays_of(run(decompose, stack, ranks).stack) for _ in range(2))
-    for name, x in one.items():
-        same = np.array_equal(to_numpy(x), to_numpy(two[name]))
-        expect(same, f"{name} differs when the same stack is decomposed again")
+    one, two = (run(decompose, stack, ranks).stack for _ in range(2))
+    expect_same_arrays(one, arrays_of(two), "differs when the same stack is decomposed again")
 
 
 def input_is_left_alone(decompose: Decomposition, stack: Stack, ranks: Ranks) -> None:
     """The stack that was given has the same entries afterwards."""
     before = {name: to_numpy(x).copy() for name, x in arrays_of(stack).items()}
     run(decompose, stack, ranks)
-    for name, x in arrays_of(stack).items():
-        same = np.array_equal(to_numpy(x), before[name])
-        expect(same, f"{name} of the stack that was given has changed")
+    expect_same_arrays(stack, before, "of the stack that was given has changed")
 
 
 def gauge_invariance(decompose: Decomposition, stack: Stack, ranks: Ranks, seed: int = 0) -> None:

@@ -1,6 +1,6 @@
 """The dense truth that every law is held against, and how closely it must be met."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -18,8 +18,13 @@ LARGEST_WHOLE = 2**20
 
 def dense_updates(stack: Stack) -> np.ndarray:
     """The updates as (L, m, n) float64 matrices, by their definition, layer by layer."""
-    arrays = {name: to_numpy(x).astype(np.float64) for name, x in arrays_of(stack).items()}
+    arrays = {name: wide(x) for name, x in arrays_of(stack).items()}
     return laws_of(type(stack)).dense(stack, arrays)
+
+
+def wide(x: Array) -> np.ndarray:
+    """An array in NumPy and float64."""
+    return to_numpy(x).astype(np.float64)
 
 
 def magnitude(stack: Stack) -> float:
@@ -27,7 +32,7 @@ def magnitude(stack: Stack) -> float:
 
     Rounding is relative to this, and not to ‖T‖: factors of size 1 may have an update of 1e-16.
     """
-    arrays = {k: np.abs(to_numpy(x).astype(np.float64)) for k, x in arrays_of(stack).items()}
+    arrays = {k: np.abs(wide(x)) for k, x in arrays_of(stack).items()}
     return norm_of(laws_of(type(stack)).dense(stack, arrays))
 
 
@@ -70,6 +75,12 @@ def expect_updates(
         expect(off == 0, f"{what} is off by {off:.2g}, in whole numbers")
     allowed = sum(rounding(stack) * magnitude(stack) for stack in sources)
     expect(off <= allowed, f"{what} is off by {off:.2g}; rounding explains {allowed:.2g}")
+
+
+def expect_same_arrays(found: Stack, wanted: Mapping[str, Array], what: str) -> None:
+    """A stack's arrays are those of that name, bit for bit; else which one is not, and `what`."""
+    for name, x in arrays_of(found).items():
+        expect(np.array_equal(to_numpy(x), to_numpy(wanted[name])), f"{name} {what}")
 
 
 def expect_same(what: str, found: object, wanted: object) -> None:
