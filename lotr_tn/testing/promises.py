@@ -116,11 +116,7 @@ LAWS = (
 
 
 def promised(options: Options) -> list[Law]:
-    """The laws that the decomposition promises.
-
-    Raises:
-        OptionError: `skip` names something that is no law.
-    """
+    """The laws that the decomposition promises; an `OptionError` where `skip` names none."""
     known = [law.name for law in LAWS]
     for name in options.skip:
         if name not in known:

@@ -110,11 +110,7 @@ def known_formats() -> tuple[type, ...]:
 
 
 def laws_of(kind: type[Own]) -> FormatLaws[Own]:
-    """What the laws know of a format.
-
-    Raises:
-        AssertionError: nothing.
-    """
+    """What the laws know of a format; it is an `AssertionError` to know nothing."""
     if kind not in _LAWS:
         raise AssertionError(
             f"the laws do not know the format {kind.__name__}: "

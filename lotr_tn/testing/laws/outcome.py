@@ -33,11 +33,7 @@ class Outcome:
 
 
 def run(decompose: Decomposition, stack: Stack, ranks: Any) -> Outcome:
-    """The outcome of a decomposition.
-
-    Raises:
-        AssertionError: it returns something else than a `Decomposition` may.
-    """
+    """The outcome of a decomposition, which must return what a `Decomposition` may."""
     result = decompose(stack, ranks)
     error = None
     if isinstance(result, tuple) and len(result) in (2, 4):
@@ -95,11 +91,7 @@ def loss(result: Stack, stack: Stack) -> Loss:
 
 
 def cuts(result: Stack, ranks: Ranks) -> list[Cut]:
-    """The ranks of a result beside those asked for.
-
-    Raises:
-        AssertionError: the laws know no ranks of its format.
-    """
+    """The ranks of a result beside those asked for; its format's laws must know some."""
     named = laws_of(type(result)).cuts
     if named is None:
         raise AssertionError(
