@@ -37,10 +37,7 @@ class Export:
 
 
 def to_lora(
-    adapter: LoTRAdapter,
-    *,
-    ranks: Literal["uniform", "minimal"] = "uniform",
-    dtype: str = "auto",
+    adapter: LoTRAdapter, *, ranks: Literal["uniform", "minimal"] = "uniform", dtype: str = "auto"
 ) -> Export:
     """Write every U G_l Vᵀ as its own pair of LoRA factors.
 

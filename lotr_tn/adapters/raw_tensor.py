@@ -33,12 +33,7 @@ DTYPES = {
 CODES = {name: code for code, (name, _) in DTYPES.items()}
 """Safetensors' code by the dtype's name."""
 
-_FLOATS = {
-    "BF16": ml_dtypes.bfloat16,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-}
+_FLOATS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,7 @@ from typing import Any, Literal, TypeAlias, cast, final
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, from_numpy
-from lotr_tn.adapters.adapter import (
-    Compressed,
-    LoRAGroup,
-    LoTRAdapter,
-    LoTRGroup,
-    common_dtype,
-)
+from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoTRAdapter, LoTRGroup, common_dtype
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.analysis.forms import FormatName
 from lotr_tn.banks.group import (

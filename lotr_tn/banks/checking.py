@@ -14,15 +14,7 @@ from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Layout
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.banks.bank import Bank, Stacking
-from lotr_tn.banks.group import (
-    ADAPTER,
-    MODULE,
-    RANK,
-    SCALE,
-    TERMS,
-    BankGroup,
-    Part,
-)
+from lotr_tn.banks.group import ADAPTER, MODULE, RANK, SCALE, TERMS, BankGroup, Part
 from lotr_tn.banks.layout import row_shapes
 from lotr_tn.files.bank_tensor import BankTensor
 

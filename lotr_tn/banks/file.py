@@ -181,13 +181,7 @@ def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
     contents = tuple(reader.tensor(f"contents.{at}") for at in range(count))
     groups = {name: reader.group(name, entry) for name, entry in header["groups"].items()}
     return Bank(
-        adapters,
-        groups,
-        contents,
-        header["asked"],
-        header["stacking"],
-        header["explanation"],
-        path,
+        adapters, groups, contents, header["asked"], header["stacking"], header["explanation"], path
     )
 
 

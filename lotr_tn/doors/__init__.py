@@ -2,7 +2,4 @@
 
 from lotr_tn.doors.loading import load_adapter, save_adapter
 
-__all__ = [
-    "load_adapter",
-    "save_adapter",
-]
+__all__ = ["load_adapter", "save_adapter"]

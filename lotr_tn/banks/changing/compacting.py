@@ -12,16 +12,7 @@ from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.analysis.forms import FORMS, Options, auto_forms
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import load_bank, save_bank, verify_bank
-from lotr_tn.banks.group import (
-    ADAPTER,
-    DISTANCE,
-    DRIFT,
-    MODULE,
-    NORM,
-    RANK,
-    BankGroup,
-    Part,
-)
+from lotr_tn.banks.group import ADAPTER, DISTANCE, DRIFT, MODULE, NORM, RANK, BankGroup, Part
 from lotr_tn.banks.making.joint import Job, bank_of
 from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.errors import CheckpointError, OptionError

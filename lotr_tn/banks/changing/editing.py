@@ -131,9 +131,7 @@ def _renumbered(
     new = {at: place for place, at in enumerate(used)}
     renumbered = tuple(
         replace(
-            one,
-            config=new[one.config],
-            extras={key: new[at] for key, at in one.extras.items()},
+            one, config=new[one.config], extras={key: new[at] for key, at in one.extras.items()}
         )
         for one in adapters
     )

@@ -166,13 +166,7 @@ def make_bank(
 
 
 def _check(
-    rule: BankRule,
-    stack: str,
-    format: str,
-    method: str,
-    dtype: str,
-    route: str,
-    sketch: int | None,
+    rule: BankRule, stack: str, format: str, method: str, dtype: str, route: str, sketch: int | None
 ) -> None:
     if stack not in ("auto", *STACKINGS):
         raise OptionError(f"stack must be auto, {', '.join(STACKINGS)}; found {stack!r}")

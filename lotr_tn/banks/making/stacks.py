@@ -256,13 +256,7 @@ class Reduced:
 
 
 def reduce_stack(
-    fleet: FleetStack,
-    goal: Goal,
-    route: Route,
-    sketch: int,
-    seed: int,
-    *,
-    most: int | None = None,
+    fleet: FleetStack, goal: Goal, route: Route, sketch: int, seed: int, *, most: int | None = None
 ) -> Reduced | None:
     """A stack made small, by the route that its size asks for.
 

@@ -8,14 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.adapters.adapter import (
-    Adapter,
-    Layout,
-    LoRAAdapter,
-    LoRAModule,
-    Target,
-    common_dtype,
-)
+from lotr_tn.adapters.adapter import Adapter, Layout, LoRAAdapter, LoRAModule, Target, common_dtype
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.adapters.base_models import base_model_of, require_same_base
 from lotr_tn.adapters.raw_tensor import RawTensor
