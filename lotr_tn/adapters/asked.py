@@ -11,27 +11,16 @@ from lotr_tn.formats import LoRAStack
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of the groups of an adapter; `convert_adapter` tells what the values mean.
+    """What is asked of the groups of an adapter; `convert_adapter` tells what the values mean."""
 
-    Attributes:
-        rule: the ranks, or the error or the size.
-        form: in which they are stored, or `auto`.
-        method: how shared factors are found.
-        group_by: which modules are a group.
-        dtype: in which numbers are stored, or `auto`.
-        limits: the ranks that may be chosen.
-        keep: which modules are kept as they are.
-        beside: forms that are looked at beside `form`.
-    """
-
-    rule: AdapterRule
-    form: FormatName = "lotr"
-    method: str = "hooi"
-    group_by: str = "kind"
-    dtype: str = "auto"
-    limits: Limits = None
-    keep: str | None = None
-    beside: tuple[FormatName, ...] = ()
+    rule: AdapterRule  # the ranks, or the error or the size
+    form: FormatName = "lotr"  # in which they are stored, or `auto`
+    method: str = "hooi"  # how shared factors are found
+    group_by: str = "kind"  # which modules are a group
+    dtype: str = "auto"  # in which numbers are stored, or `auto`
+    limits: Limits = None  # the ranks that may be chosen
+    keep: str | None = None  # which modules are kept as they are
+    beside: tuple[FormatName, ...] = ()  # forms that are looked at beside `form`
 
     def options(self, own: str) -> Options:
         """How candidates are made, of a LoRA that is stored in the dtype `own`."""

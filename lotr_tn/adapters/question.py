@@ -26,19 +26,12 @@ goes beyond is built again when it is made, so that memory follows one group."""
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A group in coordinates, with its curves.
-
-    Attributes:
-        group: the group.
-        subject: its coordinates and curves.
-        where: where its stack is built.
-        kept: its stack, where that is small.
-    """
+    """A group in coordinates, with its curves."""
 
     group: LoRAGroup
-    subject: Subject
-    where: Where
-    kept: LoRAStack | None = None
+    subject: Subject  # its coordinates and curves
+    where: Where  # where its stack is built
+    kept: LoRAStack | None = None  # its stack, where that is small
 
     @property
     def stack(self) -> LoRAStack:
@@ -91,19 +84,12 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked of groups that have been measured.
+    """What is asked of groups that have been measured."""
 
-    Attributes:
-        rule: an error for each group, or an error or a budget for all together.
-        options: how candidates are made.
-        measured: the groups.
-        spent: what of a budget is spent already, on what is no group.
-    """
-
-    rule: Rule
-    options: Options
+    rule: Rule  # an error for each group, or an error or a budget for all together
+    options: Options  # how candidates are made
     measured: tuple[Measured, ...]
-    spent: int = 0
+    spent: int = 0  # what of a budget is spent already, on what is no group
 
     @property
     def subjects(self) -> list[Subject]:

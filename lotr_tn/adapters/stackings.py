@@ -29,18 +29,13 @@ class StackedGroup:
 
 @dataclass(frozen=True, eq=False)
 class Stacking:
-    """One way to stack all modules.
+    """One way to stack all modules."""
 
-    Attributes:
-        name: `kind`, `shape` or a regular expression for one adapter; `layers` (each adapter on its
-            own, by kind), `adapters` (each module over the adapters), or `adapters-layers` (each
-            kind over layers and adapters) for several.
-        label: the same in words.
-        groups: the stacks.
-    """
-
+    # `kind`, `shape` or a regular expression for one adapter; `layers` (each adapter on its own, by
+    # kind), `adapters` (each module over the adapters), or `adapters-layers` (each kind over layers
+    # and adapters) for several
     name: str
-    label: str
+    label: str  # the same in words
     groups: tuple[StackedGroup, ...]
 
 

@@ -38,23 +38,14 @@ Stacking: TypeAlias = Literal["adapters", "layers", "all"]
 @final
 @dataclass(frozen=True)
 class BankAdapter:
-    """An adapter of a bank, beside its updates.
+    """An adapter of a bank, beside its updates."""
 
-    Attributes:
-        name: its name in the bank.
-        config: which of the bank's contents is its configuration.
-        extras: its other tensors: which of the contents each one is, by key.
-        dtype: in which its LoRA was stored.
-        parameters: numbers that its LoRA stored.
-        cluster: which cluster of the bank it belongs to.
-    """
-
-    name: str
-    config: int
-    extras: Mapping[str, int]
-    dtype: str
-    parameters: int
-    cluster: int = 0
+    name: str  # its name in the bank
+    config: int  # which of the bank's contents is its configuration
+    extras: Mapping[str, int]  # its other tensors: which of the contents each one is, by key
+    dtype: str  # in which its LoRA was stored
+    parameters: int  # numbers that its LoRA stored
+    cluster: int = 0  # which cluster of the bank it belongs to
 
 
 @final

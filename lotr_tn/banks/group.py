@@ -24,25 +24,19 @@ DISTANCE, NORM, DRIFT, SCALE = range(4)
 @final
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Layers in one form, in the first columns of their group's bases.
+    """Layers in one form, in the first columns of their group's bases."""
 
-    Attributes:
-        format: the form's name.
-        segments: how many segments of the group's bases it uses.
-        method: how it was found.
-        tensors: `core` (L, r1, r2); `own` (L, m or n, r); or `up` (K, m or r1) and `down`
-            (K, n or r2), a row for each rank term, so that each layer's rows lie together.
-        index: (L, 4) whole numbers: adapter, module of the group, the rank that the LoRA had, and
-            the rank terms stored; sorted by adapter, then module.
-        figures: (L, 4): ‖ΔW − ΔŴ‖ as measured against the original, ‖ΔW‖, what later changes added
-            at most, and the scale of a LoRA that is kept as it is.
-    """
-
-    format: FormatName
-    segments: int
-    method: str
+    format: FormatName  # the form's name
+    segments: int  # how many segments of the group's bases it uses
+    method: str  # how it was found
+    # `core` (L, r1, r2); `own` (L, m or n, r); or `up` (K, m or r1) and `down` (K, n or r2), a row
+    # for each rank term, so that each layer's rows lie together
     tensors: Mapping[str, BankTensor]
+    # (L, 4) whole numbers: adapter, module of the group, the rank that the LoRA had, and the rank
+    # terms stored; sorted by adapter, then module
     index: np.ndarray
+    # (L, 4): ‖ΔW − ΔŴ‖ as measured against the original, ‖ΔW‖, what later changes added at most,
+    # and the scale of a LoRA that is kept as it is
     figures: np.ndarray
 
     def per_term(self, name: str) -> bool:
@@ -80,25 +74,16 @@ class Part:
 @final
 @dataclass(frozen=True, eq=False)
 class BankGroup:
-    """Modules of one shape whose updates, of all adapters, are stacked.
-
-    Attributes:
-        name: the group.
-        shape: (m, n).
-        modules: path and layout of each module.
-        outputs: segments (m, k) of the output basis; a later one continues an earlier one.
-        inputs: segments (n, k) of the input basis, as many.
-        parts: the layers.
-        cluster: the adapters that it is for.
-    """
+    """Modules of one shape whose updates, of all adapters, are stacked."""
 
     name: str
-    shape: tuple[int, int]
-    modules: tuple[tuple[str, Layout], ...]
+    shape: tuple[int, int]  # (m, n)
+    modules: tuple[tuple[str, Layout], ...]  # path and layout of each module
+    # segments (m, k) of the output basis; a later one continues an earlier one
     outputs: tuple[BankTensor, ...]
-    inputs: tuple[BankTensor, ...]
+    inputs: tuple[BankTensor, ...]  # segments (n, k) of the input basis, as many
     parts: tuple[Part, ...]
-    cluster: int = 0
+    cluster: int = 0  # the adapters that it is for
 
     @cached_property
     def _joined(self) -> dict[tuple[str, int], np.ndarray]:

@@ -15,25 +15,15 @@ from lotr_tn.files.bank_tensor import BankTensor
 
 @dataclass(frozen=True, eq=False)
 class StoredLayers:
-    """Layers of one form, their own numbers in rows.
-
-    Attributes:
-        form: the form.
-        rows: the own arrays.
-        terms: (L,) rank terms of each layer; 0 where rows are layers.
-        scales: (L,) of LoRAs that are kept; else 1.
-        distances: (L,) ‖ΔW − ΔŴ‖, measured.
-        norms: (L,) ‖ΔW‖.
-        method: how they were found.
-    """
+    """Layers of one form, their own numbers in rows."""
 
     form: Form
-    rows: dict[str, np.ndarray]
-    terms: np.ndarray
-    scales: np.ndarray
-    distances: np.ndarray
-    norms: np.ndarray
-    method: str
+    rows: dict[str, np.ndarray]  # the own arrays
+    terms: np.ndarray  # (L,) rank terms of each layer; 0 where rows are layers
+    scales: np.ndarray  # (L,) of LoRAs that are kept; else 1
+    distances: np.ndarray  # (L,) ‖ΔW − ΔŴ‖, measured
+    norms: np.ndarray  # (L,) ‖ΔW‖
+    method: str  # how they were found
 
     @classmethod
     def of_stack(

@@ -99,23 +99,14 @@ def convert_adapter(
 
 @dataclass(frozen=True)
 class Converting:
-    """One conversion: the groups of an adapter, and what is asked of them.
-
-    Attributes:
-        adapter: the adapter.
-        asked: what is asked.
-        where: where it is worked out.
-        options: how candidates are made.
-        groups: what is converted.
-        kept: what is kept as it is.
-    """
+    """One conversion: the groups of an adapter, and what is asked of them."""
 
     adapter: LoRAAdapter
-    asked: Asked
-    where: Where
-    options: Options
-    groups: Mapping[str, LoRAGroup]
-    kept: Mapping[str, LoRAGroup]
+    asked: Asked  # what is asked
+    where: Where  # where it is worked out
+    options: Options  # how candidates are made
+    groups: Mapping[str, LoRAGroup]  # what is converted
+    kept: Mapping[str, LoRAGroup]  # what is kept as it is
 
     @classmethod
     def of(cls, adapter: Adapter, asked: Asked, where: Where) -> "Converting":

@@ -29,14 +29,10 @@ def checked(entry: Entry) -> Iterator[bytes | memoryview]:
 
 @dataclass(frozen=True, eq=False)
 class BankTensor:
-    """One tensor, to be used or to be written.
+    """One tensor, to be used or to be written."""
 
-    Attributes:
-        entry: how it is written.
-        raw: it with its bytes: mapped, where it lies in a file; read, where it was spooled.
-    """
-
-    entry: Entry
+    entry: Entry  # how it is written
+    # it with its bytes: mapped, where it lies in a file; read, where it was spooled
     raw: Callable[[], RawTensor]
 
     @property

@@ -47,22 +47,15 @@ Chunks = Callable[[], Iterable[bytes | memoryview]]
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What is to be written for one tensor.
+    """What is to be written for one tensor."""
 
-    Args:
-        code: the dtype, by safetensors' code.
-        shape: the sizes of its axes.
-        chunks: gives the bytes, little endian, in pieces.
-        checksum: the SHA-256 that the bytes must have, in hex, where it is known.
-        source: the file that they come from, for the message when they have another.
-        begins: an entry with a checksum whose bytes come first: they are compared on the way.
-    """
-
-    code: str
-    shape: tuple[int, ...]
-    chunks: Chunks
-    checksum: str | None = None
+    code: str  # the dtype, by safetensors' code
+    shape: tuple[int, ...]  # the sizes of its axes
+    chunks: Chunks  # gives the bytes, little endian, in pieces
+    checksum: str | None = None  # the SHA-256 that the bytes must have, in hex, where it is known
+    # the file that they come from, for the message when they have another
     source: Path | None = None
+    # an entry with a checksum whose bytes come first: they are compared on the way
     begins: "Entry | None" = None
 
     @property

@@ -77,22 +77,14 @@ def analyze_adapters(
 
 @dataclass(frozen=True, eq=False)
 class Analysing:
-    """One analysis: the adapters, the ways to stack them, and what is asked.
+    """One analysis: the adapters, the ways to stack them, and what is asked."""
 
-    Attributes:
-        sources: where they were read from.
-        adapters: the adapters by name, with the modules that are analysed.
-        asked: what is asked.
-        rule: the same, as an error or a size.
-        options: how candidates are made.
-        ways: the ways of stacking, with why one is not measured.
-    """
-
-    sources: tuple[str, ...]
-    adapters: Mapping[str, LoRAAdapter]
-    asked: Asked
-    rule: Rule
-    options: Options
+    sources: tuple[str, ...]  # where they were read from
+    adapters: Mapping[str, LoRAAdapter]  # the adapters by name, with the modules that are analysed
+    asked: Asked  # what is asked
+    rule: Rule  # the same, as an error or a size
+    options: Options  # how candidates are made
+    # the ways of stacking, with why one is not measured
     ways: tuple[tuple[Stacking, str | None], ...]
 
     @classmethod

@@ -22,21 +22,14 @@ PAIRS = 24
 
 @dataclass(frozen=True)
 class Way:
-    """One way to store some layers.
+    """One way to store some layers."""
 
-    Attributes:
-        bytes: what it takes.
-        loss: squared norm of what it loses, predicted.
-        make: makes the stack; None where the LoRAs are kept as they are.
-        new: new directions of either side.
-        ranks: of each layer, where cores are of low rank or factors its own.
-    """
-
-    bytes: int
-    loss: float
+    bytes: int  # what it takes
+    loss: float  # squared norm of what it loses, predicted
+    # makes the stack; None where the LoRAs are kept as they are
     make: "Callable[[Way], Any] | None" = None
-    new: tuple[int, int] = (0, 0)
-    ranks: tuple[int, ...] = ()
+    new: tuple[int, int] = (0, 0)  # new directions of either side
+    ranks: tuple[int, ...] = ()  # of each layer, where cores are of low rank or factors its own
 
 
 def ways_of(

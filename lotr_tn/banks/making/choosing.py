@@ -47,40 +47,25 @@ def sharing() -> tuple[FormatName, ...]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a bank is asked for.
+    """What a bank is asked for."""
 
-    Attributes:
-        rule: the error, or the budget for all stacks.
-        each: whether every adapter counts the same and keeps to the error; else all together do.
-        options: how candidates are made.
-        spent: what of a budget other things take.
-    """
-
-    rule: TotalError | Budget
-    each: bool
-    options: Options
-    spent: int = 0
+    rule: TotalError | Budget  # the error, or the budget for all stacks
+    each: bool  # whether every adapter counts the same and keeps to the error; else all together do
+    options: Options  # how candidates are made
+    spent: int = 0  # what of a budget other things take
 
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """A point for each stack.
+    """A point for each stack."""
 
-    Attributes:
-        factors: (N,) by which each adapter's updates are multiplied before stacks are decomposed.
-        stacks: the stacks, weighed, with their curves.
-        points: the format and place chosen for each.
-        bytes: what all stacks take, predicted.
-        errors: (N,) the relative error of each adapter, predicted.
-        share: of the squared error asked for that was divided.
-    """
-
+    # (N,) by which each adapter's updates are multiplied before stacks are decomposed
     factors: np.ndarray
-    stacks: tuple["Weighed", ...]
-    points: tuple[Point, ...]
-    bytes: int
-    errors: np.ndarray
-    share: float = 1.0
+    stacks: tuple["Weighed", ...]  # the stacks, weighed, with their curves
+    points: tuple[Point, ...]  # the format and place chosen for each
+    bytes: int  # what all stacks take, predicted
+    errors: np.ndarray  # (N,) the relative error of each adapter, predicted
+    share: float = 1.0  # of the squared error asked for that was divided
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,19 +27,12 @@ WORTH = 0.99
 
 @dataclass(frozen=True)
 class Split:
-    """A set of adapters that was looked at.
+    """A set of adapters that was looked at."""
 
-    Attributes:
-        sizes: adapters in either half.
-        common: share of the squared norms that the halves have in common.
-        together: bytes of one set.
-        apart: bytes of two; None where it was not tried.
-    """
-
-    sizes: tuple[int, int]
-    common: float
-    together: int
-    apart: int | None
+    sizes: tuple[int, int]  # adapters in either half
+    common: float  # share of the squared norms that the halves have in common
+    together: int  # bytes of one set
+    apart: int | None  # bytes of two; None where it was not tried
 
     @property
     def made(self) -> bool:
@@ -49,17 +42,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """A partition of the adapters.
+    """A partition of the adapters."""
 
-    Attributes:
-        labels: (N,) the cluster of each adapter.
-        stacks: all stacks, those of each cluster for themselves.
-        splits: what was tried.
-    """
-
-    labels: np.ndarray
-    stacks: tuple[Reduced, ...]
-    splits: tuple[Split, ...] = ()
+    labels: np.ndarray  # (N,) the cluster of each adapter
+    stacks: tuple[Reduced, ...]  # all stacks, those of each cluster for themselves
+    splits: tuple[Split, ...] = ()  # what was tried
 
     @staticmethod
     def one(count: int, stacks: Sequence[Reduced]) -> "Clusters":

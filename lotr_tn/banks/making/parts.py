@@ -33,19 +33,12 @@ from lotr_tn.ops.moving import astype
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A group of a bank as it will be stored, with what it costs and loses.
+    """A group of a bank as it will be stored, with what it costs and loses."""
 
-    Attributes:
-        group: the group, its tensors in the spool.
-        distances: (L,) ‖ΔW − ΔŴ‖, measured.
-        norms: (L,) ‖ΔW‖.
-        adapters: (L,) whose each layer is.
-    """
-
-    group: BankGroup
-    distances: np.ndarray
-    norms: np.ndarray
-    adapters: np.ndarray
+    group: BankGroup  # the group, its tensors in the spool
+    distances: np.ndarray  # (L,) ‖ΔW − ΔŴ‖, measured
+    norms: np.ndarray  # (L,) ‖ΔW‖
+    adapters: np.ndarray  # (L,) whose each layer is
 
     @property
     def tensors(self) -> list[BankTensor]:

@@ -14,15 +14,10 @@ from lotr_tn.linalg.ranks import ITEM_SIZES
 
 @dataclass(frozen=True, eq=False)
 class Separate:
-    """A rank for each layer of all stacks.
+    """A rank for each layer of all stacks."""
 
-    Attributes:
-        ranks: (L,) for each stack.
-        bytes: what all factors take.
-    """
-
-    ranks: tuple[np.ndarray, ...]
-    bytes: int
+    ranks: tuple[np.ndarray, ...]  # (L,) for each stack
+    bytes: int  # what all factors take
 
 
 def separate_ranks(

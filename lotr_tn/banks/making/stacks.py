@@ -43,21 +43,14 @@ of formats and ranks. Most of what is left out would be cut off in any case."""
 
 @dataclass(frozen=True, eq=False)
 class FleetStack:
-    """Updates of one shape, of many adapters.
-
-    Attributes:
-        name: the group.
-        shape: (m, n).
-        modules: the modules.
-        layers: (L, 3) whole numbers, adapter, module and row of the module's layers, sorted.
-        spool: where the factors are.
-    """
+    """Updates of one shape, of many adapters."""
 
     name: str
-    shape: tuple[int, int]
-    modules: tuple[ModuleLayers, ...]
+    shape: tuple[int, int]  # (m, n)
+    modules: tuple[ModuleLayers, ...]  # the modules
+    # (L, 3) whole numbers, adapter, module and row of the module's layers, sorted
     layers: np.ndarray
-    spool: Spool
+    spool: Spool  # where the factors are
 
     @property
     def places(self) -> tuple[tuple[str, Layout], ...]:
@@ -160,21 +153,13 @@ def _stack(name: str, modules: list[ModuleLayers], spool: Spool) -> FleetStack:
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """How exact bases have to be.
+    """How exact bases have to be."""
 
-    Attributes:
-        epsilon: the error that they are for; 0 where nothing may be left out.
-        energies: (N,) what the squared error of each adapter is relative to.
-        norms: (N,) ‖ΔW‖² of each adapter, all modules together.
-        modules: (N,) how many modules each one updates.
-        factors: (N,) what multiplies each adapter where all count together.
-    """
-
-    epsilon: float
-    energies: np.ndarray
-    norms: np.ndarray
-    modules: np.ndarray
-    factors: np.ndarray
+    epsilon: float  # the error that they are for; 0 where nothing may be left out
+    energies: np.ndarray  # (N,) what the squared error of each adapter is relative to
+    norms: np.ndarray  # (N,) ‖ΔW‖² of each adapter, all modules together
+    modules: np.ndarray  # (N,) how many modules each one updates
+    factors: np.ndarray  # (N,) what multiplies each adapter where all count together
 
     def allowed(self, fleet: FleetStack) -> np.ndarray:
         """(L,) squared norm that may be left out of each layer.
@@ -201,17 +186,11 @@ class _Kept:
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """A stack made small.
-
-    Attributes:
-        fleet: the stack.
-        route: how it was made small: `whole`, `updated` or `sketch`.
-        missed: (L,) squared norm of each layer that the bases left out, measured.
-    """
+    """A stack made small."""
 
     fleet: FleetStack
-    route: str
-    missed: np.ndarray
+    route: str  # how it was made small: `whole`, `updated` or `sketch`
+    missed: np.ndarray  # (L,) squared norm of each layer that the bases left out, measured
     kept: _Kept | None
     saved: tuple[Slot, Slot]
     slices: tuple[slice, ...] = field(repr=False)

@@ -111,23 +111,15 @@ class ModuleLayers:
 
 @dataclass(eq=False)
 class Survey:
-    """All adapters, with the factors in the spool.
+    """All adapters, with the factors in the spool."""
 
-    Attributes:
-        adapters: in order; their clusters are not known yet.
-        modules: by path.
-        contents: configurations and other tensors.
-        spool: where the factors are.
-        bytes: of all tensors read.
-        base: the base model that they name.
-    """
-
-    spool: Spool
+    spool: Spool  # where the factors are
+    # in order; their clusters are not known yet
     adapters: list[BankAdapter] = field(default_factory=list)
-    modules: dict[str, ModuleLayers] = field(default_factory=dict)
-    contents: Contents = field(default_factory=Contents)
-    bytes: int = 0
-    base: tuple[str, str] | None = None
+    modules: dict[str, ModuleLayers] = field(default_factory=dict)  # by path
+    contents: Contents = field(default_factory=Contents)  # configurations and other tensors
+    bytes: int = 0  # of all tensors read
+    base: tuple[str, str] | None = None  # the base model that they name
 
     @property
     def energies(self) -> np.ndarray:

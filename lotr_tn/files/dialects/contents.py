@@ -14,13 +14,9 @@ from lotr_tn.files.tensors import read_metadata
 
 @dataclass(frozen=True)
 class Contents:
-    """A file of weights or a folder with one, and the configuration beside it.
+    """A file of weights or a folder with one, and the configuration beside it."""
 
-    Attributes:
-        path: what the user named.
-    """
-
-    path: Path
+    path: Path  # what the user named
 
     @cached_property
     def weights(self) -> Path | None:

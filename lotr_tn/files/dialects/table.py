@@ -21,19 +21,13 @@ class Write(Protocol):
 
 @dataclass(frozen=True)
 class Dialect:
-    """One format of files.
+    """One format of files."""
 
-    Attributes:
-        name: of the format.
-        matches: whether contents are in it, from names, metadata and configuration alone.
-        read: the adapter at a path.
-        write: the other way; None where nothing is written in it.
-    """
-
-    name: str
+    name: str  # of the format
+    # whether contents are in it, from names, metadata and configuration alone
     matches: Callable[[Contents], bool]
-    read: Callable[[Path], Adapter]
-    write: Write | None
+    read: Callable[[Path], Adapter]  # the adapter at a path
+    write: Write | None  # the other way; None where nothing is written in it
 
 
 DIALECTS = (
