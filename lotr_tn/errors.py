@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 
 
 class LotrError(Exception):
@@ -42,6 +43,12 @@ class PerformanceWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """A storage dtype is too coarse for the error that was asked for."""
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names for a message: the first of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
 
 
 def warn_outside(message: str, category: type[Warning]) -> None:

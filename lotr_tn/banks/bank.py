@@ -20,12 +20,14 @@ from lotr_tn.banks.group import (
     MODULE,
     NORM,
     BankGroup,
+    Part,
     exact_stack,
     in_whole_bases,
 )
-from lotr_tn.errors import CheckpointError
+from lotr_tn.errors import CheckpointError, OptionError, listed
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats.certificate import ratio
+from lotr_tn.linalg.ranks import RelativeError, epsilon_of
 from lotr_tn.ops.arrays import arrays_of, storage_dtype, with_arrays
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.moving import astype
@@ -130,7 +132,7 @@ class Bank(Mapping[str, LoTRAdapter]):
         """
         if name not in self._places:
             raise CheckpointError(
-                f"{self.source} holds no adapter {name!r}; it holds {_listed(self.names)}"
+                f"{self.source} holds no adapter {name!r}; it holds {listed(self.names)}"
             )
         return self._places[name]
 
@@ -152,20 +154,19 @@ class Bank(Mapping[str, LoTRAdapter]):
         place = self.place(name)
         adapter = self.adapters[place]
         groups: dict[str, LoTRGroup | LoRAGroup] = {}
-        for group in self.groups.values():
-            for part in group.parts:
-                rows = part.rows_of(place)
-                if rows.start == rows.stop:
-                    continue
-                label = group.name
-                while label in groups:
-                    label += "+"
-                stack = group.stack(part, rows)
-                if isinstance(stack, LoRAGroup):
-                    groups[label] = replace(stack, name=label)
-                    continue
-                targets = tuple(group.target(part, row) for row in range(rows.start, rows.stop))
-                groups[label] = LoTRGroup(label, targets, stack)
+        for group, part in self.parts:
+            rows = part.rows_of(place)
+            if rows.start == rows.stop:
+                continue
+            label = group.name
+            while label in groups:
+                label += "+"
+            stack = group.stack(part, rows)
+            if isinstance(stack, LoRAGroup):
+                groups[label] = replace(stack, name=label)
+                continue
+            targets = tuple(group.target(part, row) for row in range(rows.start, rows.stop))
+            groups[label] = LoTRGroup(label, targets, stack)
         extras = {key: self.contents[at].raw() for key, at in adapter.extras.items()}
         origin = {"format": "bank", "dtype": adapter.dtype, "group_by": self.stacking}
         source = None if self.source is None else self.source / name
@@ -230,7 +231,7 @@ class Bank(Mapping[str, LoTRAdapter]):
                     stacks.append(astype(stack, "float64") if exact else stack)
         if not stacks:
             raise CheckpointError(
-                f"no adapter of {self.source} updates {module}; it has {_listed(self.modules)}"
+                f"no adapter of {self.source} updates {module}; it has {listed(self.modules)}"
             )
         return _one_stack(stacks), tuple(self.adapters[place].name for place in places)
 
@@ -253,18 +254,15 @@ class Bank(Mapping[str, LoTRAdapter]):
     @property
     def modules(self) -> tuple[str, ...]:
         """The paths of all modules that any adapter updates."""
-        return tuple(
-            dict.fromkeys(name for group in self.groups.values() for name, _ in group.modules)
-        )
+        groups = self.groups.values()
+        return tuple(dict.fromkeys(name for group in groups for name, _ in group.modules))
 
     @property
     def tensors(self) -> Iterator[BankTensor]:
         """All tensors of numbers and contents."""
         yield from self.contents
         for group in self.groups.values():
-            yield from (*group.outputs, *group.inputs)
-            for part in group.parts:
-                yield from part.tensors.values()
+            yield from group.tensors
 
     @property
     def nbytes(self) -> int:
@@ -274,17 +272,36 @@ class Bank(Mapping[str, LoTRAdapter]):
     @property
     def dtype(self) -> str:
         """The finest storage dtype of the stacks."""
-        stacks = (t for g in self.groups.values() for p in g.parts for t in p.tensors.values())
-        return min({tensor.dtype for tensor in stacks}, key=lambda name: UNIT_ROUNDOFF[name])
+        names = {tensor.dtype for _, part in self.parts for tensor in part.tensors.values()}
+        return min(names, key=lambda name: UNIT_ROUNDOFF[name])
 
     @cached_property
     def norms(self) -> np.ndarray:
         """(N,) ‖ΔW‖ of each adapter, all its modules together."""
         squares = np.zeros(len(self.adapters))
-        for group in self.groups.values():
-            for part in group.parts:
-                np.add.at(squares, part.index[:, ADAPTER], part.figures[:, NORM] ** 2)
+        for _, part in self.parts:
+            np.add.at(squares, part.index[:, ADAPTER], part.figures[:, NORM] ** 2)
         return np.sqrt(squares)
+
+    def error_asked(self, rule: RelativeError | None, whose: str) -> RelativeError:
+        """An error that is asked for now, or else the one that the bank was made for.
+
+        Raises:
+            OptionError: there is neither.
+        """
+        asked = self.asked.get("relative_error") if rule is None else epsilon_of(rule)
+        if asked is None:
+            raise OptionError(
+                f"{self.source} was made for a size, not for an error; say which error {whose}, "
+                "such as --rel-error 0.05"
+            )
+        return RelativeError(float(asked))
+
+    @property
+    def parts(self) -> Iterator[tuple[BankGroup, Part]]:
+        """All parts, each with its group."""
+        for group in self.groups.values():
+            yield from ((group, part) for part in group.parts)
 
     def figures(self, name: str) -> Figures:
         """The error of one adapter, and what it takes."""
@@ -293,7 +310,7 @@ class Bank(Mapping[str, LoTRAdapter]):
     @cached_property
     def relative_error(self) -> float:
         """‖T − T̂‖ / ‖T‖ of all updates of all adapters together, as measured."""
-        figures = np.concatenate([part.figures for g in self.groups.values() for part in g.parts])
+        figures = np.concatenate([part.figures for _, part in self.parts])
         lost, whole = (float(np.linalg.norm(figures[:, c])) for c in (DISTANCE, NORM))
         return ratio(lost, whole)
 
@@ -303,16 +320,15 @@ class Bank(Mapping[str, LoTRAdapter]):
         sums = np.zeros((count, 4))  # squared distance, bound and norm; modules
         own = np.zeros(count)
         formats: list[dict[FormatName, None]] = [{} for _ in range(count)]
-        for group in self.groups.values():
-            for part in group.parts:
-                places, figures = part.index[:, ADAPTER], part.figures
-                bound = figures[:, DISTANCE] + figures[:, DRIFT]
-                squares = (figures[:, DISTANCE] ** 2, bound**2, figures[:, NORM] ** 2)
-                for column, values in enumerate((*squares, np.ones(len(places)))):
-                    np.add.at(sums[:, column], places, values)
-                np.add.at(own, places, part.layer_bytes)
-                for place in np.unique(places):
-                    formats[place][part.format] = None
+        for _, part in self.parts:
+            places, figures = part.index[:, ADAPTER], part.figures
+            bound = figures[:, DISTANCE] + figures[:, DRIFT]
+            squares = (figures[:, DISTANCE] ** 2, bound**2, figures[:, NORM] ** 2)
+            for column, values in enumerate((*squares, np.ones(len(places)))):
+                np.add.at(sums[:, column], places, values)
+            np.add.at(own, places, part.layer_bytes)
+            for place in np.unique(places):
+                formats[place][part.format] = None
         holders = np.zeros(len(self.contents), dtype=int)
         used = [{adapter.config, *adapter.extras.values()} for adapter in self.adapters]
         for contents in used:
@@ -340,8 +356,3 @@ def _one_stack(stacks: list[Compressed]) -> Compressed:
     if len(dtypes) > 1:
         stacks = [astype(stack, common_dtype(dtypes)) for stack in stacks]
     return cast("Compressed", concat_layers(stacks))
-
-
-def _listed(names: tuple[str, ...], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"

@@ -20,6 +20,7 @@ from lotr_tn.files.container import (
     Entry,
     is_container,
     read_container,
+    require_checksum,
     verify_container,
     write_bank_file,
 )
@@ -287,11 +288,8 @@ class _Reader:
         raw = self.tensor(key).raw()
         if raw.code != code:
             raise SenseError(f"{key} is of {raw.dtype}")
-        if hashlib.sha256(raw.data.data).hexdigest() != self.container.checksums[key]:
-            raise CheckpointError(
-                f"{self.container.path} is damaged: the bytes of tensor {key} do not match their "
-                "checksum; restore it from a copy"
-            )
+        digest = hashlib.sha256(raw.data.data).hexdigest()
+        require_checksum(self.container.entry(key), digest, f"tensor {key}")
         return raw.data.view(dtype).reshape(raw.shape)
 
 

@@ -85,6 +85,12 @@ class BankGroup:
     parts: tuple[Part, ...]
     cluster: int = 0  # the adapters that it is for
 
+    @property
+    def tensors(self) -> list[BankTensor]:
+        """Bases and own numbers."""
+        own = [tensor for part in self.parts for tensor in part.tensors.values()]
+        return [*self.outputs, *self.inputs, *own]
+
     @cached_property
     def _joined(self) -> dict[tuple[str, int], np.ndarray]:
         return {}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import array_api_compat.numpy as xp
@@ -27,7 +27,7 @@ from lotr_tn.decompose.merging import (
     require_weights,
     slerp_coefficients,
 )
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import CheckpointError, OptionError, listed
 from lotr_tn.files.dialects.peft import WITHOUT_EXTRAS
 from lotr_tn.formats import LoRAStack
 from lotr_tn.formats.certificate import ratio
@@ -211,14 +211,12 @@ class _Kept:
         figures = MergedModule(target.name, kept, most, norm, 0.0)
         if most == 0:
             return _Kept(no_update(target, len(found.up), found.down.shape[1]), figures)
-        cut = LoRAModule(
-            Target(target.name, target.layout, kept), found.up[:, :kept], found.down[:kept]
-        )
+        cut = LoRAModule(replace(target, rank=kept), found.up[:, :kept], found.down[:kept])
         stored = as_dtype(cut, dtype)
         exact = LoRAStack(found.up, found.down, (most,))
         up, down = stored.up.astype(np.float64), stored.down.astype(np.float64)
         distance = float(layer_distances(exact, LoRAStack(up, down, (kept,)))[0])
-        return _Kept(stored, MergedModule(target.name, kept, most, norm, distance))
+        return _Kept(stored, replace(figures, distance=distance))
 
 
 @dataclass(frozen=True)
@@ -238,10 +236,9 @@ class _Job:
         if self.method != "slerp":
             return dict(weights)
         require_slerp([*weights.values()])
-        first, second = weights
-        grams = np.zeros((2, 2))
+        names, grams = list(weights), np.zeros((2, 2))
         for updates in modules.values():
-            places = [(first, second).index(name) for name in updates.by_adapter]
+            places = [names.index(name) for name in updates.by_adapter]
             grams[np.ix_(places, places)] += updates.reduced(self.bases).gram()
         norms = float(grams[0, 0]) ** 0.5, float(grams[1, 1]) ** 0.5
         found = slerp_coefficients([*weights.values()], norms, float(grams[0, 1]))
@@ -260,7 +257,7 @@ class _Job:
             yield self._one(updates, [coefficients[adapter] for adapter in updates.by_adapter])
 
     def _one(self, updates: ModuleUpdates, weights: Sequence[float]) -> _Found:
-        reduced = updates.reduced(self.bases)
+        reduced, path = updates.reduced(self.bases), updates.target.name.encode()
         if self.method in ("linear", "slerp"):
             core = reduced.total(weights)
         else:
@@ -269,7 +266,7 @@ class _Job:
                 weights,
                 method=self.method,
                 density=self.density,
-                entropy=[self.seed, _number(updates.target.name)],
+                entropy=[self.seed, int.from_bytes(hashlib.sha256(path).digest()[:8])],
                 wide=reduced.wide,
             )
         if 0 in core.shape:
@@ -284,11 +281,6 @@ class _Job:
             (root[:, None] * vt[:rank]) @ reduced.right.T,
         )
         return _Found(updates.target, up, down, s[:rank])
-
-
-def _number(name: str) -> int:
-    """A number that belongs to a module's path."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
 
 
 def _within(
@@ -326,10 +318,9 @@ def _require_cut(rank: int | None, rule: RelativeError | None, dtype: str) -> No
         raise OptionError("give a rank or an error, and not both: each says how much to keep")
     if rank is not None:
         require_count("rank", rank, 1)
-    if dtype != "auto" and dtype not in UNIT_ROUNDOFF:
-        raise OptionError(
-            f"dtype must be auto or one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}"
-        )
+    if dtype not in ("auto", *UNIT_ROUNDOFF):
+        names = ", ".join(UNIT_ROUNDOFF)
+        raise OptionError(f"dtype must be auto or one of {names}; found {dtype!r}")
 
 
 def _weights_of(
@@ -340,11 +331,10 @@ def _weights_of(
     if not names:
         raise OptionError("there is no adapter to merge; name at least one")
     if weights is None:
-        each = 1.0 if method in ("ties", "dare-ties") else 1 / len(names)
-        return dict.fromkeys(names, each)
+        return dict.fromkeys(names, 1.0 if method in ("ties", "dare-ties") else 1 / len(names))
     for name in weights:
         if name not in names:
-            raise OptionError(f"there is no adapter {name!r} to weigh; there are {_listed(names)}")
+            raise OptionError(f"there is no adapter {name!r} to weigh; there are {listed(names)}")
     given = [weights.get(name, 0.0) for name in names]
     checked = dict(zip(names, require_weights(given, len(names)), strict=True))
     if method == "slerp" and len(names) == 2:
@@ -366,12 +356,13 @@ def _carried(
         if extras_from not in adapters:
             raise OptionError(
                 f"there is no adapter {extras_from!r} to keep other tensors of; there are "
-                f"{_listed(list(adapters))}, or none"
+                f"{listed(list(adapters))}, or none"
             )
         return adapters[extras_from].extras, _config(adapters[extras_from])
     ours = used[first].extras
     for name, adapter in used.items():
-        differing = [k for k in {**ours, **adapter.extras} if not _same(k, ours, adapter.extras)]
+        theirs = adapter.extras
+        differing = [k for k in {**ours, **theirs} if not _same(ours.get(k), theirs.get(k))]
         if differing:
             raise CheckpointError(
                 f"{first} and {name} differ in {differing[0]}, which is no low-rank update and is "
@@ -380,20 +371,14 @@ def _carried(
     return ours, _config(used[first])
 
 
-def _same(key: str, ours: Mapping[str, RawTensor], theirs: Mapping[str, RawTensor]) -> bool:
-    if key not in ours or key not in theirs:
+def _same(a: RawTensor | None, b: RawTensor | None) -> bool:
+    if a is None or b is None:
         return False
-    a, b = ours[key], theirs[key]
     return (a.code, a.shape) == (b.code, b.shape) and np.array_equal(a.data, b.data)
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
     return json.loads(adapter.config_text)
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _root_sum_squares(values: Iterable[float]) -> float:

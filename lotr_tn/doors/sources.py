@@ -15,7 +15,7 @@ from lotr_tn.adapters.stackings import natural
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.doors.loading import load_adapter, place_in_bank
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import CheckpointError, OptionError, listed
 from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS
 
 LONGEST_NAME = 200
@@ -134,7 +134,7 @@ def _chosen(names: Sequence[str], plain: Sequence[str]) -> list[str]:
     if len(names) != len(plain):
         raise OptionError(
             f"found {len(names)} names for {len(plain)} adapters; name all of them, in this order: "
-            f"{_listed(plain)}"
+            f"{listed(plain)}"
         )
     for name, times in Counter(names).items():
         if times > 1 or not name:
@@ -144,11 +144,6 @@ def _chosen(names: Sequence[str], plain: Sequence[str]) -> list[str]:
                 else "an adapter cannot have an empty name; leave no name empty"
             )
     return list(names)
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def plain_name(path: Path) -> str:

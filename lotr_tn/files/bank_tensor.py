@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lotr_tn.adapters.raw_tensor import DTYPES, RawTensor
-from lotr_tn.errors import CheckpointError
-from lotr_tn.files.container import Container, Entry, hashed
+from lotr_tn.files.container import Container, Entry, hashed, require_checksum
 from lotr_tn.files.spool import Slot, Spool
 
 
@@ -20,11 +19,7 @@ def checked(entry: Entry) -> Iterator[bytes | memoryview]:
     """
     found = hashlib.sha256()
     yield from hashed(entry, found)
-    if entry.checksum is not None and found.hexdigest() != entry.checksum:
-        raise CheckpointError(
-            f"{entry.source or 'the source'} is damaged: the bytes of a tensor do not match their "
-            "checksum; restore it from a copy"
-        )
+    require_checksum(entry, found.hexdigest())
 
 
 @dataclass(frozen=True, eq=False)

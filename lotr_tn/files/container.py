@@ -199,8 +199,7 @@ def _copy(file: BinaryIO, name: str, entry: Entry) -> str:
             f"needs {entry.nbytes}; write it again from its source"
         )
     digest = found.hexdigest()
-    if entry.checksum is not None:
-        _require_checksum(entry, digest, f"tensor {name}")
+    require_checksum(entry, digest, f"tensor {name}")
     return digest
 
 
@@ -215,17 +214,23 @@ def hashed(entry: Entry, found: "hashlib._Hash") -> Iterator[bytes | memoryview]
         found.update(chunk)
         size += memoryview(chunk).nbytes
         if first is not None and size >= first.nbytes:
-            _require_checksum(first, found.hexdigest(), "a tensor")
+            require_checksum(first, found.hexdigest())
             first = None
         yield chunk
 
 
-def _require_checksum(entry: Entry, digest: str, what: str) -> None:
-    if digest != entry.checksum:
-        raise CheckpointError(
-            f"{entry.source or 'the source'} is damaged: the bytes of {what} do not match their "
-            "checksum; restore it from a copy"
-        )
+def require_checksum(entry: Entry, digest: str, what: str = "a tensor") -> None:
+    """Refuse bytes whose digest is not the checksum of their entry, where that is known."""
+    if entry.checksum not in (None, digest):
+        raise damaged(entry.source or "the source", what)
+
+
+def damaged(source: Path | str, what: str) -> CheckpointError:
+    """What is said of bytes that are not those that were written."""
+    return CheckpointError(
+        f"{source} is damaged: the bytes of {what} do not match their checksum; restore it from a "
+        "copy"
+    )
 
 
 def _pieces(data: np.ndarray) -> Iterator[memoryview]:
@@ -295,11 +300,11 @@ def verify_container(container: Container) -> list[str]:
     Cost:
         A reading and hashing of all bytes; memory of one chunk.
     """
-    damaged = []
+    wrong = []
     for name, tensor in container.tensors.items():
         found = hashlib.sha256()
         for chunk in _pieces(tensor.data):
             found.update(chunk)
         if found.hexdigest() != container.checksums[name]:
-            damaged.append(name)
-    return damaged
+            wrong.append(name)
+    return wrong

@@ -23,11 +23,11 @@ from lotr_tn.banks.making.survey import (
 )
 from lotr_tn.banks.stored import StoredLayers
 from lotr_tn.decompose.extension import Extension, extension_of
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.locking import exclusive
 from lotr_tn.formats import LoRAStack
-from lotr_tn.linalg.ranks import RelativeError, epsilon_of
+from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms
@@ -92,41 +92,27 @@ def add_adapters(
     before = Path(path)
     with exclusive(before) as real:
         bank = load_bank(real)
-        epsilon = _asked_error(bank, rule)
+        epsilon = bank.error_asked(rule, "new adapters may have").epsilon
         size, met, directions = real.stat().st_size, True, 0
         for name in adapters:
             if progress is not None:
                 progress(name)
-            _require_new(bank, name)
+            if name in bank:
+                raise CheckpointError(
+                    f"{bank.source} holds an adapter {name!r} already; give the new one another "
+                    "name"
+                )
             lora = as_lora_adapter(adapters[name])
             require_modules(name, lora)
             if not any_base:
                 known = bank.names[0], base_model_in(bank.config_text(bank.names[0]))
                 require_same_base(known, (name, base_model_of(lora)))
-            work = _Work(bank, name, lora, epsilon)
-            bank, error, added = work.appended()
+            bank, error, added = _Work(bank, name, lora, epsilon).appended()
             met, directions = met and error <= epsilon, directions + added
         save_bank(bank, real, force=True)
     return Appended(
         load_bank(before), tuple(adapters), size, before.stat().st_size, directions, met
     )
-
-
-def _asked_error(bank: Bank, rule: RelativeError | None) -> float:
-    asked = bank.asked.get("relative_error") if rule is None else epsilon_of(rule)
-    if asked is None:
-        raise OptionError(
-            f"{bank.source} was made for a size, not for an error; say which error new adapters "
-            "may have, such as --rel-error 0.05"
-        )
-    return RelativeError(float(asked)).epsilon
-
-
-def _require_new(bank: Bank, name: str) -> None:
-    if name in bank:
-        raise CheckpointError(
-            f"{bank.source} holds an adapter {name!r} already; give the new one another name"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,16 +232,13 @@ class _Work:
     ) -> Bank:
         place = len(self.bank.adapters)
         contents = Contents.of(self.bank.contents)
-        adapter = bank_adapter(self.name, self.lora, contents, None)
-        adapter = replace(adapter, cluster=self.cluster)
+        adapter = bank_adapter(self.name, self.lora, contents, None, self.cluster)
         groups = dict(self.bank.groups)
         for task, way, one in zip(tasks, picks, stored, strict=True):
             group = groups.get(task.group.name, task.group)
             groups[group.name] = _with_layers(group, task, way, one, place)
-        adapters = (*self.bank.adapters, adapter)
-        return replace(
-            self.bank, adapters=adapters, groups=groups, contents=tuple(contents.tensors)
-        )
+        adapters, kept = (*self.bank.adapters, adapter), tuple(contents.tensors)
+        return replace(self.bank, adapters=adapters, groups=groups, contents=kept)
 
 
 def _empty_group(name: str, modules: Sequence[LoRAModule], cluster: int) -> BankGroup:

@@ -15,10 +15,11 @@ from lotr_tn.banks.file import load_bank, save_bank, verify_bank
 from lotr_tn.banks.group import ADAPTER, DISTANCE, DRIFT, MODULE, NORM, RANK, BankGroup, Part
 from lotr_tn.banks.making.joint import Job, bank_of
 from lotr_tn.banks.making.survey import survey_of
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import OptionError
+from lotr_tn.files.container import damaged
 from lotr_tn.files.locking import exclusive
 from lotr_tn.files.spool import Spool
-from lotr_tn.linalg.ranks import RelativeError, epsilon_of
+from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.stacking import take_layers
 
@@ -71,39 +72,21 @@ def compact_bank(
     """
     with exclusive(Path(path)) as real:
         bank = load_bank(real)
-        _require_sound(real)
-        asked = bank.asked.get("relative_error") if rule is None else epsilon_of(rule)
-        if asked is None:
-            raise OptionError(
-                f"{bank.source} was made for a size, not for an error; say which error its "
-                "adapters may have in all, such as --rel-error 0.05"
-            )
-        rule, before = RelativeError(float(asked)), real.stat().st_size
+        if wrong := verify_bank(real):  # anew they would be written with checksums that fit
+            raise damaged(real, f"tensor {wrong[0]}")
+        rule = bank.error_asked(rule, "its adapters may have in all")
+        before = real.stat().st_size
         with Spool(real.parent) as spool:
-            made = replace(_made_anew(bank, rule, spool, progress), asked=_asked(bank, rule))
+            # from now on the bank is for the larger of both errors
+            error = max(float(bank.asked.get("relative_error") or 0.0), rule.epsilon)
+            asked = {**bank.asked, "relative_error": error}
+            made = replace(_made_anew(bank, rule, spool, progress), asked=asked)
             if made.nbytes < bank.nbytes:
                 save_bank(made, real, force=True)
     after = load_bank(path)
     worst = max(after.figures(name).bound for name in after.names)
-    floor = LEAST * UNIT_ROUNDOFF[after.dtype]
-    met = worst <= rule.epsilon + floor
+    met = worst <= rule.epsilon + LEAST * UNIT_ROUNDOFF[after.dtype]
     return Compacted(after, before, Path(path).stat().st_size, met)
-
-
-def _require_sound(path: Path) -> None:
-    """Refuse a bank with damaged numbers: anew they would be written with checksums that fit."""
-    damaged = verify_bank(path)
-    if damaged:
-        raise CheckpointError(
-            f"{path} is damaged: the bytes of tensor {damaged[0]} do not match their checksum; "
-            "restore it from a copy"
-        )
-
-
-def _asked(bank: Bank, rule: RelativeError) -> dict[str, object]:
-    """What the bank is for from now on: the larger of both errors."""
-    known = float(bank.asked.get("relative_error") or 0.0)
-    return {**bank.asked, "relative_error": max(known, rule.epsilon)}
 
 
 class _Expanded(Mapping[str, LoRAAdapter]):
@@ -136,13 +119,9 @@ def _made_anew(
     none = 0, 0
     job = Job(survey, energies, rule, True, options, "auto", none, "kind", clusters, progress)
     anew = bank_of(survey, job.made((bank.stacking,)), bank.asked)
-    labels = [adapter.cluster for adapter in anew.adapters]
-    adapters = tuple(
-        replace(adapter, cluster=label)
-        for adapter, label in zip(bank.adapters, labels, strict=True)
-    )
-    anew = replace(anew, adapters=adapters, contents=bank.contents)
-    return _with_drift(bank, anew)
+    pairs = zip(bank.adapters, anew.adapters, strict=True)
+    adapters = tuple(replace(adapter, cluster=new.cluster) for adapter, new in pairs)
+    return _with_drift(bank, replace(anew, adapters=adapters, contents=bank.contents))
 
 
 def _allowed_drift(bank: Bank, epsilon: float) -> np.ndarray:
@@ -157,10 +136,9 @@ def _with_drift(old: Bank, new: Bank) -> Bank:
     """The new bank with the old one's figures, and how far every layer moved beside."""
     known: dict[tuple[int, str], np.ndarray] = {}
     ranks: dict[tuple[int, str], int] = {}
-    for group in old.groups.values():
-        for part in group.parts:
-            for row, key in enumerate(_layers(group, part)):
-                known[key], ranks[key] = part.figures[row], int(part.index[row, RANK])
+    for group, part in old.parts:
+        for row, key in enumerate(_layers(group, part)):
+            known[key], ranks[key] = part.figures[row], int(part.index[row, RANK])
     moved = {module: _moves(old, new, module) for module in new.modules}
 
     def with_drift(group: BankGroup, part: Part) -> Part:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lotr_tn.banks.bank import Bank, BankAdapter
+from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import load_bank, save_bank
-from lotr_tn.banks.group import ADAPTER, BankGroup, Part
+from lotr_tn.banks.group import ADAPTER, Part
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.locking import exclusive
 
@@ -91,19 +91,20 @@ def _without(bank: Bank, names: Sequence[str]) -> Bank:
         raise CheckpointError(
             f"{bank.source} would hold no adapter any more; delete the file instead"
         )
-    groups = {name: _group_without(group, kept) for name, group in bank.groups.items()}
-    adapters, contents = _renumbered(bank, [bank.adapters[at] for at in kept])
-    return replace(
-        bank,
-        adapters=adapters,
-        groups={name: group for name, group in groups.items() if group.parts},
-        contents=tuple(bank.contents[at] for at in contents),
-    )
-
-
-def _group_without(group: BankGroup, kept: np.ndarray) -> BankGroup:
-    parts = [_part_without(part, kept) for part in group.parts]
-    return replace(group, parts=tuple(part for part in parts if len(part.index)))
+    groups = {}
+    for name, group in bank.groups.items():
+        parts = [_part_without(part, kept) for part in group.parts]
+        if left := tuple(part for part in parts if len(part.index)):
+            groups[name] = replace(group, parts=left)
+    adapters = [bank.adapters[at] for at in kept]
+    used = sorted({at for one in adapters for at in (one.config, *one.extras.values())})
+    new = {at: place for place, at in enumerate(used)}  # contents are numbered anew
+    renumbered = []
+    for one in adapters:
+        extras = {key: new[at] for key, at in one.extras.items()}
+        renumbered.append(replace(one, config=new[one.config], extras=extras))
+    contents = tuple(bank.contents[at] for at in used)
+    return replace(bank, adapters=tuple(renumbered), groups=groups, contents=contents)
 
 
 def _part_without(part: Part, kept: np.ndarray) -> Part:
@@ -121,18 +122,3 @@ def _part_without(part: Part, kept: np.ndarray) -> Part:
         for name, tensor in part.tensors.items()
     }
     return replace(part, tensors=tensors, index=index, figures=part.figures[stay])
-
-
-def _renumbered(
-    bank: Bank, adapters: Sequence[BankAdapter]
-) -> tuple[tuple[BankAdapter, ...], list[int]]:
-    """Adapters with the contents that they use numbered anew, and which these are."""
-    used = sorted({at for one in adapters for at in (one.config, *one.extras.values())})
-    new = {at: place for place, at in enumerate(used)}
-    renumbered = tuple(
-        replace(
-            one, config=new[one.config], extras={key: new[at] for key, at in one.extras.items()}
-        )
-        for one in adapters
-    )
-    return renumbered, used

@@ -72,14 +72,11 @@ def _extensions(extension: Extension, dtype: str) -> Iterator[Way]:
 
     layers, m, n = extension.shape
     p, q = extension.left.own, extension.right.own
-    lost = extension.lost
-    rounding = UNIT_ROUNDOFF[dtype] ** 2 * extension.energy
-    k1, k2 = np.meshgrid(*(np.arange(size) for size in lost.shape), indexing="ij")
-    numbers = (m * k1 + n * k2 + layers * (p + k1) * (q + k2)).ravel()
-    for at in pareto_front(numbers, lost.ravel()):
-        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
-        size = int(numbers[at]) * ITEM_SIZES[dtype]
-        yield Way(size, float(lost.ravel()[at]) + rounding, make, pair)
+    k1, k2 = np.meshgrid(*map(np.arange, extension.lost.shape), indexing="ij")
+    numbers = m * k1 + n * k2 + layers * (p + k1) * (q + k2)
+    for pair in _front(numbers, extension.lost):
+        loss = float(extension.lost[pair]) + _rounding(extension, dtype)
+        yield Way(int(numbers[pair]) * ITEM_SIZES[dtype], loss, make, pair)
 
 
 def _low_rank_extensions(extension: Extension, dtype: str) -> Iterator[Way]:
@@ -90,20 +87,27 @@ def _low_rank_extensions(extension: Extension, dtype: str) -> Iterator[Way]:
 
     _, m, n = extension.shape
     p, q = extension.left.own, extension.right.own
-    lost, item = extension.lost, ITEM_SIZES[dtype]
-    rounding = UNIT_ROUNDOFF[dtype] ** 2 * extension.energy
-    k1, k2 = np.meshgrid(*(np.arange(size) for size in lost.shape), indexing="ij")
+    k1, k2 = np.meshgrid(*map(np.arange, extension.lost.shape), indexing="ij")
     terms = sum(part.stop - part.start for part in extension.slices)
-    numbers = (m * k1 + n * k2 + terms * (p + k1 + q + k2)).ravel()
-    front = pareto_front(numbers, lost.ravel())
-    for at in front[np.unique(np.linspace(0, len(front) - 1, PAIRS).round().astype(int))]:
-        pair = int(k1.ravel()[at]), int(k2.ravel()[at])
-        outside = float(lost[pair]) + rounding
+    front = _front(m * k1 + n * k2 + terms * (p + k1 + q + k2), extension.lost)
+    for at in np.unique(np.linspace(0, len(front) - 1, PAIRS).round().astype(int)):
+        pair = front[at]
+        outside = float(extension.lost[pair]) + _rounding(extension, dtype)
         order = global_order(extension.values(*pair))
         width = p + pair[0] + q + pair[1]
         for kept, tail in enumerate(order.tails):
-            size = (m * pair[0] + n * pair[1] + kept * width) * item
+            size = (m * pair[0] + n * pair[1] + kept * width) * ITEM_SIZES[dtype]
             yield Way(size, outside + float(tail), make, pair, order.ranks(kept))
+
+
+def _front(numbers: np.ndarray, lost: np.ndarray) -> list[tuple[int, int]]:
+    """The pairs of new directions that are best for some error."""
+    places = np.unravel_index(pareto_front(numbers.ravel(), lost.ravel()), lost.shape)
+    return [(int(k1), int(k2)) for k1, k2 in zip(*places, strict=True)]
+
+
+def _rounding(extension: Extension, dtype: str) -> float:
+    return UNIT_ROUNDOFF[dtype] ** 2 * extension.energy
 
 
 def cheapest(ways: Sequence[Sequence[Way]], allowed: float) -> list[Way]:

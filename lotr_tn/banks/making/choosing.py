@@ -141,15 +141,10 @@ def choose(
     *,
     refine: bool = True,
 ) -> Choices:
-    """Formats and ranks for all stacks.
+    """Formats and ranks for all stacks, of adapters whose ‖ΔW‖² are `energies` (N,).
 
-    Args:
-        stacks: of all adapters.
-        energies: (N,) ‖ΔW‖² of each adapter, all modules together.
-        wanted: the error or budget.
-        progress: called with each stack's name, once in every round.
-        refine: whether weights are refined until every adapter keeps to the error; else it holds
-            for their mean square, which tells ways of stacking apart.
+    Weights are refined until every adapter keeps to the error; without `refine` it holds for their
+    mean square, which tells ways of stacking apart. `progress` hears of each stack in every round.
 
     Raises:
         OptionError: a budget is too small for one direction in every stack.

@@ -63,12 +63,7 @@ def clusters_of(
 ) -> Clusters:
     """The partition of adapters, along a tree, at which all stacks take fewest bytes.
 
-    Args:
-        stacks: of all adapters.
-        energies: (N,) ‖ΔW‖² of each adapter.
-        wanted: the error asked for.
-        together: bytes of all adapters as one set.
-        progress: called with each stack's name.
+    `energies` (N,) are the adapters' ‖ΔW‖², and `together` what all take as one set.
 
     Cost: O(N²) small products for the tree; for each set that is tried as much as `choose` without
     refinement. Beyond 256 adapters all are one set.
@@ -134,8 +129,7 @@ class _Work:
         whole = [(members, stacks)]
         if len(members) < 2:
             return whole
-        halves = self._halves(members)
-        a, b = halves
+        a, b = halves = self._halves(members)
         common = float((self.common[np.ix_(a, b)].mean() + self.common[np.ix_(b, a)].mean()) / 2)
         sizes = len(a), len(b)
         if common >= COMMON:
@@ -143,9 +137,8 @@ class _Work:
             return whole
         parts = [self._taken(half) for half in halves]
         costs = [self._bytes(part) for part in parts]
-        made = Split(sizes, common, together, sum(costs))
-        splits.append(made)
-        if not made.made:
+        splits.append(Split(sizes, common, together, sum(costs)))
+        if not splits[-1].made:
             return whole
         found: list[tuple[np.ndarray, tuple[Reduced, ...]]] = []
         for half, part, cost in zip(halves, parts, costs, strict=True):
@@ -168,13 +161,9 @@ class _Work:
 
     def _taken(self, members: np.ndarray) -> tuple[Reduced, ...]:
         """The stacks of some adapters, named after the first of them."""
-        label = int(members[0])
-        found = (one.take(members, f"{_plain(one)}@{label}") for one in self.stacks)
+        names = (f"{one.fleet.name.split('@')[0]}@{members[0]}" for one in self.stacks)
+        found = (one.take(members, name) for one, name in zip(self.stacks, names, strict=True))
         return tuple(one for one in found if one is not None)
 
     def _bytes(self, stacks: tuple[Reduced, ...]) -> int:
         return choose(stacks, self.energies, self.wanted, self.progress, refine=False).bytes
-
-
-def _plain(stack: Reduced) -> str:
-    return stack.fleet.name.split("@")[0]

@@ -20,7 +20,7 @@ from lotr_tn.banks.making.measuring import distances_from
 from lotr_tn.banks.making.stacks import FleetStack, Reduced
 from lotr_tn.banks.stored import StoredLayers
 from lotr_tn.decompose.truncation import cut_layers
-from lotr_tn.errors import FormatError, PrecisionWarning
+from lotr_tn.errors import PrecisionWarning
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.spool import Spool
 from lotr_tn.linalg.ranks import FixedRank
@@ -41,20 +41,14 @@ class Made:
     adapters: np.ndarray  # (L,) whose each layer is
 
     @property
-    def tensors(self) -> list[BankTensor]:
-        """Bases and own numbers."""
-        (part,) = self.group.parts
-        return [*self.group.outputs, *self.group.inputs, *part.tensors.values()]
-
-    @property
     def bytes(self) -> int:
         """Bytes of its numbers."""
-        return sum(tensor.entry.nbytes for tensor in self.tensors)
+        return sum(tensor.entry.nbytes for tensor in self.group.tensors)
 
     @property
     def numbers(self) -> int:
         """How many numbers it stores."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+        return sum(math.prod(tensor.shape) for tensor in self.group.tensors)
 
     @property
     def format(self) -> FormatName:
@@ -72,7 +66,7 @@ def made_at(weighed: Weighed, point: Point) -> Made:
     setting = weighed.curves[form.name].settings[point[1]].tolist()
     with _quiet():  # coordinates are read again for the forms alone that need them
         stored = form.make(stack, setting, wide, lambda: weighed.subject.coordinates)
-    return _measured(reduced, scale(stored, _inverse(weighed.factors)), options)
+    return _measured(reduced, scale(stored, (1 / weighed.factors).tolist()), options)
 
 
 def made_at_ranks(
@@ -82,7 +76,7 @@ def made_at_ranks(
     stack, form = reduced.stack(factors), FORMS[options.formats[0]]
     with _quiet():
         stored = form.at_ranks(stack, ranks, replace(options, dtype="float64"))
-    return _measured(reduced, scale(stored, _inverse(factors)), options)
+    return _measured(reduced, scale(stored, (1 / factors).tolist()), options)
 
 
 def made_truncated(reduced: Reduced, ranks: np.ndarray, options: Options) -> Made:
@@ -105,10 +99,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _inverse(factors: np.ndarray) -> list[float]:
-    return [1 / float(f) for f in factors]
-
-
 def _measured(reduced: Reduced, stored: Stored, options: Options) -> Made:
     """A stack in its storage dtype, with its distances from the original."""
     narrow, fleet = _narrowed(stored, options.dtype), reduced.fleet
@@ -125,15 +115,8 @@ def _measured(reduced: Reduced, stored: Stored, options: Options) -> Made:
 
 def _narrowed(stored: Stored, dtype: str) -> Stored:
     """In the storage dtype; in float32 where float16 has no room."""
-    if dtype == "float16":
-        try:
-            narrow = astype(stored, dtype)
-        except FormatError:
-            return astype(stored, "float32")
-        if not all(map(suits_float16, arrays_of(stored).values())):
-            return astype(stored, "float32")
-        return narrow
-    return astype(stored, dtype)
+    roomy = dtype != "float16" or all(map(suits_float16, arrays_of(stored).values()))
+    return astype(stored, dtype if roomy else "float32")
 
 
 def spooled(spool: Spool, array: np.ndarray) -> BankTensor:

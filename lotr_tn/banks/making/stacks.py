@@ -65,23 +65,17 @@ class FleetStack:
     @property
     def ranks(self) -> np.ndarray:
         """(L,) ranks of the LoRAs."""
-        return self._column(1)
+        return self._each([layers.integers[:, 1] for layers in self.modules])
 
     @property
     def energies(self) -> np.ndarray:
         """(L,) ‖ΔW‖²."""
-        found = np.empty(len(self.layers))
-        for place, layers in enumerate(self.modules):
-            mine = self.layers[:, 1] == place
-            found[mine] = layers.reals[self.layers[mine, 2], 1]
-        return found
+        return self._each([layers.reals[:, 1] for layers in self.modules])
 
-    def _column(self, column: int) -> np.ndarray:
-        found = np.empty(len(self.layers), dtype=np.int64)
-        for place, layers in enumerate(self.modules):
-            mine = self.layers[:, 1] == place
-            found[mine] = layers.integers[self.layers[mine, 2], column]
-        return found
+    def _each(self, columns: list[np.ndarray]) -> np.ndarray:
+        """(L,) what the columns of all modules say of each layer."""
+        starts = np.cumsum([0, *map(len, columns)])
+        return np.concatenate(columns)[starts[self.layers[:, 1]] + self.layers[:, 2]]
 
     @property
     def dtype(self) -> str:
@@ -121,23 +115,15 @@ class FleetStack:
 
 
 def stacks_of(survey: Survey, stacking: Stacking, group_by: str = "kind") -> list[FleetStack]:
-    """All updates in stacks: each module over the adapters, or over layers and kinds as well.
-
-    Args:
-        survey: the adapters.
-        stacking: `adapters`: a stack for each module. `layers`: for each kind. `all`: for each
-            shape.
-        group_by: how kinds are told apart; see `group_modules`.
-    """
-    paths = [(layers.name, layers.shape) for layers in survey.modules.values()]
+    """All updates in stacks: for each module, for each kind of modules, or for each shape."""
+    known = list(survey.modules.values())
     # a path is taken literally: each module is a group of its own
     rule = {"adapters": r"^(.*)$", "layers": group_by, "all": "shape"}[stacking]
-    members = group_paths(paths, rule)
-    known = list(survey.modules.values())
-    found = [
-        _stack(name, [known[at] for at in places], survey.spool) for name, places in members.items()
+    members = group_paths([(layers.name, layers.shape) for layers in known], rule)
+    return [
+        _stack(name, [known[at] for at in members[name]], survey.spool)
+        for name in sorted(members, key=natural)
     ]
-    return sorted(found, key=lambda stack: natural(stack.name))
 
 
 def _stack(name: str, modules: list[ModuleLayers], spool: Spool) -> FleetStack:
@@ -208,14 +194,13 @@ class Reduced:
         if self.kept is None:
             whole: Stack = exact_stack(self.fleet.lora())
         else:
-            get = self.fleet.spool.get
             kept = self.kept
-            whole = LowRankTucker2(
-                get(kept.left), get(kept.up), get(kept.down), get(kept.right), kept.ranks
-            )
+            slots = kept.left, kept.up, kept.down, kept.right
+            u, up, down, v = map(self.fleet.spool.get, slots)
+            whole = LowRankTucker2(u, up, down, v, kept.ranks)
             if self.rows is not None:
                 whole = take_layers(whole, self.rows.tolist())
-        return scale(whole, [float(f) for f in factors])
+        return scale(whole, factors.tolist())
 
     def take(self, adapters: np.ndarray, name: str) -> "Reduced | None":
         """The layers of some adapters as a stack of its own; None where they have none."""
@@ -254,18 +239,16 @@ def reduce_stack(
     Cost: `whole` (m + n)·R numbers and O(R³); `updated` 16·(m + n)·k bytes and O((m + n)·k·R)
     flops for bases of k directions.
     """
-    terms = int(fleet.ranks.sum())
     if route == "auto":
-        route = "whole" if terms <= WHOLE_UP_TO else "updated"
+        route = "whole" if fleet.ranks.sum() <= WHOLE_UP_TO else "updated"
     if route in ("whole", "apart"):
         stack = fleet.lora().to_stack()
         return _reduced(fleet, "whole", stack, np.zeros(len(fleet.layers)), None)
-    bases = Bases.empty(*fleet.shape)
+    fixed = route == "sketch"
+    bases = _sketched(fleet, goal, sketch, seed) if fixed else Bases.empty(*fleet.shape)
     blocks: list[Block] = []
-    if route == "sketch":
-        bases = _sketched(fleet, goal, sketch, seed)
     for rows, block, scales in fleet.blocks():
-        if route == "sketch":
+        if fixed:
             blocks.append(_scaled(project(bases, block), scales))
         else:
             limits, none = np.full(len(scales), np.inf), scales == 0
@@ -302,8 +285,7 @@ def reduce_all(
             found = reduce_stack(fleet, goal, "updated", sketch, seed, most=most)
             if found is not None:
                 return [found]
-        pieces = _pieces(fleet)
-        return [_required(piece, goal, "whole", sketch, seed) for piece in pieces]
+        return [_required(piece, goal, "whole", sketch, seed) for piece in _pieces(fleet)]
     return [_required(fleet, goal, route, sketch, seed)]
 
 

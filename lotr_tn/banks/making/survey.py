@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -144,21 +144,17 @@ class Survey:
         """Read one adapter; nothing of it is kept in memory."""
         lora = as_lora_adapter(adapter)
         require_modules(name, lora)
-        self._check_base(name, lora, any_base)
-        place = len(self.adapters)
-        for module in lora.modules:
-            layers = self._layers_of(name, module)
-            layers.add(place, module, self.spool, squared_norm(module))
-        self.adapters.append(bank_adapter(name, lora, self.contents, self.spool))
-        self.bytes += sum(m.up.nbytes + m.down.nbytes for m in lora.modules)
-        self.bytes += sum(tensor.data.nbytes for tensor in lora.extras.values())
-
-    def _check_base(self, name: str, lora: LoRAAdapter, any_base: bool) -> None:
         base = base_model_of(lora)
         if self.base is None and base:
             self.base = name, base
         if self.base is not None and not any_base:
             require_same_base(self.base, (name, base))
+        for module in lora.modules:
+            layers = self._layers_of(name, module)
+            layers.add(len(self.adapters), module, self.spool, squared_norm(module))
+        self.adapters.append(bank_adapter(name, lora, self.contents, self.spool))
+        self.bytes += sum(m.up.nbytes + m.down.nbytes for m in lora.modules)
+        self.bytes += sum(tensor.data.nbytes for tensor in lora.extras.values())
 
     def _layers_of(self, name: str, module: LoRAModule) -> ModuleLayers:
         path, layout = module.target.name, module.target.layout
@@ -201,29 +197,19 @@ def survey_of(
     any_base: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Survey:
-    """Read all adapters once, one at a time.
-
-    Args:
-        adapters: by name; each is asked for once.
-        spool: takes the factors, as many bytes as they have.
-        any_base: whether differing names of the base model are let through.
-        progress: called with each name before it is read.
+    """Read all adapters once, one at a time; `progress` is called with each name before.
 
     Raises:
         CheckpointError: there is no adapter, or adapters do not belong to one base.
     """
+    if not adapters:
+        raise CheckpointError("a bank needs at least one adapter; found none")
     survey = Survey(spool)
-    for name in _names(adapters):
+    for name in adapters:
         if progress is not None:
             progress(name)
         survey.add(name, adapters[name], any_base=any_base)
     return survey
-
-
-def _names(adapters: Mapping[str, Adapter]) -> Iterator[str]:
-    if not adapters:
-        raise CheckpointError("a bank needs at least one adapter; found none")
-    return iter(adapters)
 
 
 def as_lora_adapter(adapter: Adapter) -> LoRAAdapter:
@@ -234,13 +220,13 @@ def as_lora_adapter(adapter: Adapter) -> LoRAAdapter:
 
 
 def bank_adapter(
-    name: str, lora: LoRAAdapter, contents: Contents, spool: Spool | None
+    name: str, lora: LoRAAdapter, contents: Contents, spool: Spool | None, cluster: int = 0
 ) -> BankAdapter:
     """An adapter's entry, its configuration and other tensors being added to the contents."""
     text = np.frombuffer(lora.config_text.encode(), dtype=np.uint8)
     config = contents.add(RawTensor("U8", text.shape, text), spool)
     extras = {key: contents.add(tensor, spool) for key, tensor in lora.extras.items()}
-    return BankAdapter(name, config, extras, lora.dtype, lora.parameters)
+    return BankAdapter(name, config, extras, lora.dtype, lora.parameters, cluster)
 
 
 def squared_norm(module: LoRAModule) -> float:
