@@ -4,14 +4,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, suits_float16
-from lotr_tn.adapters.adapter import LoRAAdapter, LoRAModule, LoTRAdapter, Target
+from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAModule, LoTRAdapter
 from lotr_tn.adapters.own_factors import own_factors
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.errors import CheckpointError
@@ -74,6 +74,13 @@ def to_lora(
     )
 
 
+def as_lora_adapter(adapter: Adapter) -> LoRAAdapter:
+    """Any adapter as a LoRA, each module in its own rank."""
+    if isinstance(adapter, LoRAAdapter):
+        return adapter
+    return to_lora(adapter, ranks="minimal").adapter
+
+
 def portable_lora(
     modules: list[LoRAModule],
     config: Mapping[str, Any],
@@ -85,13 +92,8 @@ def portable_lora(
 ) -> Export:
     """Updates as a LoRA adapter in the form that every loader reads alike.
 
-    Args:
-        modules: each with its scale inside, and a full output factor.
-        config: of the adapter they come from.
-        extras: its other tensors.
-        ranks: as for `to_lora`.
-        dtype: storage dtype of the factors.
-        may_widen: whether float32 is taken where float16 would lose digits.
+    Modules have their scale inside and a full output factor; `config` and `extras` are those of the
+    adapter they come from. With `may_widen` float32 is taken where float16 would lose digits.
     """
     if ranks == "uniform":
         rank = _common_rank(modules)
@@ -134,7 +136,7 @@ def _padded(module: LoRAModule, rank: int) -> LoRAModule:
         return module
     up = np.pad(module.up, ((0, 0), (0, missing)))
     down = np.pad(module.down, ((0, missing), (0, 0)))
-    return LoRAModule(Target(target.name, target.layout, target.rank + missing), up, down)
+    return LoRAModule(replace(target, rank=target.rank + missing), up, down)
 
 
 def _tiled(module: LoRAModule) -> LoRAModule:
@@ -143,7 +145,7 @@ def _tiled(module: LoRAModule) -> LoRAModule:
     if groups == 1:
         return module
     down = np.tile(module.down, (groups, 1))
-    return LoRAModule(Target(target.name, target.layout, target.rank * groups), module.up, down)
+    return LoRAModule(replace(target, rank=target.rank * groups), module.up, down)
 
 
 def fits_float16(module: LoRAModule) -> bool:
@@ -162,18 +164,12 @@ def portable_config(
 ) -> dict[str, Any]:
     """A configuration that every loader reads alike: scale inside the factors, so alpha = rank.
 
-    Args:
-        source: the configuration of the adapter it came from; what does not bear on rank, scale or
-            targets is kept.
-        modules: the rank of each module by its full path.
-        rank: the configuration's own rank; modules of another rank get a pattern.
+    What of `source` does not bear on rank, scale or targets is kept; modules, by their full path,
+    whose rank is another than `rank` get a pattern.
     """
-    other = {name: r for name, r in modules.items() if r != rank}
-    pattern = {f"^{re.escape(name)}": r for name, r in other.items()}
-    config = {
-        k: v for k, v in source.items() if k not in ("loftq_config", "eva_config", "corda_config")
-    }
-    config |= {
+    pattern = {f"^{re.escape(name)}": r for name, r in modules.items() if r != rank}
+    starts = ("loftq_config", "eva_config", "corda_config")
+    return {key: value for key, value in source.items() if key not in starts} | {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
@@ -190,7 +186,6 @@ def portable_config(
         "bias": source.get("bias", "none"),
         "fan_in_fan_out": source.get("fan_in_fan_out", False),
     }
-    return config
 
 
 def config_text(config: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The LoRA factors of every update of a group, each in its own rank, scale inside."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -24,7 +25,7 @@ it is, they are exported without loss; only how far each is from the least rank 
 def own_factors(group: LoTRGroup | LoRAGroup) -> list[LoRAModule]:
     """Each module of a group with LoRA factors of its own, in the rank that its update has."""
     if isinstance(group, LoRAGroup):
-        return [_as_linear(module) for module in group.modules]
+        return [LoRAModule(module.target, *module.factors()) for module in group.modules]
     each = RULES.get(type(group.stack), _of_layers)
     return each(group.targets, group.stack)
 
@@ -37,33 +38,22 @@ def _of_tucker(targets: Sequence[Target], stack: Tucker2) -> list[LoRAModule]:
 
 def _frame(stack: Tucker2) -> Frame:
     """The frame of U and V; these themselves where their columns are orthonormal already."""
-    if not (_is_identity(_gram(stack.u)) and _is_identity(_gram(stack.v))):
+    # inner products of columns are right to 1e-6: enough to see whether they are orthogonal
+    narrow = [x.astype(np.float32) for x in (stack.u, stack.v)]
+    if not all(_is_identity(x.T @ x) for x in narrow):
         return frame_of(stack.u, stack.v, xp=xp)
-    r1, r2 = stack.ranks
     u, v = stack.u.astype(np.float64), stack.v.astype(np.float64)
-    return Frame(u, np.eye(r1), v, np.eye(r2))
-
-
-def _gram(x: np.ndarray) -> np.ndarray:
-    """Inner products of columns, right to 1e-6: enough to see whether they are orthogonal."""
-    wide = x.astype(np.float32)
-    return wide.T @ wide
+    return Frame(u, np.eye(stack.ranks[0]), v, np.eye(stack.ranks[1]))
 
 
 def _is_identity(gram: np.ndarray) -> bool:
     return bool((np.abs(gram - np.eye(len(gram))) <= ORTHOGONAL).all())
 
 
-def _as_linear(module: LoRAModule) -> LoRAModule:
-    """A module that was kept as it is, with its scale inside and a full output factor."""
-    up, down = module.factors()
-    return LoRAModule(module.target, up, down)
-
-
 def _of_lora(targets: Sequence[Target], stack: LoRAStack) -> list[LoRAModule]:
     """A LoRA's factors stay as they are."""
     return [
-        LoRAModule(_at_rank(target, left.shape[1]), left, right.T)
+        LoRAModule(replace(target, rank=left.shape[1]), left, right.T)
         if left.shape[1]
         else no_update(target, left.shape[0], right.shape[0])
         for target, (left, right) in zip(targets, _factors(stack), strict=True)
@@ -91,7 +81,7 @@ def _of_factors(target: Target, left: np.ndarray, right: np.ndarray, roundoff: f
     u, s, vt = svd_of_product(left, right.T)
     rank = _rank(s, target, roundoff)
     root = np.sqrt(s[:rank])
-    return LoRAModule(_at_rank(target, rank), u[:, :rank] * root, root[:, None] * vt[:rank])
+    return LoRAModule(replace(target, rank=rank), u[:, :rank] * root, root[:, None] * vt[:rank])
 
 
 def _turned_already(
@@ -109,12 +99,14 @@ def _turned_already(
     s = (lengths[0] * lengths[1])[order]
     kept = order[: _rank(s, target, roundoff)]
     even = np.sqrt(lengths[1] / lengths[0])[kept]
-    return LoRAModule(_at_rank(target, len(kept)), left[:, kept] * even, (right[:, kept] / even).T)
+    return LoRAModule(
+        replace(target, rank=len(kept)), left[:, kept] * even, (right[:, kept] / even).T
+    )
 
 
 def no_update(target: Target, m: int, n: int) -> LoRAModule:
     """No update, at rank 1: a LoRA file cannot say rank 0."""
-    return LoRAModule(_at_rank(target, 1), np.zeros((m, 1)), np.zeros((1, n)))
+    return LoRAModule(replace(target, rank=1), np.zeros((m, 1)), np.zeros((1, n)))
 
 
 def _rank(s: np.ndarray, target: Target, roundoff: float) -> int:
@@ -124,10 +116,6 @@ def _rank(s: np.ndarray, target: Target, roundoff: float) -> int:
     if rank > target.rank and tails[target.rank] <= (2 * roundoff) ** 2 * tails[0]:
         rank = target.rank  # the rest is rounding: it had the rank of the LoRA it came from
     return max(rank, 1)
-
-
-def _at_rank(target: Target, rank: int) -> Target:
-    return Target(target.name, target.layout, rank)
 
 
 def _module(
@@ -144,7 +132,7 @@ def _module(
     root = np.sqrt(s[:rank])
     up = frame.left @ (u[:, :rank] * root)
     down = (root[:, None] * vt[:rank]) @ frame.right.T
-    return LoRAModule(_at_rank(target, rank), up, down)
+    return LoRAModule(replace(target, rank=rank), up, down)
 
 
 def _plain_factors(target: Target, stack: Tucker2, index: int, rank: int) -> LoRAModule | None:
@@ -156,7 +144,7 @@ def _plain_factors(target: Target, stack: Tucker2, index: int, rank: int) -> LoR
         return None
     up = stack.u[:, rows].astype(np.float64)
     down = stack.v[:, columns].astype(np.float64).T
-    return LoRAModule(Target(target.name, target.layout, rows.size), up, down)
+    return LoRAModule(replace(target, rank=rows.size), up, down)
 
 
 RULES: dict[type, Callable[[Sequence[Target], Any], list[LoRAModule]]] = {

@@ -54,13 +54,8 @@ def measure(
 ) -> tuple[Measured, ...]:
     """All groups in coordinates, with their curves.
 
-    Args:
-        groups: the groups.
-        options: which forms they may have.
-        limits: on their ranks.
-        where: where stacks are built.
-        progress: called with the name of each before it is measured.
-        known: groups that have been measured already, maybe under other names.
+    `known` have been measured already, maybe under other names; `progress` is called with the name
+    of each before it is measured.
 
     Cost: about a HOSVD of each group; memory of O(R²) for each, of one stack, and of `KEPT`.
     """
@@ -123,8 +118,7 @@ class Question:
     ) -> tuple[Division | None, list[Choice]]:
         """The division that holds, and a form for each group, made and measured.
 
-        Args:
-            look: called with each group and its stack before it is made.
+        `look` is called with each group and its stack before it is made.
         """
 
         def stacks() -> Iterator[LoRAStack]:

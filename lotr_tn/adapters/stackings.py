@@ -46,12 +46,9 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Stacking]:
-    """The ways to stack the modules of adapters of one base.
+    """The ways to stack the modules of adapters of one base, by short name.
 
-    Args:
-        adapters: by short name. They may differ in ranks and in modules; a module that an adapter
-            does not have is absent.
-        group_by: how kinds are told apart; see `group_modules`.
+    They may differ in ranks and in modules; a module that an adapter does not have is absent.
     """
     if len(adapters) == 1:
         (adapter,) = adapters.values()

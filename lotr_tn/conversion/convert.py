@@ -224,11 +224,8 @@ class Converting:
             return _stored(group, decompose(stack, rule, wide))
 
     def _finished(self, made: "list[_Made]") -> Conversion:
-        origin = {
-            "format": "peft-lora",
-            "dtype": self.adapter.dtype,
-            "group_by": self.asked.group_by,
-        }
+        own, by = self.adapter.dtype, self.asked.group_by
+        origin = {"format": "peft-lora", "dtype": own, "group_by": by}
         groups = {one.made.name: one.made for one in made}
         adapter = LoTRAdapter(groups, self.adapter.extras, self.adapter.config_text, origin)
         return Conversion(adapter, tuple(one.report for one in made), all(one.met for one in made))
@@ -246,14 +243,13 @@ class _Made:
     @property
     def report(self) -> GroupConversion:
         certificate, group = _certificate(self.made), self.group
+        truncated = cut_parameters(self.tails, group.shape, certificate.relative_error)
         return GroupConversion(
             name=group.name,
             shape=group.shape,
             parameters_before=group.stored,
             parameters_after=self.made.stored,
-            parameters_truncated=cut_parameters(
-                self.tails, group.shape, certificate.relative_error
-            ),
+            parameters_truncated=truncated,
             certificate=certificate,
             ranks=tuple(stored_ranks(self.made)),
             modules=tuple(target.name for target in group.targets),

@@ -17,12 +17,7 @@ def spent_beside(
 ) -> int:
     """What modules that are kept take, and of bytes everything that is no number.
 
-    Args:
-        rule: what is asked; nothing but a budget is spent.
-        adapters: whose heads, biases and the like go into the file; the first has its header.
-        groups: the groups that are to have a form.
-        kept: those that are kept as they are.
-        group_by: how they were grouped.
+    Heads, biases and the like of all adapters go into the file, which has the header of the first.
     """
     if not isinstance(rule, Budget):
         return 0

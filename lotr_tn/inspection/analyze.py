@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter
-from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.asked import Asked, Where
+from lotr_tn.adapters.base_models import base_model_of
 from lotr_tn.adapters.grouping import lora_groups
 from lotr_tn.adapters.question import Measured, Question, Rule, is_met, measure
 from lotr_tn.adapters.restrictions import Limits
@@ -125,7 +126,7 @@ class Analysing:
         path = division_path(question.subjects, self.options, PATH)
         return Analysis(
             self.sources,
-            _base_model(self.adapters),
+            next(filter(None, map(base_model_of, self.adapters.values())), None),
             self.rule,
             self.options.dtype,
             tuple(groups),
@@ -198,25 +199,15 @@ def _named(adapters: Sequence[Adapter]) -> dict[str, LoRAAdapter]:
     if not adapters:
         raise CheckpointError("an analysis needs at least one adapter")
     paths = [Path(str(adapter.source or f"adapter {i}")) for i, adapter in enumerate(adapters)]
-    tails = ["/".join(path.resolve().parts[-1:]) for path in paths]
-    depth = 1
-    while len(set(tails)) < len(tails) and depth < 20:
-        depth += 1
+    tails: list[str] = []
+    for depth in range(1, 21):
         tails = ["/".join(path.resolve().parts[-depth:]) for path in paths]
-    if len(set(tails)) < len(tails):
+        if len(set(tails)) == len(tails):
+            break
+    else:
         twice = next(path for path, tail in zip(paths, tails, strict=True) if tails.count(tail) > 1)
         raise CheckpointError(f"{twice} is named twice; name each adapter once")
-    loras = [
-        a if isinstance(a, LoRAAdapter) else to_lora(a, ranks="minimal").adapter for a in adapters
-    ]
-    return dict(zip(tails, loras, strict=True))
-
-
-def _base_model(adapters: Mapping[str, LoRAAdapter]) -> str | None:
-    for adapter in adapters.values():
-        if name := adapter.config.get("base_model_name_or_path"):
-            return str(name)
-    return None
+    return dict(zip(tails, map(as_lora_adapter, adapters), strict=True))
 
 
 def _require_one_base(adapters: Mapping[str, LoRAAdapter]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
+from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_same_base
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.banks.bank import Bank
@@ -16,7 +17,6 @@ from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, BankGroup, Part, exact_stack
 from lotr_tn.banks.making.survey import (
     Contents,
-    as_lora_adapter,
     bank_adapter,
     require_modules,
     require_same_module,

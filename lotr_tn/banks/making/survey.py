@@ -9,7 +9,7 @@ import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter, Layout, LoRAAdapter, LoRAModule, Target, common_dtype
-from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.base_models import base_model_of, require_same_base
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.banks.bank import BankAdapter
@@ -210,13 +210,6 @@ def survey_of(
             progress(name)
         survey.add(name, adapters[name], any_base=any_base)
     return survey
-
-
-def as_lora_adapter(adapter: Adapter) -> LoRAAdapter:
-    """Any adapter as a LoRA, each module in its own rank."""
-    if isinstance(adapter, LoRAAdapter):
-        return adapter
-    return to_lora(adapter, ranks="minimal").adapter
 
 
 def bank_adapter(

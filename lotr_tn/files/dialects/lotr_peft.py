@@ -27,10 +27,9 @@ from lotr_tn.catalogue.methods import LOTR, METHODS, Method, Site, Tensors, site
 from lotr_tn.decompose import hosvd, random_factors, regauge
 from lotr_tn.errors import CheckpointError, LotrError, UnsupportedError
 from lotr_tn.files.dialects.contents import Contents, read_config
-from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS
+from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS, write_peft_folder
 from lotr_tn.files.peft_keys import PREFIX
-from lotr_tn.files.tensors import read_pickle, read_safetensors, write_safetensors
-from lotr_tn.files.writing import write_folder
+from lotr_tn.files.tensors import read_pickle, read_safetensors
 from lotr_tn.formats import Tucker2
 from lotr_tn.linalg import RelativeError
 from lotr_tn.ops.arithmetic import scale, subtract
@@ -193,16 +192,10 @@ def save_lotr_peft(
     Factors are balanced, as suits a training, and the scale is inside the cores. Groups that are
     no Tucker-2 become one, exactly, at the ranks that this needs.
 
-    Args:
-        adapter: what to write.
-        path: the folder to make.
-        force: whether an existing folder may be replaced.
-
     Raises:
         UnsupportedError: an update of a convolution.
         CheckpointError: the target exists, or writing failed; then nothing was changed.
     """
-    path = Path(path)
     convs = [
         target.name
         for group in adapter.groups.values()
@@ -226,15 +219,7 @@ def save_lotr_peft(
             for key, core in own.items():
                 stored = LOTR.kept(key, looks_up=target.layout.kind == "embedding")
                 tensors[f"{PREFIX}{target.name}.{stored}"] = RawTensor.of(core)
-    text = config_text(_as_lotr(adapter, ranks))
-    write_folder(
-        path,
-        {
-            WEIGHTS[0]: lambda file: write_safetensors(file, tensors, {"format": "pt"}),
-            CONFIG: lambda file: file.write_bytes(text.encode()),
-        },
-        force=force,
-    )
+    write_peft_folder(Path(path), tensors, config_text(_as_lotr(adapter, ranks)), force=force)
 
 
 def _trainable(group: LoTRGroup | LoRAGroup) -> Tucker2:

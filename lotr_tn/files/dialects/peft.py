@@ -90,8 +90,7 @@ def _module(
     config_path: Path,
 ) -> LoRAModule:
     embedding = "embedding_A" in pair
-    keys = pair["embedding_A" if embedding else "A"], pair["embedding_B" if embedding else "B"]
-    down, up = (_finite(tensors[key], key, weights) for key in keys)
+    down, up = (_finite(tensors[key], key, weights) for _, key in sorted(pair.items()))
     layout = _layout(name, down.shape, up.shape, embedding, weights)
     rank = down.shape[0]
     wanted, scale = module_rank_and_scale(config, name, config_path)
@@ -139,12 +138,7 @@ def _layout(
 def save_peft(adapter: LoRAAdapter, path: Path, *, force: bool, extras: bool = True) -> None:
     """Write a PEFT folder: every factor as it is, extras and configuration byte for byte.
 
-    Args:
-        adapter: modules, and the configuration that gives them their scale.
-        path: the folder to make.
-        force: whether an existing folder may be replaced.
-        extras: whether tensors other than the factors are written; without them the configuration
-            names none either.
+    Without `extras` no tensor but the factors is written, and the configuration names none either.
 
     Raises:
         CheckpointError: the target exists, or writing failed; then nothing was changed.
@@ -157,6 +151,13 @@ def save_peft(adapter: LoRAAdapter, path: Path, *, force: bool, extras: bool = T
     text = adapter.config_text
     if not extras:
         text = config_text(dict(adapter.config) | WITHOUT_EXTRAS)
+    write_peft_folder(path, tensors, text, force=force)
+
+
+def write_peft_folder(
+    path: Path, tensors: Mapping[str, RawTensor], text: str, *, force: bool
+) -> None:
+    """Write a folder as PEFT does: tensors, and the text of a configuration."""
     write_folder(
         path,
         {
