@@ -46,15 +46,11 @@ def kept_apart(
         ) from None
     apart, kept = {}, {}
     for name, group in groups.items():
-        inside = [bool(pattern.search(target.name)) for target in group.targets]
-        sides = [
-            tuple(m for m, found in zip(group.modules, inside, strict=True) if found is side)
-            for side in (False, True)
-        ]
-        if sides[0]:
-            apart[name] = LoRAGroup(name, sides[0])
-        if sides[1]:
-            kept[f"{name}.kept"] = LoRAGroup(f"{name}.kept", sides[1])
+        inside = tuple(m for m in group.modules if pattern.search(m.target.name))
+        if inside:
+            kept[f"{name}.kept"] = LoRAGroup(f"{name}.kept", inside)
+        if others := tuple(m for m in group.modules if not pattern.search(m.target.name)):
+            apart[name] = LoRAGroup(name, others)
     if not kept:
         raise OptionError(
             f"--keep {keep!r} is found in no module; see `lotr inspect` for the paths"

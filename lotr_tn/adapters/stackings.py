@@ -53,12 +53,12 @@ def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Sta
     if len(adapters) == 1:
         (adapter,) = adapters.values()
         return _of_one(adapter, group_by)
+    alone, kinds = _alone(adapters, group_by), _over(adapters, group_by)
     return [
-        Stacking("layers", "each adapter on its own, over its layers", _alone(adapters, group_by)),
-        Stacking("adapters", "each module over the adapters", _over(adapters, None)),
-        Stacking(
-            "adapters-layers", "each kind over adapters and layers", _over(adapters, group_by)
-        ),
+        Stacking("layers", "each adapter on its own, over its layers", alone),
+        # a path is taken literally: each module is a group of its own
+        Stacking("adapters", "each module over the adapters", _over(adapters, r"^(.*)$")),
+        Stacking("adapters-layers", "each kind over adapters and layers", kinds),
     ]
 
 
@@ -91,16 +91,12 @@ def _alone(adapters: Mapping[str, LoRAAdapter], group_by: str) -> tuple[StackedG
     )
 
 
-def _over(adapters: Mapping[str, LoRAAdapter], group_by: str | None) -> tuple[StackedGroup, ...]:
-    """Stacks over the adapters: of each module alone, or of the groups that a rule makes."""
-    everything = [
-        (name, module) for name, adapter in adapters.items() for module in adapter.modules
-    ]
-    together = LoRAAdapter(tuple(module for _, module in everything), {}, {}, "")
-    # a path is taken literally: each module is a group of its own
-    rule = r"^(.*)$" if group_by is None else group_by
-    owner = {id(module): name for name, module in everything}
-    groups = sorted(lora_groups(together, rule).values(), key=lambda group: natural(group.name))
+def _over(adapters: Mapping[str, LoRAAdapter], group_by: str) -> tuple[StackedGroup, ...]:
+    """Stacks over the adapters, of the groups that a rule makes."""
+    owner = {id(m): name for name, adapter in adapters.items() for m in adapter.modules}
+    modules = [module for adapter in adapters.values() for module in adapter.modules]
+    together = LoRAAdapter(tuple(modules), {}, {}, "")
+    groups = sorted(lora_groups(together, group_by).values(), key=lambda one: natural(one.name))
     return tuple(StackedGroup(group, _labels_over(group.modules, owner)) for group in groups)
 
 

@@ -218,11 +218,8 @@ def overhead(
 ) -> int:
     """Bytes, at most, that a bank takes beside the numbers of its stacks.
 
-    Args:
-        adapters: the adapters.
-        contents: what they have beside updates.
-        stacks: a name for each stack that may be made, such as the path of its one module.
-        layers: updates of all adapters.
+    `stacks` has a name for each stack that may be made, such as the path of its one module;
+    `layers` is how many updates all adapters have.
     """
     keys: dict[tuple[str, ...], int] = {}
     described = [_describe_adapter(adapter, keys) for adapter in adapters]

@@ -16,14 +16,9 @@ from lotr_tn.formats import Certificate
 ROWS = ("layer", "term")
 
 
-def _shared(form: Form) -> dict[str, tuple[str, str]]:
-    """The side and the rank axis of every factor that all layers share."""
-    found = {}
-    for name in form.fields:
-        if name not in form.own:
-            side, rank = form.axes_of(name)
-            found[name] = side, rank
-    return found
+def _shared(form: Form) -> dict[str, tuple[str, ...]]:
+    """The axes of every factor that all layers share: a side and a rank, where banks keep it."""
+    return {name: form.axes_of(name) for name in form.fields if name not in form.own}
 
 
 def require_layout(form: Form) -> None:
@@ -32,7 +27,7 @@ def require_layout(form: Form) -> None:
     Raises:
         OptionError: an array is neither a factor of a shared side nor rows of layers.
     """
-    shared = [form.axes_of(name) for name in form.fields if name not in form.own]
+    shared = _shared(form).values()
     sides = [axes[0] for axes in shared]
     fits = all(len(axes) == 2 and axes[0] in ("out", "in") for axes in shared)
     fits = fits and len(sides) == len(set(sides))
@@ -84,13 +79,9 @@ def stack_of_rows(
 def row_shapes(
     form: Form, shape: tuple[int, int], counts: tuple[int, int], widths: Mapping[str, int]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that own arrays need.
+    """The shapes that own arrays need: of a shape (m, n), and counts of layers and rank terms.
 
-    Args:
-        form: the form.
-        shape: (m, n).
-        counts: layers and rank terms.
-        widths: columns of the basis of each side.
+    `widths` are the columns of the basis of each side.
     """
     sizes = dict(zip((*ROWS, "out", "in"), (*counts, *shape), strict=True))
     sizes |= {rank: widths[side] for side, rank in _shared(form).values()}

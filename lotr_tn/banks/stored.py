@@ -45,12 +45,10 @@ class StoredLayers:
     def part(
         self, where: np.ndarray, segments: int, tensor_of: Callable[[np.ndarray], BankTensor]
     ) -> Part:
-        """The part that they make.
+        """The part that they make, in that many segments of the group's bases.
 
-        Args:
-            where: (L, 3) adapter, module of the group, and the rank that the LoRA had.
-            segments: how many segments there are of the group's bases.
-            tensor_of: puts an array into the bank.
+        `where` (L, 3) is adapter, module of the group, and the rank that the LoRA had; `tensor_of`
+        puts an array into the bank.
         """
         index = np.column_stack([where, self.terms]).astype(np.int64)
         none = np.zeros(len(self.norms))

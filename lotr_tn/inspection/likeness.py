@@ -266,14 +266,13 @@ def _updates(adapter: Adapter) -> Iterator[_Update]:
 
 
 def _update_of_module(module: LoRAModule) -> _Update:
+    def factors() -> tuple[np.ndarray, np.ndarray]:
+        up, down = module.factors()
+        return up, down.T
+
     wide = "float64" in (module.up.dtype.name, module.down.dtype.name)
     size = (8 if wide else 4) * module.down.shape[0] * sum(module.shape)
-    return _Update(module.target.name, module.shape, size, partial(_factors_of_module, module))
-
-
-def _factors_of_module(module: LoRAModule) -> tuple[np.ndarray, np.ndarray]:
-    up, down = module.factors()
-    return up, down.T
+    return _Update(module.target.name, module.shape, size, factors)
 
 
 def _factors_of_layer(stack: Compressed, index: int) -> tuple[np.ndarray, np.ndarray]:

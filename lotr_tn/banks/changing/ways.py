@@ -37,12 +37,8 @@ def ways_of(
 ) -> Iterator[Way]:
     """All ways to store some layers that may be best for some error.
 
-    Args:
-        stack: the layers in float64.
-        lora: the same as they were stored.
-        extension: of the group's bases by them, where it has any.
-        dtype: of the bases.
-        own: dtype of factors that layers have for themselves.
+    `stack` holds the layers in float64, `lora` as they were stored; `extension` is that of the
+    group's bases in `dtype`, where it has any, and factors of the layers' own are in `own`.
     """
     yield Way(lora.stored * ITEM_SIZES[lora.dtype], 0.0)
     yield from _truncations(stack, own)

@@ -224,20 +224,14 @@ def reduce_stack(
 ) -> Reduced | None:
     """A stack made small, by the route that its size asks for.
 
-    Args:
-        fleet: the stack, of R rank terms.
-        goal: what may be left out, and how much each adapter counts.
-        route: `whole`; `updated`: growing bases; `sketch`: bases of a given size, found in a pass
-            of their own; or `auto`: `whole` up to 512 rank terms, else `updated`.
-        sketch: the size for `sketch`.
-        seed: for `sketch`.
-        most: directions that growing bases may have.
+    The routes are `whole`; `updated`: growing bases; `sketch`: bases of a given size, found in a
+    pass of their own; and `auto`: `whole` up to 512 rank terms, else `updated`.
 
     Returns:
-        The stack; None where growing bases needed more directions.
+        The stack; None where growing bases needed more directions than `most`.
 
-    Cost: `whole` (m + n)·R numbers and O(R³); `updated` 16·(m + n)·k bytes and O((m + n)·k·R)
-    flops for bases of k directions.
+    Cost: `whole` (m + n)·R numbers and O(R³) for R rank terms; `updated` 16·(m + n)·k bytes and
+    O((m + n)·k·R) flops for bases of k directions.
     """
     if route == "auto":
         route = "whole" if fleet.ranks.sum() <= WHOLE_UP_TO else "updated"
