@@ -41,7 +41,13 @@ def frame_of(u: Array, v: Array, *, xp: Namespace) -> Frame:
 
 
 def _resolved_basis(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
-    """By the Gram matrix where its loss, ε₆₄ times the condition number, is no more than 1e-14."""
+    """By the Gram matrix where its loss, ε₆₄ times the condition number, is no more than 1e-14.
+
+    On the host that can be looked at; on a device, which would have to be waited for, the basis is
+    always Householder's.
+    """
+    if str(x.device) != "cpu":
+        return qr(x, xp=xp)
     basis, factor = orthonormal_basis(x, xp=xp)
     if is_wide(x) or 0 in factor.shape:
         return basis, factor
