@@ -16,7 +16,7 @@ from lotr_tn.adapters.own_factors import own_factors
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.errors import CheckpointError
 
-DTYPE_MARGIN = 1 / 100
+EXPORT_MARGIN = 1 / 100
 """A dtype for the factors is chosen when its unit roundoff is at most this share of the error: what
 it adds changes no digit that is shown."""
 
@@ -117,7 +117,7 @@ def _export_dtype(adapter: LoTRAdapter) -> str:
     smallest = min((error for error in errors if error > 0), default=0.0)
     own = str(adapter.origin.get("dtype", "float32"))
     for dtype in (own, "float32"):
-        if dtype in UNIT_ROUNDOFF and UNIT_ROUNDOFF[dtype] <= DTYPE_MARGIN * smallest:
+        if dtype in UNIT_ROUNDOFF and UNIT_ROUNDOFF[dtype] <= EXPORT_MARGIN * smallest:
             return dtype
     return "float64" if adapter.dtype == "float64" else "float32"
 

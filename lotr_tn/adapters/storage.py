@@ -9,7 +9,7 @@ from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, TotalError
 
 AdapterRule: TypeAlias = RankRule | TotalError
 
-DTYPE_MARGIN = 1 / 8
+STORAGE_MARGIN = 1 / 8
 """A storage dtype is chosen for an error ε when its unit roundoff is at most this share of ε: then
 rounding takes at most 1/64 of the squared error allowed."""
 
@@ -19,7 +19,7 @@ def storage_dtype_for(own: str, rule: AdapterRule) -> str:
     if isinstance(rule, FixedRank | Budget):
         return own
     for dtype in (own, "float32"):
-        if UNIT_ROUNDOFF[dtype] <= DTYPE_MARGIN * rule.epsilon:
+        if UNIT_ROUNDOFF[dtype] <= STORAGE_MARGIN * rule.epsilon:
             return dtype
     return "float64" if rule.epsilon or own == "float64" else "float32"
 

@@ -176,7 +176,7 @@ def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
             f"{path} is a bank of schema {header['schema']}; this version reads {SCHEMA}: upgrade "
             "lotr-tn"
         )
-    reader = _Reader(container)
+    reader = _HeaderReader(container)
     count = whole_number("the number of contents", header["contents"])
     adapters = tuple(_adapter(entry, header["keys"], count) for entry in header["adapters"])
     contents = tuple(reader.tensor(f"contents.{at}") for at in range(count))
@@ -210,7 +210,7 @@ TENSOR_ENTRY = 260
 stands there twice."""
 
 
-def overhead(
+def bank_overhead(
     adapters: Sequence[BankAdapter],
     contents: Sequence[BankTensor],
     stacks: Sequence[str],
@@ -233,7 +233,7 @@ def overhead(
     return text + names + numbers + held + 4096
 
 
-class _Reader:
+class _HeaderReader:
     """The tensors of a container as a bank's."""
 
     def __init__(self, container: Container) -> None:

@@ -159,7 +159,7 @@ def merge_adapters(
     if not any_base:
         _require_one_base(used)
     extras, config = _carried(adapters, used, extras_from)
-    job = _Job(method, density, seed, _dtype_for(used.values(), dtype, rule), Bases())
+    job = _Merging(method, density, seed, _dtype_for(used.values(), dtype, rule), Bases())
     modules = updates_of(used)
     coefficients = job.coefficients(modules, chosen)
     found = job.merged(modules, coefficients, progress)
@@ -220,7 +220,7 @@ class _Kept:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Merging:
     """One merging: how, and in which dtype the result is stored."""
 
     method: MergeMethod

@@ -45,7 +45,7 @@ class ModuleUpdates:
     shape: tuple[int, int]
     by_adapter: dict[str, Callable[[], Update]]
 
-    def reduced(self, bases: "Bases") -> "Reduced":
+    def reduced(self, bases: "Bases") -> "ReducedUpdates":
         """All updates in common orthonormal bases.
 
         Cost: 4·(m + n)·R² flops for the summed rank R of the factors that differ; nothing where
@@ -58,11 +58,11 @@ class ModuleUpdates:
         terms = tuple(
             (a, update.middle, b) for a, update, b in zip(rows, updates, columns, strict=True)
         )
-        return Reduced(left[0], left[1], right[0], right[1], terms, wide)
+        return ReducedUpdates(left[0], left[1], right[0], right[1], terms, wide)
 
 
 @dataclass(frozen=True)
-class Reduced:
+class ReducedUpdates:
     """Updates left (a_l G_l b_lᵀ) rightᵀ; a_l and b_l are columns of both coordinates."""
 
     left: np.ndarray  # (m, k1) orthonormal

@@ -117,7 +117,7 @@ def weigh(x: Array, slices: Sequence[slice], weights: Sequence[Array], *, xp: Na
 
 
 @dataclass(frozen=True)
-class _Reduced:
+class _ReducedFactor:
     """A factor x (m, R) reduced: per-layer weights, and either Q R (wide) or the Gram matrix."""
 
     weights: tuple[Array, ...]
@@ -126,20 +126,22 @@ class _Reduced:
     r: Array | None = None  # (min(m, R), R)
 
 
-def _reduce(x: Array, slices: Sequence[slice], *, xp: Namespace) -> _Reduced:
+def _reduce(x: Array, slices: Sequence[slice], *, xp: Namespace) -> _ReducedFactor:
     tall = x.shape[0] > x.shape[1]
     if is_wide(x):
         q, r = qr(x, xp=xp) if tall else (None, x)
-        return _Reduced(tuple(qr(r[:, part], xp=xp)[1] for part in slices), q=q, r=r)
+        return _ReducedFactor(tuple(qr(r[:, part], xp=xp)[1] for part in slices), q=q, r=r)
     if tall:
         gram = cross_gram(x, x, xp=xp)
-        return _Reduced(tuple(root_of_gram(gram[part, part], xp=xp) for part in slices), gram=gram)
-    return _Reduced(layer_weights(x, slices, xp=xp))
+        return _ReducedFactor(
+            tuple(root_of_gram(gram[part, part], xp=xp) for part in slices), gram=gram
+        )
+    return _ReducedFactor(layer_weights(x, slices, xp=xp))
 
 
 def _side(
     x: Array,
-    reduced: _Reduced,
+    reduced: _ReducedFactor,
     weights: tuple[Array, ...],
     slices: tuple[slice, ...],
     *,

@@ -80,7 +80,7 @@ class WeightInitialisation:
             FormatError: there is no such layer.
         """
         index, factors = require_layer(self.factors.shape[0], layer), self.factors
-        reader = _Reader(self.weights)
+        reader = _WeightReader(self.weights)
         weight, xp = reader.load(index), reader.kind.xp
         blocks = _less(weight, factors.u, factors.core[index, ...], factors.v, xp=xp)
         return xp.concat([narrow(rest, reader.kind.dtype, xp=xp) for _, rest in blocks], axis=0)
@@ -159,7 +159,7 @@ def initial_factors_of_weights(
     rule = as_rule(ranks)
     if not isinstance(rule, FixedRank):
         raise RankError(f"the ranks of weights must be given as numbers; found {rule}")
-    reader = _Reader(weights)
+    reader = _WeightReader(weights)
     layers = range(reader.count)
     bases = _bases(_sketched(reader, i, rule.pair, oversampling, seed) for i in layers)
     for _ in range(power_iterations):
@@ -190,7 +190,7 @@ class _Kind:
     shape: tuple[int, int]
 
 
-class _Reader:
+class _WeightReader:
     """Weights one at a time, checked against what those before had in common.
 
     Each function below that loads a weight returns something smaller, and so lets it go before
@@ -247,7 +247,7 @@ def _bases(parts: Iterable[Pair]) -> Pair:
 
 
 def _sketched(
-    reader: _Reader, index: int, ranks: tuple[int, int], oversampling: int, seed: int
+    reader: _WeightReader, index: int, ranks: tuple[int, int], oversampling: int, seed: int
 ) -> Pair:
     """One weight and its transpose times random numbers, once it is found to be finite."""
     weight = reader.load(index)
@@ -264,7 +264,7 @@ def _sketched(
     return wide_product(weight, first, xp=xp), cross_gram(weight, second, xp=xp)
 
 
-def _powered(reader: _Reader, index: int, bases: Pair) -> Pair:
+def _powered(reader: _WeightReader, index: int, bases: Pair) -> Pair:
     """W Wᵀ times the left basis, and Wᵀ W times the right one."""
     weight, xp = reader.load(index), reader.kind.xp
     left, right = bases
@@ -272,13 +272,13 @@ def _powered(reader: _Reader, index: int, bases: Pair) -> Pair:
     return back, cross_gram(weight, wide_product(weight, right, xp=xp), xp=xp)
 
 
-def _core(reader: _Reader, index: int, bases: Pair) -> Array:
+def _core(reader: _WeightReader, index: int, bases: Pair) -> Array:
     """The weight (k1, k2) in both bases."""
     weight, xp = reader.load(index), reader.kind.xp
     return xp.matrix_transpose(cross_gram(weight, bases[0], xp=xp)) @ bases[1]
 
 
-def _last_pass(reader: _Reader, u: Array, v: Array, inside: Certificate) -> Tucker2:
+def _last_pass(reader: _WeightReader, u: Array, v: Array, inside: Certificate) -> Tucker2:
     """The best cores for U and V as stored, and the distances of what is stored then."""
     xp = reader.kind.xp
     frame = frame_of(u, v, xp=xp)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup
 from lotr_tn.adapters.storage import AdapterRule
-from lotr_tn.files.dialects.native import overhead
+from lotr_tn.files.dialects.native import native_overhead
 from lotr_tn.linalg.ranks import Budget
 
 
@@ -27,4 +27,4 @@ def spent_beside(
     numbers = sum(module.up.nbytes + module.down.nbytes for module in own)
     first, *others = adapters
     extras = sum(t.data.nbytes for other in others for t in other.extras.values())
-    return numbers + extras + overhead(first, {**groups, **kept}, group_by)
+    return numbers + extras + native_overhead(first, {**groups, **kept}, group_by)

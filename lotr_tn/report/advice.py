@@ -31,7 +31,7 @@ def question_text(question: dict[str, Any]) -> str:
             return f"at most {byte_size(value)} in the file"
 
 
-def verdict(record: dict[str, Any]) -> list[str]:
+def verdict_lines(record: dict[str, Any]) -> list[str]:
     """What a person should read first, a sentence each."""
     if all(group["norm"] == 0 for group in record["groups"]):
         return ["All updates are zero: there is nothing to keep."]

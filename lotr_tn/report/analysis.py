@@ -13,7 +13,7 @@ from lotr_tn.analysis.forms import FORMS, LORA, LOTR
 from lotr_tn.analysis.spectra import Spectra
 from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
-from lotr_tn.report.advice import group_advice, verdict
+from lotr_tn.report.advice import group_advice, verdict_lines
 from lotr_tn.report.forms import is_pairs, label_of
 from lotr_tn.report.numbers import rank_range
 from lotr_tn.report.text import ranks_text
@@ -54,7 +54,7 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
         "stackings": [_stacking(cost) for cost in analysis.stackings],
         "budgets": [_budget(candidates, analysis) for candidates in analysis.path],
     }
-    record["verdict"] = verdict(record)
+    record["verdict"] = verdict_lines(record)
     return with_surfaces(record, analysis) if surfaces else record
 
 

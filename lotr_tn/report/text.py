@@ -61,7 +61,7 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
     parts: list[RenderableType] = [table, Text("\n".join(lines))]
-    if not mixed and (warning := verdict(record)):
+    if not mixed and (warning := verdict_line(record)):
         parts.append(Text("\n" + warning, style="yellow"))
     return Group(*parts)
 
@@ -85,7 +85,7 @@ def ranks_text(form: str, ranks: list[int]) -> str:
     return f"{text}; {sum(each)} terms" if each else text
 
 
-def verdict(record: dict[str, Any]) -> str | None:
+def verdict_line(record: dict[str, Any]) -> str | None:
     """One line when LoTR is not the cheapest form, with the numbers; None when it is."""
     before, after, cut = (record[f"params_{k}"] for k in ("before", "after", "truncated"))
     if after <= min(before, cut):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lotr_tn.testing import laws, strategies
-from lotr_tn.testing.promises import LAWS, Law, Options, arguments_of, promised, settings_for
+from lotr_tn.testing.promises import LAWS, Law, LawOptions, arguments_of, promised, settings_for
 from lotr_tn.testing.strategies.formats import ToArray
 
 
@@ -64,7 +64,7 @@ class DecompositionLaws:
         """Make the tests anew for each class: hypothesis wants one class a test."""
         super().__init_subclass__(**keywords)
         if cls.decompose is not DecompositionLaws.decompose:
-            options = Options(
+            options = LawOptions(
                 cls.dtype, cls.array, cls.stacks, cls.ranks, cls.orthonormal, cls.skip
             )
             chosen = promised(options)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 
-from lotr_tn.testing.promises import Law, Options, arguments_of, promised, settings_for
+from lotr_tn.testing.promises import Law, LawOptions, arguments_of, promised, settings_for
 from lotr_tn.testing.strategies.formats import ToArray
 
 
@@ -104,13 +104,13 @@ def check_decomposition(
         >>> check_decomposition(hosvd, max_examples=10).holds
         True
     """
-    options = Options(dtype, array, stacks, ranks, orthonormal, skip)
+    options = LawOptions(dtype, array, stacks, ranks, orthonormal, skip)
     chosen = promised(options)
     return Report(tuple(_report(law, decompose, options, max_examples) for law in chosen))
 
 
 def _report(
-    law: Law, decompose: Callable[..., Any], options: Options, max_examples: int
+    law: Law, decompose: Callable[..., Any], options: LawOptions, max_examples: int
 ) -> LawReport:
     failing: dict[str, Any] = {}
 

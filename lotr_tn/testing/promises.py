@@ -17,7 +17,7 @@ from lotr_tn.testing.strategies.formats import ToArray
 
 
 @dataclass(frozen=True)
-class Options:
+class LawOptions:
     """What stacks and ranks the laws are held on, and which laws."""
 
     dtype: str = "float64"
@@ -47,7 +47,7 @@ class Law:
     """A law, what it is held on, and what a decomposition must report for it."""
 
     hold: Callable[..., None]
-    inputs: Callable[[Options], dict[str, SearchStrategy]] = Options.inputs
+    inputs: Callable[[LawOptions], dict[str, SearchStrategy]] = LawOptions.inputs
     needs: str = ""  # error or certificate
 
     @property
@@ -70,15 +70,15 @@ class Law:
         self.hold(decompose, **arguments)
 
 
-def _with_seed(options: Options) -> dict[str, SearchStrategy]:
+def _with_seed(options: LawOptions) -> dict[str, SearchStrategy]:
     return options.inputs() | {"seed": st.integers(0, 99)}
 
 
-def _with_all_ranks(options: Options) -> dict[str, SearchStrategy]:
+def _with_all_ranks(options: LawOptions) -> dict[str, SearchStrategy]:
     return options.like_these() or {"stack": options.inputs()["stack"]}
 
 
-def _with_small_loss(options: Options) -> dict[str, SearchStrategy]:
+def _with_small_loss(options: LawOptions) -> dict[str, SearchStrategy]:
     return {"nearly": strategies.nearly_low_rank(array=options.array)} | options.like_these()
 
 
@@ -115,7 +115,7 @@ LAWS = (
 )
 
 
-def promised(options: Options) -> list[Law]:
+def promised(options: LawOptions) -> list[Law]:
     """The laws that the decomposition promises; an `OptionError` where `skip` names none."""
     known = [law.name for law in LAWS]
     for name in options.skip:

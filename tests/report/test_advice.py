@@ -10,7 +10,7 @@ import lotr_tn as lt
 from lotr_tn.adapters.adapter import Layout, LoRAAdapter, LoRAModule, Target
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.inspection.analyze import analyze_adapters
-from lotr_tn.report.advice import group_advice, question_text, verdict
+from lotr_tn.report.advice import group_advice, question_text, verdict_lines
 from lotr_tn.report.analysis import analysis_record
 from tests.analysis.planted import clustered, lora, one_side, shared
 
@@ -180,7 +180,7 @@ def test_questions(question, kind, value, words):
 
 def test_what_cannot_be_met_is_said():
     record = record_of(q_proj=shared(0)) | {"met": False}
-    assert verdict(record)[-1] == (
+    assert verdict_lines(record)[-1] == (
         "What was asked, at most 0.05 relative error in each group, cannot be met in float32."
     )
 

@@ -16,7 +16,7 @@ from lotr_tn.banks.changing.ways import Way, cheapest, ways_of
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, BankGroup, Part, exact_stack
 from lotr_tn.banks.making.survey import (
-    Contents,
+    SpooledContents,
     bank_adapter,
     require_modules,
     require_same_module,
@@ -107,7 +107,7 @@ def add_adapters(
             if not any_base:
                 known = bank.names[0], base_model_in(bank.config_text(bank.names[0]))
                 require_same_base(known, (name, base_model_of(lora)))
-            bank, error, added = _Work(bank, name, lora, epsilon).appended()
+            bank, error, added = _Addition(bank, name, lora, epsilon).appended()
             met, directions = met and error <= epsilon, directions + added
         save_bank(bank, real, force=True)
     return Appended(
@@ -129,7 +129,7 @@ class _Task:
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _Addition:
     """One adapter that is appended."""
 
     bank: Bank
@@ -231,7 +231,7 @@ class _Work:
         self, tasks: Sequence[_Task], picks: Sequence[Way], stored: Sequence[StoredLayers]
     ) -> Bank:
         place = len(self.bank.adapters)
-        contents = Contents.of(self.bank.contents)
+        contents = SpooledContents.of(self.bank.contents)
         adapter = bank_adapter(self.name, self.lora, contents, None, self.cluster)
         groups = dict(self.bank.groups)
         for task, way, one in zip(tasks, picks, stored, strict=True):

@@ -17,7 +17,7 @@ from lotr_tn.analysis.curve import Curve
 from lotr_tn.analysis.curves import layer_losses
 from lotr_tn.analysis.division import Point, Points, divide_points, points_of
 from lotr_tn.analysis.forms import FORMS, FormatName, Options
-from lotr_tn.banks.making.stacks import Reduced
+from lotr_tn.banks.making.stacks import ReducedStack
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, TotalError
 
@@ -72,7 +72,7 @@ class Choices:
 class Weighed:
     """A stack with weighed layers, and its curves."""
 
-    reduced: Reduced
+    reduced: ReducedStack
     factors: np.ndarray  # (L,)
     options: Options
     curves: dict[FormatName, Curve]
@@ -81,7 +81,7 @@ class Weighed:
     known: dict[Point, np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(reduced: Reduced, factors: np.ndarray, wanted: Wanted, hold: bool) -> "Weighed":
+    def of(reduced: ReducedStack, factors: np.ndarray, wanted: Wanted, hold: bool) -> "Weighed":
         """The stack, layer l times factors[l]."""
         options = wanted.options
         if reduced.kept is not None:
@@ -120,7 +120,7 @@ class Weighed:
         return int(curve.parameters[point[1]]) * ITEM_SIZES[dtype]
 
 
-def _subject(reduced: Reduced, factors: np.ndarray, options: Options) -> Subject:
+def _subject(reduced: ReducedStack, factors: np.ndarray, options: Options) -> Subject:
     coordinates = reduced.coordinates().weighed(factors)
     subject = Subject.of(coordinates, reduced.fleet.stored, reduced.fleet.dtype, options)
     return replace(subject, curves={name: _thin(c) for name, c in subject.curves.items()})
@@ -134,7 +134,7 @@ def _thin(curve: Curve) -> Curve:
 
 
 def choose(
-    stacks: Sequence[Reduced],
+    stacks: Sequence[ReducedStack],
     energies: np.ndarray,
     wanted: Wanted,
     progress: Callable[[str], None] | None = None,
@@ -151,7 +151,7 @@ def choose(
 
     Cost: a HOSVD in coordinates and its curves for each stack, at most six times.
     """
-    work = _Work(tuple(stacks), energies, wanted, progress)
+    work = _Choosing(tuple(stacks), energies, wanted, progress)
     if isinstance(wanted.rule, Budget) or not wanted.each or not refine:
         weights = np.ones(len(energies))
         return work.picked(work.weighed(weights), weights, 1.0)
@@ -159,8 +159,8 @@ def choose(
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    stacks: tuple[Reduced, ...]
+class _Choosing:
+    stacks: tuple[ReducedStack, ...]
     energies: np.ndarray
     wanted: Wanted
     progress: Callable[[str], None] | None
@@ -254,7 +254,7 @@ class _Work:
 
 def shrunk(choices: Choices, energies: np.ndarray, wanted: Wanted, share: float) -> Choices:
     """The same stacks and weights with a smaller share of the error."""
-    work = _Work(tuple(s.reduced for s in choices.stacks), energies, wanted, None)
+    work = _Choosing(tuple(s.reduced for s in choices.stacks), energies, wanted, None)
     weights = choices.factors**2 / work.factors(np.ones(len(energies))) ** 2
     return work.picked(choices.stacks, weights, share)
 

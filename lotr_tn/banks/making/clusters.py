@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lotr_tn.banks.making.choosing import Wanted, choose
-from lotr_tn.banks.making.stacks import Reduced
+from lotr_tn.banks.making.stacks import ReducedStack
 
 MOST_ADAPTERS = 256
 """Adapters up to which all pairs are compared."""
@@ -45,17 +45,17 @@ class Clusters:
     """A partition of the adapters."""
 
     labels: np.ndarray  # (N,) the cluster of each adapter
-    stacks: tuple[Reduced, ...]  # all stacks, those of each cluster for themselves
+    stacks: tuple[ReducedStack, ...]  # all stacks, those of each cluster for themselves
     splits: tuple[Split, ...] = ()  # what was tried
 
     @staticmethod
-    def one(count: int, stacks: Sequence[Reduced]) -> "Clusters":
+    def one(count: int, stacks: Sequence[ReducedStack]) -> "Clusters":
         """All adapters in one."""
         return Clusters(np.zeros(count, dtype=np.int64), tuple(stacks))
 
 
 def clusters_of(
-    stacks: Sequence[Reduced],
+    stacks: Sequence[ReducedStack],
     energies: np.ndarray,
     wanted: Wanted,
     together: int,
@@ -72,20 +72,20 @@ def clusters_of(
     whole = Clusters.one(count, stacks)
     if not 1 < count <= MOST_ADAPTERS:
         return whole
-    work = _Work(tuple(stacks), energies, wanted, progress, common_energies(stacks, count))
+    work = _Splitting(tuple(stacks), energies, wanted, progress, common_energies(stacks, count))
     splits: list[Split] = []
     found = work.split(np.arange(count), tuple(stacks), together, splits)
     if len(found) == 1:
         return Clusters(whole.labels, whole.stacks, tuple(splits))
     labels = np.zeros(count, dtype=np.int64)
-    named: list[Reduced] = []
+    named: list[ReducedStack] = []
     for number, (members, theirs) in enumerate(found):
         labels[members] = number
         named += theirs
     return Clusters(labels, tuple(named), tuple(splits))
 
 
-def common_energies(stacks: Sequence[Reduced], count: int) -> np.ndarray:
+def common_energies(stacks: Sequence[ReducedStack], count: int) -> np.ndarray:
     """(N, N) share of the squared norm of adapter a that lies in the directions of adapter b.
 
     Both the output and the input directions; over the modules that b has.
@@ -115,16 +115,20 @@ def _layer_bases(side: np.ndarray, slices: Sequence[slice]) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    stacks: tuple[Reduced, ...]
+class _Splitting:
+    stacks: tuple[ReducedStack, ...]
     energies: np.ndarray
     wanted: Wanted
     progress: Callable[[str], None] | None
     common: np.ndarray
 
     def split(
-        self, members: np.ndarray, stacks: tuple[Reduced, ...], together: int, splits: list[Split]
-    ) -> list[tuple[np.ndarray, tuple[Reduced, ...]]]:
+        self,
+        members: np.ndarray,
+        stacks: tuple[ReducedStack, ...],
+        together: int,
+        splits: list[Split],
+    ) -> list[tuple[np.ndarray, tuple[ReducedStack, ...]]]:
         """A set of adapters in as many parts as take fewest bytes, each with its stacks."""
         whole = [(members, stacks)]
         if len(members) < 2:
@@ -140,7 +144,7 @@ class _Work:
         splits.append(Split(sizes, common, together, sum(costs)))
         if not splits[-1].made:
             return whole
-        found: list[tuple[np.ndarray, tuple[Reduced, ...]]] = []
+        found: list[tuple[np.ndarray, tuple[ReducedStack, ...]]] = []
         for half, part, cost in zip(halves, parts, costs, strict=True):
             found += self.split(half, part, cost, splits)
         return found
@@ -159,11 +163,11 @@ class _Work:
         first = labels == labels[0]
         return members[first], members[~first]
 
-    def _taken(self, members: np.ndarray) -> tuple[Reduced, ...]:
+    def _taken(self, members: np.ndarray) -> tuple[ReducedStack, ...]:
         """The stacks of some adapters, named after the first of them."""
         names = (f"{one.fleet.name.split('@')[0]}@{members[0]}" for one in self.stacks)
         found = (one.take(members, name) for one, name in zip(self.stacks, names, strict=True))
         return tuple(one for one in found if one is not None)
 
-    def _bytes(self, stacks: tuple[Reduced, ...]) -> int:
+    def _bytes(self, stacks: tuple[ReducedStack, ...]) -> int:
         return choose(stacks, self.energies, self.wanted, self.progress, refine=False).bytes

@@ -9,7 +9,7 @@ import numpy as np
 from lotr_tn.analysis.forms import FORMS, LOTR, Options, auto_forms
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.banks.bank import Bank, Stacking
-from lotr_tn.banks.file import overhead
+from lotr_tn.banks.file import bank_overhead
 from lotr_tn.banks.making.choosing import Choices, Wanted, choose, require_room, shrunk
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
 from lotr_tn.banks.making.parts import Made, made_at, made_at_ranks
@@ -18,7 +18,7 @@ from lotr_tn.banks.making.stacks import (
     PIECE,
     FleetStack,
     Goal,
-    Reduced,
+    ReducedStack,
     Route,
     reduce_all,
     stacks_of,
@@ -173,10 +173,10 @@ class Job:
             for name, one in survey.modules.items()
             for _ in range(1 + int(one.integers[:, 1].sum()) // PIECE)
         ]
-        return overhead(survey.adapters, survey.contents.tensors, stacks, layers)
+        return bank_overhead(survey.adapters, survey.contents.tensors, stacks, layers)
 
-    def _reduced(self, fleet: Sequence[FleetStack]) -> list[Reduced]:
-        found: list[Reduced] = []
+    def _reduced(self, fleet: Sequence[FleetStack]) -> list[ReducedStack]:
+        found: list[ReducedStack] = []
         survey = self.survey
         goal = Goal(self.epsilon, self.energies, survey.energies, survey.counts, self.factors)
         for stack in fleet:

@@ -17,7 +17,7 @@ from lotr_tn.banks.group import BankGroup
 from lotr_tn.banks.layout import bases_of
 from lotr_tn.banks.making.choosing import Weighed
 from lotr_tn.banks.making.measuring import distances_from
-from lotr_tn.banks.making.stacks import FleetStack, Reduced
+from lotr_tn.banks.making.stacks import FleetStack, ReducedStack
 from lotr_tn.banks.stored import StoredLayers
 from lotr_tn.decompose.truncation import cut_layers
 from lotr_tn.errors import PrecisionWarning
@@ -70,7 +70,7 @@ def made_at(weighed: Weighed, point: Point) -> Made:
 
 
 def made_at_ranks(
-    reduced: Reduced, factors: np.ndarray, ranks: FixedRank, options: Options
+    reduced: ReducedStack, factors: np.ndarray, ranks: FixedRank, options: Options
 ) -> Made:
     """A stack at ranks that were named."""
     stack, form = reduced.stack(factors), FORMS[options.formats[0]]
@@ -79,7 +79,7 @@ def made_at_ranks(
     return _measured(reduced, scale(stored, (1 / factors).tolist()), options)
 
 
-def made_truncated(reduced: Reduced, ranks: np.ndarray, options: Options) -> Made:
+def made_truncated(reduced: ReducedStack, ranks: np.ndarray, options: Options) -> Made:
     """A stack with each layer's rank cut."""
     stack = as_lora(reduced.stack(np.ones(len(ranks))))
     cut = cut_layers(stack, tuple(int(r) for r in ranks), "float64")
@@ -99,7 +99,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _measured(reduced: Reduced, stored: Stored, options: Options) -> Made:
+def _measured(reduced: ReducedStack, stored: Stored, options: Options) -> Made:
     """A stack in its storage dtype, with its distances from the original."""
     narrow, fleet = _narrowed(stored, options.dtype), reduced.fleet
     norms = np.sqrt(fleet.energies)

@@ -8,7 +8,7 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.forms import Options
 from lotr_tn.banks.making.parts import Made, made_truncated
-from lotr_tn.banks.making.stacks import Reduced
+from lotr_tn.banks.making.stacks import ReducedStack
 from lotr_tn.linalg.ranks import ITEM_SIZES
 
 
@@ -21,7 +21,7 @@ class Separate:
 
 
 def separate_ranks(
-    stacks: Sequence[Reduced], energies: np.ndarray, epsilon: float, dtype: str
+    stacks: Sequence[ReducedStack], energies: np.ndarray, epsilon: float, dtype: str
 ) -> Separate:
     """The smallest ranks of all layers at which every adapter keeps to a relative error.
 
@@ -53,7 +53,7 @@ def separate_ranks(
     return Separate(tuple(ranks), size * ITEM_SIZES[dtype])
 
 
-def _terms(stack: Reduced, at: int) -> tuple[np.ndarray, ...]:
+def _terms(stack: ReducedStack, at: int) -> tuple[np.ndarray, ...]:
     """Every singular value of a stack: whose, which stack, which layer, its square, its numbers."""
     values = stack.coordinates().layer_values
     counts = [len(one) for one in values]
@@ -65,7 +65,7 @@ def _terms(stack: Reduced, at: int) -> tuple[np.ndarray, ...]:
 
 
 def made_separate(
-    stacks: Sequence[Reduced], separate: Separate, options: Options
+    stacks: Sequence[ReducedStack], separate: Separate, options: Options
 ) -> tuple[Made, ...]:
     """All stacks with these ranks."""
     pairs = zip(stacks, separate.ranks, strict=True)

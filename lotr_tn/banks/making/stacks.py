@@ -171,7 +171,7 @@ class _Kept:
 
 
 @dataclass(frozen=True, eq=False)
-class Reduced:
+class ReducedStack:
     """A stack made small."""
 
     fleet: FleetStack
@@ -202,7 +202,7 @@ class Reduced:
                 whole = take_layers(whole, self.rows.tolist())
         return scale(whole, factors.tolist())
 
-    def take(self, adapters: np.ndarray, name: str) -> "Reduced | None":
+    def take(self, adapters: np.ndarray, name: str) -> "ReducedStack | None":
         """The layers of some adapters as a stack of its own; None where they have none."""
         rows = np.flatnonzero(np.isin(self.fleet.adapters, adapters))
         if not rows.size:
@@ -221,7 +221,7 @@ class Reduced:
 
 def reduce_stack(
     fleet: FleetStack, goal: Goal, route: Route, sketch: int, seed: int, *, most: int | None = None
-) -> Reduced | None:
+) -> ReducedStack | None:
     """A stack made small, by the route that its size asks for.
 
     The routes are `whole`; `updated`: growing bases; `sketch`: bases of a given size, found in a
@@ -266,7 +266,7 @@ def _scaled(block: Block, scales: np.ndarray) -> Block:
 
 def reduce_all(
     fleet: FleetStack, goal: Goal, route: Route, sketch: int, seed: int
-) -> list[Reduced]:
+) -> list[ReducedStack]:
     """A stack made small; where its layers share too little for bases, in several stacks.
 
     Bases of k directions with cores in low rank take (m + n)·k + 2·R·k numbers, R·(m + n) as they
@@ -283,7 +283,7 @@ def reduce_all(
     return [_required(fleet, goal, route, sketch, seed)]
 
 
-def _required(fleet: FleetStack, goal: Goal, route: Route, sketch: int, seed: int) -> Reduced:
+def _required(fleet: FleetStack, goal: Goal, route: Route, sketch: int, seed: int) -> ReducedStack:
     found = reduce_stack(fleet, goal, route, sketch, seed)
     assert found is not None  # without a limit bases grow until they hold everything
     return found
@@ -314,7 +314,7 @@ def _reduced(
     stack: LoRAStack | LowRankTucker2,
     missed: np.ndarray,
     kept: _Kept | None,
-) -> Reduced:
+) -> ReducedStack:
     coordinates = coordinates_of(stack)
     saved = fleet.spool.put(coordinates.left), fleet.spool.put(coordinates.right)
-    return Reduced(fleet, route, missed, kept, saved, coordinates.slices)
+    return ReducedStack(fleet, route, missed, kept, saved, coordinates.slices)

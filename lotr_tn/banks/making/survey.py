@@ -20,7 +20,7 @@ from lotr_tn.files.spool import Slot, Spool
 
 
 @dataclass(eq=False)
-class Contents:
+class SpooledContents:
     """Tensors that are no updates, each once, by what they hold."""
 
     tensors: list[BankTensor] = field(default_factory=list)
@@ -36,14 +36,14 @@ class Contents:
         return self.known[key]
 
     @staticmethod
-    def of(tensors: Sequence[BankTensor]) -> "Contents":
+    def of(tensors: Sequence[BankTensor]) -> "SpooledContents":
         """Those of a file, known by their checksums."""
         known = {}
         for place, tensor in enumerate(tensors):
             entry = tensor.entry
             digest = entry.checksum or hashlib.sha256(tensor.raw().data.data).hexdigest()
             known[_content_key(entry.code, entry.shape, digest)] = place
-        return Contents(list(tensors), known)
+        return SpooledContents(list(tensors), known)
 
 
 def _content_key(code: str, shape: tuple[int, ...], digest: str) -> str:
@@ -117,7 +117,9 @@ class Survey:
     # in order; their clusters are not known yet
     adapters: list[BankAdapter] = field(default_factory=list)
     modules: dict[str, ModuleLayers] = field(default_factory=dict)  # by path
-    contents: Contents = field(default_factory=Contents)  # configurations and other tensors
+    contents: SpooledContents = field(
+        default_factory=SpooledContents
+    )  # configurations and other tensors
     bytes: int = 0  # of all tensors read
     base: tuple[str, str] | None = None  # the base model that they name
 
@@ -213,7 +215,7 @@ def survey_of(
 
 
 def bank_adapter(
-    name: str, lora: LoRAAdapter, contents: Contents, spool: Spool | None, cluster: int = 0
+    name: str, lora: LoRAAdapter, contents: SpooledContents, spool: Spool | None, cluster: int = 0
 ) -> BankAdapter:
     """An adapter's entry, its configuration and other tensors being added to the contents."""
     text = np.frombuffer(lora.config_text.encode(), dtype=np.uint8)

@@ -65,7 +65,7 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{folder / CONFIG} names no groups of modules; save it again")
     method = METHODS.get(str(config.get("peft_type")), LOTR)
-    reader = _Reader(weights, tensors, method, config)
+    reader = _FolderReader(weights, tensors, method, config)
     try:
         groups = {name: reader.group(name, paths) for name, paths in listed.items()}
     except CheckpointError:
@@ -87,7 +87,7 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
 
 
 @dataclass
-class _Reader:
+class _FolderReader:
     """Tensors of a file, and which of them were used."""
 
     path: Path

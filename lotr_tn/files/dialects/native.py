@@ -65,7 +65,7 @@ def tool_version() -> str:
         return "lotr_tn, unknown version"
 
 
-def overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: str) -> int:
+def native_overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: str) -> int:
     """Bytes, at most, that the native file of an adapter takes beside the numbers of its groups.
 
     Other tensors, and the header with everything that it can say about these groups.

@@ -21,7 +21,7 @@ from lotr_tn.report.page.tables import (
     stackings,
     summary,
     title,
-    verdict,
+    verdict_html,
 )
 
 __all__ = ["page_html"]
@@ -48,7 +48,7 @@ def page_html(record: dict[str, Any]) -> str:
         "record": payload(record),
         "title": escape(title(record)),
         "question": question(record),
-        "verdict": verdict(record),
+        "verdict": verdict_html(record),
         "facts": facts(record),
         "summary": summary(record),
         "groups": group_sections(record),

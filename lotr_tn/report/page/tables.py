@@ -39,7 +39,7 @@ def question(record: dict[str, Any]) -> str:
     return f"Asked: {escape(asked)}. <strong>{mark} {found}</strong>"
 
 
-def verdict(record: dict[str, Any]) -> str:
+def verdict_html(record: dict[str, Any]) -> str:
     """The sentences that a reader needs first."""
     return "\n".join(f"<p>{escape(sentence)}</p>" for sentence in record["verdict"])
 
