@@ -15,15 +15,7 @@ from lotr_tn.adapters import LoRAAdapter, LoTRAdapter, group_modules, to_lora
 from lotr_tn.analysis import compress
 from lotr_tn.contraction import plan
 from lotr_tn.conversion import convert_adapter, merge_adapters
-from lotr_tn.decompose import (
-    canonicalize,
-    hooi,
-    hosvd,
-    low_rank_tucker2,
-    merge,
-    st_hosvd,
-    tucker1,
-)
+from lotr_tn.decompose import canonicalize, hooi, hosvd, low_rank_tucker2, merge, st_hosvd, tucker1
 from lotr_tn.decompose import round_stack as round
 from lotr_tn.doors import load_adapter, save_adapter
 from lotr_tn.formats import Certificate, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2

@@ -24,8 +24,7 @@ MaxRankOption: TypeAlias = Annotated[
     ),
 ]
 AnyBaseOption: TypeAlias = Annotated[
-    bool,
-    typer.Option("--any-base", help="Let adapters differ in what they call their base model."),
+    bool, typer.Option("--any-base", help="Let adapters differ in what they call their base model.")
 ]
 DtypeOption: TypeAlias = Annotated[
     Literal["auto", "bfloat16", "float16", "float32", "float64"],

@@ -18,8 +18,7 @@ def compact(
     rel_error: Annotated[
         float | None,
         typer.Option(
-            metavar="E",
-            help="What each adapter may lose in all.  [default: as the bank was asked]",
+            metavar="E", help="What each adapter may lose in all.  [default: as the bank was asked]"
         ),
     ] = None,
     *,

@@ -77,8 +77,7 @@ class Making:
         ),
     ] = None
     sketch: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="The directions that the route sketch keeps."),
+        int | None, typer.Option(metavar="K", help="The directions that the route sketch keeps.")
     ] = None
 
 
@@ -89,8 +88,7 @@ def make(
     making: Making,
     format: FormatOption = None,
     destination: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="The bank, as NAME.lotr.safetensors."),
+        Path | None, typer.Option("--output", "-o", help="The bank, as NAME.lotr.safetensors.")
     ] = None,
     method: MethodOption = "hooi",
     group_by: GroupByOption = "kind",
