@@ -90,10 +90,9 @@ def portable_lora(
     dtype: str,
     may_widen: bool = False,
 ) -> Export:
-    """Updates as a LoRA adapter in the form that every loader reads alike.
+    """Updates, scale inside, as a LoRA adapter in the form that every loader reads alike.
 
-    Modules have their scale inside and a full output factor; `config` and `extras` are those of the
-    adapter they come from. With `may_widen` float32 is taken where float16 would lose digits.
+    With `may_widen` float32 is taken where float16 would lose digits.
     """
     if ranks == "uniform":
         rank = _common_rank(modules)
@@ -164,8 +163,7 @@ def portable_config(
 ) -> dict[str, Any]:
     """A configuration that every loader reads alike: scale inside the factors, so alpha = rank.
 
-    What of `source` does not bear on rank, scale or targets is kept; modules, by their full path,
-    whose rank is another than `rank` get a pattern.
+    Modules, by their full path, whose rank is another than `rank` get a pattern.
     """
     pattern = {f"^{re.escape(name)}": r for name, r in modules.items() if r != rank}
     starts = ("loftq_config", "eva_config", "corda_config")

@@ -52,10 +52,7 @@ def measure(
     progress: Callable[[str], None] | None = None,
     known: Iterable[Measured] = (),
 ) -> tuple[Measured, ...]:
-    """All groups in coordinates, with their curves.
-
-    `known` have been measured already, maybe under other names; `progress` is called with the name
-    of each before it is measured.
+    """All groups in coordinates, with their curves; those `known` have them, by whatever name.
 
     Cost: about a HOSVD of each group; memory of O(R²) for each, of one stack, and of `KEPT`.
     """
@@ -116,10 +113,7 @@ class Question:
     def answers(
         self, look: Callable[[LoRAGroup, LoRAStack], None] | None = None
     ) -> tuple[Division | None, list[Choice]]:
-        """The division that holds, and a form for each group, made and measured.
-
-        `look` is called with each group and its stack before it is made.
-        """
+        """The division that holds, and a form for each group, measured; `look` sees it before."""
 
         def stacks() -> Iterator[LoRAStack]:
             for one in self.measured:

@@ -13,11 +13,7 @@ Limits: TypeAlias = RankLimits | Mapping[str, RankLimits] | None
 
 
 def limits_of(groups: Iterable[str], limits: Limits) -> dict[str, RankLimits]:
-    """The limits of every group, by its name.
-
-    Raises:
-        OptionError: a group is named that does not exist.
-    """
+    """The limits of every group, by its name; a group that does not exist is an error."""
     names = list(groups)
     if not isinstance(limits, Mapping):
         return dict.fromkeys(names, limits or RankLimits())
@@ -31,11 +27,7 @@ def limits_of(groups: Iterable[str], limits: Limits) -> dict[str, RankLimits]:
 def kept_apart(
     groups: Mapping[str, LoRAGroup], keep: str | None
 ) -> tuple[dict[str, LoRAGroup], dict[str, LoRAGroup]]:
-    """Groups to convert, and groups of the modules that are to be kept as they are.
-
-    Raises:
-        OptionError: the expression is not valid, or is found in no module.
-    """
+    """Groups to convert, and groups of the modules, by an expression, that stay as they are."""
     if keep is None:
         return dict(groups), {}
     try:

@@ -46,10 +46,7 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Stacking]:
-    """The ways to stack the modules of adapters of one base, by short name.
-
-    They may differ in ranks and in modules; a module that an adapter does not have is absent.
-    """
+    """The ways to stack modules of adapters of one base, which may differ in ranks and modules."""
     if len(adapters) == 1:
         (adapter,) = adapters.values()
         return _of_one(adapter, group_by)

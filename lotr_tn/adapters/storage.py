@@ -25,11 +25,7 @@ def storage_dtype_for(own: str, rule: AdapterRule) -> str:
 
 
 def group_form(group: LoTRGroup | LoRAGroup) -> Form:
-    """The form in which a group is stored.
-
-    Raises:
-        OptionError: its format has none.
-    """
+    """The form in which a group is stored."""
     return LORA if isinstance(group, LoRAGroup) else form_of(group.stack)
 
 
@@ -39,12 +35,7 @@ def format_of(group: LoTRGroup | LoRAGroup) -> FormatName:
 
 
 def stored_ranks(group: LoTRGroup | LoRAGroup) -> list[int]:
-    """The ranks of a group, as its file says them.
-
-    Returns:
-        (r1, r2) of a LoTR, and with low-rank cores then each core's; r of one shared side; else
-        each layer's rank, or what the form says.
-    """
+    """The ranks of a group, as its file says them: (r1, r2) of a LoTR, each layer's of a LoRA."""
     if isinstance(group, LoRAGroup):
         return [target.rank for target in group.targets]
     return [int(rank) for rank in form_of(group.stack).ranks(group.stack)]

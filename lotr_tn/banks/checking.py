@@ -1,8 +1,4 @@
-"""Whether what the header of a bank says makes sense, so that no number is read in the wrong place.
-
-A digest tells that a header is the one that was written. What a foreign or a faulty writer wrote
-may still point to adapters that are not there, or to tensors of another shape.
-"""
+"""Whether the header of a bank makes sense: a digest tells only that it is the one written."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +22,7 @@ class SenseError(Exception):
 
 
 def whole_number(what: str, value: Any, below: int | None = None) -> int:
-    """A number as JSON holds it: whole, at least 0, and below a limit.
-
-    Raises:
-        SenseError: it is none.
-    """
+    """A number as JSON holds it: whole, at least 0, and below a limit; else a SenseError."""
     if type(value) is not int or value < 0 or (below is not None and value >= below):
         limit = "" if below is None else f" below {below}"
         raise SenseError(f"{what} is {value!r}, not a whole number{limit}")
@@ -38,13 +30,7 @@ def whole_number(what: str, value: Any, below: int | None = None) -> int:
 
 
 def require_sense(bank: Bank) -> None:
-    """Refuse a bank whose parts do not fit each other.
-
-    Raises:
-        SenseError: something does not fit.
-
-    Cost: a few operations on the index; no large tensor is read.
-    """
+    """Refuse, by a SenseError, a bank whose parts do not fit; no large tensor is read."""
     _require(isinstance(bank.asked, Mapping), "what was asked for is no table of names")
     _require(isinstance(bank.explanation, Mapping), "the explanation is no table of names")
     asked = bank.asked.get("relative_error")

@@ -83,12 +83,7 @@ def verify_bank(path: str | Path) -> list[str]:
 
 
 def save_bank(bank: Bank, path: Path, *, force: bool) -> None:
-    """Write a bank, all or nothing.
-
-    Raises:
-        CheckpointError: the target exists and `force` is false, a tensor that is copied is damaged,
-            or writing failed; then nothing was changed.
-    """
+    """Write a bank, all or nothing; a tensor that is copied may turn out to be damaged."""
     try:
         require_sense(bank)
     except SenseError as error:
@@ -218,8 +213,7 @@ def bank_overhead(
 ) -> int:
     """Bytes, at most, that a bank takes beside the numbers of its stacks.
 
-    `stacks` has a name for each stack that may be made, such as the path of its one module;
-    `layers` is how many updates all adapters have.
+    `stacks` names each stack that may be made; `layers` counts the updates of all adapters.
     """
     keys: dict[tuple[str, ...], int] = {}
     described = [_describe_adapter(adapter, keys) for adapter in adapters]

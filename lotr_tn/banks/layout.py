@@ -22,11 +22,7 @@ def _shared(form: Form) -> dict[str, tuple[str, ...]]:
 
 
 def require_layout(form: Form) -> None:
-    """Refuse a form whose arrays are not laid out so.
-
-    Raises:
-        OptionError: an array is neither a factor of a shared side nor rows of layers.
-    """
+    """Refuse a form with an array that is neither a factor of a shared side nor rows of layers."""
     shared = _shared(form).values()
     sides = [axes[0] for axes in shared]
     fits = all(len(axes) == 2 and axes[0] in ("out", "in") for axes in shared)
@@ -79,10 +75,7 @@ def stack_of_rows(
 def row_shapes(
     form: Form, shape: tuple[int, int], counts: tuple[int, int], widths: Mapping[str, int]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that own arrays need: of a shape (m, n), and counts of layers and rank terms.
-
-    `widths` are the columns of the basis of each side.
-    """
+    """The shapes of own arrays: of (m, n), counts of layers and rank terms, and basis columns."""
     sizes = dict(zip((*ROWS, "out", "in"), (*counts, *shape), strict=True))
     sizes |= {rank: widths[side] for side, rank in _shared(form).values()}
     found = {}
@@ -94,7 +87,7 @@ def row_shapes(
 
 
 def widened(form: Form, stack: Any, bases: Mapping[str, np.ndarray]) -> Any:
-    """A stack in the first columns of both bases, in all of them: own numbers filled by zeros.
+    """A stack in all columns of both bases, own numbers filled by zeros.
 
     One that shares a single side, or whose both sides have one rank, stays as it is.
     """

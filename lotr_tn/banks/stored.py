@@ -47,8 +47,7 @@ class StoredLayers:
     ) -> Part:
         """The part that they make, in that many segments of the group's bases.
 
-        `where` (L, 3) is adapter, module of the group, and the rank that the LoRA had; `tensor_of`
-        puts an array into the bank.
+        `where` (L, 3) is adapter, module of the group, and the rank that the LoRA had.
         """
         index = np.column_stack([where, self.terms]).astype(np.int64)
         none = np.zeros(len(self.norms))

@@ -152,11 +152,7 @@ def _identity(factor: np.ndarray) -> tuple:
 
 
 def updates_of(adapters: Mapping[str, Adapter]) -> dict[str, ModuleUpdates]:
-    """Every module that any adapter updates, by its path, in the order in which they come.
-
-    Raises:
-        CheckpointError: two adapters hold different shapes or layouts under one path.
-    """
+    """Every module that any adapter updates, by path, in order of coming; shapes must agree."""
     found: dict[str, ModuleUpdates] = {}
     owners: dict[str, str] = {}
     for name, adapter in adapters.items():

@@ -24,13 +24,7 @@ LONGEST_NAME = 200
 
 @final
 class NamedAdapters(Mapping[str, Adapter]):
-    """Adapters by name, read when they are asked for.
-
-    None is held: one that nobody uses any more is read again when it is asked for again.
-
-    Attributes:
-        files: the files and folders that they are read from, each once.
-    """
+    """Adapters by name from `files`, read when they are asked for; none is held."""
 
     def __init__(self, files: Sequence[Path], read: Mapping[str, Callable[[], Adapter]]) -> None:
         self.files = tuple(dict.fromkeys(files))
@@ -54,26 +48,12 @@ class NamedAdapters(Mapping[str, Adapter]):
 
 
 def named_adapters(paths: Sequence[Path], names: Sequence[str] | None = None) -> NamedAdapters:
-    """The adapters of some files or folders, by name.
+    """The adapters of some files or folders, by name, in the order of the paths.
 
     A bank stands for all its adapters, and a folder of adapter folders for these, in their natural
     order: checkpoint-500 before checkpoint-2000. A name is the folder's, the file's without its
     endings, or the one in the bank; where several have one name, each is named by its path as it
-    was typed.
-
-    Args:
-        paths: adapters of any format, banks, adapters of banks as BANK/NAME, and folders of
-            adapters.
-        names: other names, one for each adapter in this order.
-
-    Returns:
-        A mapping in the order of the paths. An adapter is read when it is asked for.
-
-    Raises:
-        CheckpointError: an adapter is named twice, or a bank is damaged.
-        OptionError: there are not as many names as adapters, or they are not all different.
-
-    Cost: of a bank its header is read.
+    was typed. Of a bank the header is read; an adapter is read when it is asked for.
     """
     banks: dict[Path, Bank] = {}  # one for all its adapters, so that they share its bases
     sources = [source for path in paths for source in _sources(path, banks)]

@@ -12,11 +12,7 @@ from lotr_tn.files.spool import Slot, Spool
 
 
 def checked(entry: Entry) -> Iterator[bytes | memoryview]:
-    """The bytes of an entry; after the last one they are compared with its checksum.
-
-    Raises:
-        CheckpointError: they do not match.
-    """
+    """The bytes of an entry; after the last one they are compared with its checksum."""
     found = hashlib.sha256()
     yield from hashed(entry, found)
     require_checksum(entry, found.hexdigest())

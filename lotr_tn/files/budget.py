@@ -15,10 +15,7 @@ def spent_beside(
     kept: Mapping[str, LoRAGroup],
     group_by: str,
 ) -> int:
-    """What modules that are kept take, and of bytes everything that is no number.
-
-    Heads, biases and the like of all adapters go into the file, which has the header of the first.
-    """
+    """What modules that are kept take, and of bytes everything that is no number, heads too."""
     if not isinstance(rule, Budget):
         return 0
     if rule.params is not None:

@@ -65,11 +65,7 @@ class Entry:
 
     @staticmethod
     def of_array(array: np.ndarray) -> "Entry":
-        """An array in memory.
-
-        Raises:
-            CheckpointError: safetensors has no such dtype.
-        """
+        """An array in memory, of a dtype that safetensors has."""
         if array.dtype.name not in CODES:
             raise CheckpointError(
                 f"arrays of dtype {array.dtype.name} cannot be stored; use float32"
@@ -111,27 +107,14 @@ def write_bank_file(path: Path, entries: Mapping[str, Entry], text: str, *, forc
 
     Entries may come from the file that is replaced. Who replaces a file by what was read from it
     holds `exclusive(path)` from before the reading until this has returned.
-
-    Raises:
-        CheckpointError: the target exists and `force` is false, or appeared meanwhile; an entry is
-            damaged; or writing failed. The target is then what it was before.
     """
     write_file(path, lambda partial: write_container(partial, entries, text), force=force)
 
 
 def write_container(path: Path, entries: Mapping[str, Entry], text: str) -> dict[str, str]:
-    """Write a new file, in one pass over the data. The caller sees to it that no half of it stays.
+    """Write a new file in one pass, and give the SHA-256 of every tensor, in hex.
 
-    Returns:
-        The SHA-256 of every tensor, in hex.
-
-    Raises:
-        CheckpointError: an entry is damaged or has not the bytes it should have, a name cannot be
-            used, or the header is too long.
-        OSError: `path` exists, or writing failed.
-
-    Cost:
-        One writing and one hashing of all bytes; memory of one chunk.
+    The caller sees to it that no half of it stays after a CheckpointError or an OSError.
     """
     order = sorted(entries, key=lambda name: -DTYPES[entries[name].code][1])
     tensors, end = {}, 0
@@ -204,11 +187,7 @@ def _copy(file: BinaryIO, name: str, entry: Entry) -> str:
 
 
 def hashed(entry: Entry, found: "hashlib._Hash") -> Iterator[bytes | memoryview]:
-    """The bytes of an entry, added to a hash.
-
-    Raises:
-        CheckpointError: what it begins with does not match its checksum.
-    """
+    """The bytes of an entry, added to a hash, with what it begins with compared to its checksum."""
     size, first = 0, entry.begins
     for chunk in entry.chunks():
         found.update(chunk)
@@ -255,25 +234,14 @@ def _release(data: np.ndarray, start: int, end: int) -> None:
 
 
 def is_container(path: Path) -> bool:
-    """Whether a path is a safetensors file that holds a bank.
-
-    Raises:
-        CheckpointError: it is named as safetensors and is damaged.
-    """
+    """Whether a path is a safetensors file that holds a bank; a damaged one is an error."""
     if not path.is_file() or path.suffix != ".safetensors":
         return False
     return METADATA_KEY in read_metadata(path)
 
 
 def read_container(path: Path) -> Container:
-    """Open a file; tensors are mapped.
-
-    Raises:
-        CheckpointError: the file is not a bank, is cut short, or its header was altered.
-
-    Cost:
-        A reading of the header.
-    """
+    """Open a file that is neither cut short nor altered in its header; tensors are mapped."""
     header, data = read_header(path)
     metadata = dict(header.pop(_RESERVED, None) or {})
     if METADATA_KEY not in metadata:
@@ -292,14 +260,7 @@ def read_container(path: Path) -> Container:
 
 
 def verify_container(container: Container) -> list[str]:
-    """Compare every tensor with its checksum.
-
-    Returns:
-        The names of the tensors that are damaged.
-
-    Cost:
-        A reading and hashing of all bytes; memory of one chunk.
-    """
+    """The names of damaged tensors: all bytes are read and hashed, a chunk at a time."""
     wrong = []
     for name, tensor in container.tensors.items():
         found = hashlib.sha256()

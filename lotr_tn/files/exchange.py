@@ -10,11 +10,7 @@ SWAP = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange what two names of one file system stand for, so that neither is ever missing.
-
-    Returns:
-        Whether it was done: not every system or file system can.
-    """
+    """Exchange two names so that neither is ever missing; False where the system cannot."""
     if sys.platform == "win32":
         return False
     system = ctypes.CDLL(None)

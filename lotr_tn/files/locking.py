@@ -22,13 +22,7 @@ def exclusive(path: Path) -> Iterator[Path]:
 
     The lock is advisory, is on the file itself, and ends with the process, however that ends:
     nothing is left behind. Readers do not need it, since a file is only ever replaced as a whole.
-
-    Yields:
-        The path of the file, links followed: what is to be read, and replaced.
-
-    Raises:
-        CheckpointError: another process holds it, the file is absent or may not be written, or the
-            system has no such locks.
+    Yields the path of the file, links followed: what is to be read, and replaced.
     """
     if fcntl is None:
         raise CheckpointError(

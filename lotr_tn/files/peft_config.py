@@ -44,12 +44,7 @@ _REFUSED = {  # field: (what it is, what to do)
 
 
 def parse_config(text: str, path: Path) -> dict[str, Any]:
-    """The configuration, checked.
-
-    Raises:
-        CheckpointError: it is not JSON, or lacks what the scale needs.
-        UnsupportedError: it is no LoRA, or uses a feature that conversion would not keep.
-    """
+    """The configuration of a LoRA, checked; features that conversion would not keep are refused."""
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
@@ -115,8 +110,7 @@ def _refuse_features(config: Mapping[str, Any], path: Path) -> None:
 def module_rank_and_scale(config: Mapping[str, Any], module: str, path: Path) -> tuple[int, float]:
     """The rank and the scale that the configuration gives a module.
 
-    Patterns are PEFT's: a key is a regular expression that must match the path or an end of it
-    that starts after a dot, and the first that matches counts.
+    A pattern must match the path, or an end of it after a dot; as in PEFT the first one counts.
     """
     rank = _lookup(config.get("rank_pattern") or {}, module, path)
     alpha = _lookup(config.get("alpha_pattern") or {}, module, path)

@@ -41,12 +41,7 @@ class FactorKey:
 
 
 def parse_key(key: str, path: Path) -> FactorKey | None:
-    """The factor that a key names; None for a tensor that is no low-rank factor.
-
-    Raises:
-        CheckpointError: the key follows no grammar that we know.
-        UnsupportedError: the key belongs to a feature or method that we do not convert.
-    """
+    """The factor that a key names; None for a tensor that is no low-rank factor."""
     if not key.startswith(PREFIX):
         raise CheckpointError(
             f"{path}: unknown key {key!r}; PEFT's keys begin with {PREFIX}{_guess_format(key)}"
@@ -87,11 +82,7 @@ def _guess_format(key: str) -> str:
 
 
 def pair_keys(keys: Iterable[str], path: Path) -> dict[str, dict[str, str]]:
-    """For each module, in file order, the keys of its factors A and B.
-
-    Raises:
-        CheckpointError: half a pair, a factor twice, or keys of several adapters.
-    """
+    """The keys of A and B of each module, in file order, of one adapter and in whole pairs."""
     pairs: dict[str, dict[str, str]] = {}
     adapters = set()
     for key in keys:

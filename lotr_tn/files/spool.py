@@ -32,13 +32,8 @@ class Slot:
 class Spool:
     """A temporary file of arrays: no name leads to it, so that nothing stays, even after a kill.
 
-    Arrays are read into memory of their own and never mapped: what is released is gone.
-
-    Args:
-        folder: where the file is; it needs room for everything that is put.
-
-    Raises:
-        CheckpointError: no file can be made there.
+    Arrays are read into memory of their own and never mapped: what is released is gone. `folder`
+    needs room for everything that is put.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,12 +63,7 @@ class Spool:
         self._file.close()
 
     def put(self, array: np.ndarray) -> Slot:
-        """Append an array.
-
-        Raises:
-            CheckpointError: safetensors has no such dtype, or the disk is full; what was put
-                before can still be read.
-        """
+        """Append an array; where the disk is full, what was put before can still be read."""
         name = array.dtype.name
         if name not in CODES:
             raise CheckpointError(f"arrays of dtype {name} cannot be stored; use float32")
@@ -94,21 +84,13 @@ class Spool:
         return slot
 
     def get(self, slot: Slot) -> np.ndarray:
-        """An array, in memory of its own.
-
-        Raises:
-            CheckpointError: the file cannot be read.
-        """
+        """An array, in memory of its own."""
         array = np.empty(slot.shape, np.dtype(slot.dtype))
         self._read(slot.offset, array.reshape(-1).view(np.uint8).data)
         return array
 
     def chunks(self, slot: Slot, size: int = CHUNK) -> Iterator[memoryview]:
-        """The bytes of an array, at most `size` at a time, for copying.
-
-        Raises:
-            CheckpointError: the file cannot be read.
-        """
+        """The bytes of an array, at most `size` at a time, for copying."""
         for start in range(0, slot.nbytes, size):
             chunk = memoryview(bytearray(min(size, slot.nbytes - start)))
             self._read(slot.offset + start, chunk)

@@ -22,11 +22,7 @@ from lotr_tn.errors import CheckpointError
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is not valid safetensors, or cannot be read.
-    """
+    """The metadata of a safetensors file."""
     try:
         with safe_open(path, framework="np") as file:  # checks header, offsets and file size
             return dict(file.metadata() or {})
@@ -39,13 +35,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """The header of a safetensors file, with its `__metadata__`, and all of the data, mapped.
-
-    Both are of one file, even where another is renamed to `path` meanwhile.
-
-    Raises:
-        CheckpointError: the file is not valid safetensors, or cannot be read.
-    """
+    """A safetensors file's header and mapped data, of one file even if replaced meanwhile."""
     read_metadata(path)
     mapped = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
     (length,) = struct.unpack("<Q", mapped[:8].tobytes())
@@ -54,11 +44,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def map_tensors(path: Path, header: Mapping[str, Any], data: np.ndarray) -> dict[str, RawTensor]:
-    """The tensors that a header describes, as views of the data.
-
-    Raises:
-        CheckpointError: a dtype is unknown.
-    """
+    """The tensors that a header describes, as views of the data."""
     tensors = {}
     for key, entry in header.items():
         if key == "__metadata__":
@@ -71,11 +57,7 @@ def map_tensors(path: Path, header: Mapping[str, Any], data: np.ndarray) -> dict
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
-    """All tensors of a file, mapped, and its metadata.
-
-    Raises:
-        CheckpointError: the file is not valid safetensors, or cannot be read.
-    """
+    """All tensors of a file, mapped, and its metadata."""
     header, data = read_header(path)
     return map_tensors(path, header, data), dict(header.get("__metadata__") or {})
 
@@ -98,11 +80,7 @@ def write_safetensors(
 
 
 def read_pickle(path: Path) -> dict[str, RawTensor]:
-    """All tensors of a torch file, by torch's weights-only loader.
-
-    Raises:
-        CheckpointError: torch is absent, the file is damaged, or it holds more than tensors.
-    """
+    """All tensors of a torch file, by torch's weights-only loader."""
     try:
         import torch
     except ImportError:

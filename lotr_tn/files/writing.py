@@ -30,15 +30,10 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 def write_file(path: Path, write: Writer, *, force: bool) -> None:
-    """Let `write` make a file beside `path`, then rename it to `path`.
+    """Let `write` make a file beside `path`, then rename it to `path`; all or nothing.
 
     A file that is replaced hands its permissions on. One that appears at `path` only while
-    `write` is at work is another's, and is not replaced. What runs that were killed have left
-    beside `path` is removed.
-
-    Raises:
-        CheckpointError: the target exists and `force` is false, it appeared meanwhile, or writing
-            failed; the target is then what it was before.
+    `write` is at work is another's, and is not replaced. What killed runs left there is removed.
     """
     _mend(path)
     refuse_existing(path, force=force)
@@ -114,10 +109,7 @@ def _host() -> str:
 
 
 def _mend(path: Path) -> None:
-    """Clear away what runs on this machine that were killed have left beside a path.
-
-    A folder that was moved aside, and whose successor never came, is put back.
-    """
+    """Clear away what killed runs have left beside a path; put back a folder moved aside."""
     if sys.platform == "win32" or not path.parent.is_dir():
         return
     left = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-{_host()}\.[0-9a-f]{{8}}\.(partial|old)")
@@ -201,9 +193,6 @@ def _flush(path: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Have the system write a folder's names to the disk.
-
-    The new target is in place and whole by now, and some file systems cannot do this: no failure.
-    """
+    """Have the system write a folder's names to the disk, if it can: the target is whole by now."""
     with suppress(OSError):
         _flush(folder)

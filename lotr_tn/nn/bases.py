@@ -57,12 +57,7 @@ def sizes(module: nn.Module) -> tuple[int, int]:
 
 
 def require_supported(modules: Mapping[str, nn.Module]) -> None:
-    """Refuse layers whose weight is no plain matrix of floats.
-
-    Raises:
-        UnsupportedError: quantised layers, by their names.
-        FormatError: modules of another kind, by their names.
-    """
+    """Refuse layers of other kinds, and quantised ones, by their names."""
     strange = [f"{n} ({type(m).__name__})" for n, m in modules.items() if not can_be_adapted(m)]
     if strange:
         raise FormatError(

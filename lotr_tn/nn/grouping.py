@@ -52,8 +52,7 @@ class Group:
     def _siblings(self, path: str) -> int:
         """How many of its layers, this one included, are given one input, by their names.
 
-        Queries, keys and values of one attention are, and so are the two inner layers of a gated
-        block. Where two of them are given different inputs after all, nothing but time is lost.
+        Where they are given different inputs after all, nothing but time is lost.
         """
         parent, _, own = path.rpartition(".")
         for family in FED_TOGETHER:
@@ -66,13 +65,7 @@ class Group:
 def find_targets(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Module]:
     """The modules of a model that are to be adapted, by path, in the model's order.
 
-    Args:
-        model: any module.
-        targets: a regular expression for the whole path, or names: each a path, or an end of one
-            that starts after a dot.
-
-    Raises:
-        OptionError: nothing matches, a name matches nothing, or the expression is not valid.
+    `targets` is a regular expression for the whole path, or names: paths, or ends after a dot.
     """
     named = dict(model.named_modules())
     inside = tuple(f"{path}." for path, module in named.items() if hasattr(module, "base_layer"))
@@ -102,13 +95,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def form_groups(modules: Mapping[str, nn.Module], group_by: GroupBy) -> dict[str, Group]:
-    """The groups of the modules that are to be adapted, by name, without options.
-
-    Raises:
-        OptionError: a name in `group_by` matches nothing, or a module is in no group or in two.
-        FormatError: modules of one group differ in shape or are of different kinds.
-        UnsupportedError: layers that are quantised.
-    """
+    """The groups of the modules that are to be adapted, by name, without options."""
     bases = {path: base_of(module) for path, module in modules.items()}
     require_supported(bases)
     shapes = {path: sizes(base) for path, base in bases.items()}

@@ -179,11 +179,7 @@ def move_out(layers: Sequence[AdaptedLayer], name: str) -> None:
 
 
 def require_untied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Refuse to change base weights that other modules use as their own.
-
-    Raises:
-        OptionError: such weights, by the names of both.
-    """
+    """Refuse to change base weights that other modules use as their own."""
     users: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         users.setdefault(id(parameter), []).append(name)

@@ -68,11 +68,7 @@ class Plan:
     def places(
         self, groups: Mapping[str, Group], modules: Mapping[str, nn.Module]
     ) -> dict[str, Place]:
-        """What each module is given, by its path; seeds do not depend on the order of targets.
-
-        Raises:
-            FormatError: an update to continue with is missing or does not fit its module.
-        """
+        """What each module is given, by its path; seeds do not depend on the order of targets."""
         places: dict[str, Place] = {}
         setting = {"dropout": self.dropout, "trained": self.train}
         for index, (_, group) in enumerate(sorted(groups.items())):

@@ -37,7 +37,7 @@ def ways_of(
 ) -> Iterator[Way]:
     """All ways to store some layers that may be best for some error.
 
-    `stack` holds the layers in float64, `lora` as they were stored; `extension` is that of the
+    `stack` has the layers in float64, `lora` as they were stored; `extension` is that of the
     group's bases in `dtype`, where it has any, and factors of the layers' own are in `own`.
     """
     yield Way(lora.stored * ITEM_SIZES[lora.dtype], 0.0)

@@ -145,10 +145,6 @@ def choose(
 
     Weights are refined until every adapter keeps to the error; without `refine` it holds for their
     mean square, which tells ways of stacking apart. `progress` hears of each stack in every round.
-
-    Raises:
-        OptionError: a budget is too small for one direction in every stack.
-
     Cost: a HOSVD in coordinates and its curves for each stack, at most six times.
     """
     work = _Choosing(tuple(stacks), energies, wanted, progress)

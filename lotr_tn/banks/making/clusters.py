@@ -63,10 +63,9 @@ def clusters_of(
 ) -> Clusters:
     """The partition of adapters, along a tree, at which all stacks take fewest bytes.
 
-    `energies` (N,) are the adapters' ‖ΔW‖², and `together` what all take as one set.
-
-    Cost: O(N²) small products for the tree; for each set that is tried as much as `choose` without
-    refinement. Beyond 256 adapters all are one set.
+    `energies` (N,) are the adapters' ‖ΔW‖², and `together` what all take as one set. Beyond 256
+    adapters all are one set. Cost: O(N²) small products for the tree; for each set that is tried
+    as much as `choose` without refinement.
     """
     count = len(energies)
     whole = Clusters.one(count, stacks)
@@ -86,10 +85,7 @@ def clusters_of(
 
 
 def common_energies(stacks: Sequence[ReducedStack], count: int) -> np.ndarray:
-    """(N, N) share of the squared norm of adapter a that lies in the directions of adapter b.
-
-    Both the output and the input directions; over the modules that b has.
-    """
+    """(N, N) share of a's squared norm in b's directions, out and in, over the modules of b."""
     common, whole = np.zeros((count, count)), np.zeros(count)
     for stack in stacks:
         coordinates, owners = stack.coordinates(), stack.fleet.adapters

@@ -115,10 +115,7 @@ class Job:
     def _compared(
         self, ways: Sequence[Stacking], wanted: Wanted
     ) -> tuple[Stacking, Choices, tuple[StackChoice, ...]]:
-        """The way of stacking that is best, its choices, and what each way would take.
-
-        The choices of one way at most are held beside those of the best.
-        """
+        """The best way, its choices, and what each would take; two ways are held at most."""
         best: tuple[Stacking, Choices] | None = None
         costs: list[StackChoice] = []
         for way in ways:

@@ -1,8 +1,7 @@
 """How far stored layers are from the originals, which pass by once more in blocks.
 
 A stack between growing bases knows each layer only by the directions that there were when it
-passed. What later directions took of it would be missed; so what is stored is compared with what
-was read, and not with that.
+passed; so what is stored is compared with what was read, and not with that.
 """
 
 from typing import Any
@@ -17,13 +16,10 @@ from lotr_tn.ops.moving import astype
 
 
 def distances_from(fleet: FleetStack, stored: Any) -> np.ndarray:
-    """(L,) ‖ΔW − ΔŴ‖ of each layer from the original, in float64.
+    """(L,) ‖ΔW − ΔŴ‖ of each layer from the original, for a Tucker-2 `stored`, in float64.
 
-    `stored` is a Tucker-2, its cores whole or of low rank: with `u`, `v` and a core in between.
     What lies outside of the stored bases and what differs inside are at right angles.
-
-    Cost: every factor is read once; 4·(m + n)·k·R flops for stored bases of k directions and R rank
-    terms, and O(k³) a layer.
+    Cost: every factor is read once; 4·(m + n)·k·R flops for k directions and R rank terms.
     """
     left, turn_left = np.linalg.qr(stored.u.astype(np.float64))
     right, turn_right = np.linalg.qr(stored.v.astype(np.float64))

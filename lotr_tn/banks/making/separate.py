@@ -26,13 +26,8 @@ def separate_ranks(
     """The smallest ranks of all layers at which every adapter keeps to a relative error.
 
     Singular values are cut off in the order of what they lose for each number they take, in each
-    adapter until its error is used up; then every other one that still fits.
-
-    Args:
-        stacks: all stacks, whole.
-        energies: (N,) ‖ΔW‖² of each adapter.
-        epsilon: the error.
-        dtype: of the factors.
+    adapter until its error is used up; then every other one that still fits. `energies` (N,) are
+    the adapters' ‖ΔW‖².
     """
     terms = [_terms(stack, at) for at, stack in enumerate(stacks)]
     columns = zip(*terms, strict=True)

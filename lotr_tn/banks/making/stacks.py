@@ -222,16 +222,11 @@ class ReducedStack:
 def reduce_stack(
     fleet: FleetStack, goal: Goal, route: Route, sketch: int, seed: int, *, most: int | None = None
 ) -> ReducedStack | None:
-    """A stack made small, by the route that its size asks for.
+    """A stack made small, or None where growing bases needed more directions than `most`.
 
     The routes are `whole`; `updated`: growing bases; `sketch`: bases of a given size, found in a
-    pass of their own; and `auto`: `whole` up to 512 rank terms, else `updated`.
-
-    Returns:
-        The stack; None where growing bases needed more directions than `most`.
-
-    Cost: `whole` (m + n)·R numbers and O(R³) for R rank terms; `updated` 16·(m + n)·k bytes and
-    O((m + n)·k·R) flops for bases of k directions.
+    pass of their own; and `auto`: `whole` up to 512 rank terms, else `updated`. Cost: `whole`
+    (m + n)·R numbers and O(R³); `updated` 16·(m + n)·k bytes and O((m + n)·k·R) flops.
     """
     if route == "auto":
         route = "whole" if fleet.ranks.sum() <= WHOLE_UP_TO else "updated"

@@ -199,11 +199,7 @@ def survey_of(
     any_base: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Survey:
-    """Read all adapters once, one at a time; `progress` is called with each name before.
-
-    Raises:
-        CheckpointError: there is no adapter, or adapters do not belong to one base.
-    """
+    """Read all adapters once, one at a time, and refuse those of different bases."""
     if not adapters:
         raise CheckpointError("a bank needs at least one adapter; found none")
     survey = Survey(spool)

@@ -27,11 +27,7 @@ class Contents:
 
     @cached_property
     def metadata(self) -> Mapping[str, str]:
-        """The metadata of a single safetensors file; none of anything else.
-
-        Raises:
-            CheckpointError: it is named as safetensors and is damaged.
-        """
+        """The metadata of a single safetensors file; none of anything else."""
         if not self.path.is_file() or self.path.suffix != ".safetensors":
             return {}
         return read_metadata(self.path)
@@ -48,11 +44,7 @@ class Contents:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration in a folder, or beside a file of weights.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """The configuration in a folder, or beside a file of weights."""
     file = (path if path.is_dir() else path.parent) / CONFIG
     try:
         found = json.loads(file.read_bytes().decode("utf-8"))

@@ -43,11 +43,7 @@ def is_native(contents: Contents) -> bool:
 
 
 def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
-    """Write the native file, all or nothing.
-
-    Raises:
-        CheckpointError: the target exists and `force` is false, or writing failed.
-    """
+    """Write the native file, all or nothing."""
     tensors: dict[str, RawTensor] = {}
     for name, group in adapter.groups.items():
         for field, array in _arrays(group).items():
@@ -66,10 +62,7 @@ def tool_version() -> str:
 
 
 def native_overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: str) -> int:
-    """Bytes, at most, that the native file of an adapter takes beside the numbers of its groups.
-
-    Other tensors, and the header with everything that it can say about these groups.
-    """
+    """Bytes, at most, of a native file beside its groups' numbers: other tensors, the header."""
     extreme = -1.2345678901234567e-123
     kept = {}
     for name, group in groups.items():
@@ -100,10 +93,7 @@ def _header(adapter: LoTRAdapter) -> dict[str, Any]:
 
 
 def room_for_figures(value: Any) -> str:
-    """Blanks for what the floats of a JSON value could be longer.
-
-    Behind a header they make the size of a file independent of the last bits of what was measured.
-    """
+    """Blanks for what a JSON value's floats could be longer, so that last bits change no size."""
     short: list[int] = []
     json.loads(json.dumps(value), parse_float=lambda figure: short.append(FIGURE - len(figure)))
     return " " * sum(short)
@@ -163,11 +153,7 @@ def _describe_certificate(certificate: Certificate | None) -> dict[str, Any] | N
 
 
 def load_native(path: Path) -> LoTRAdapter:
-    """Read the native file; arrays stay mapped until they are used.
-
-    Raises:
-        CheckpointError: the file is damaged, of a later schema, or its parts disagree.
-    """
+    """Read the native file, of this schema or an older one; arrays stay mapped until used."""
     tensors, metadata = read_safetensors(path)
     try:
         header = json.loads(metadata[METADATA_KEY])

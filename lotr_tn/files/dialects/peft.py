@@ -23,12 +23,7 @@ PICKLES = (".bin", ".pt", ".pth")
 
 
 def load_peft(path: Path) -> LoRAAdapter:
-    """Read a PEFT LoRA folder, or a weights file with its adapter_config.json beside it.
-
-    Raises:
-        CheckpointError: files are missing, damaged, or do not fit together.
-        UnsupportedError: the adapter is no LoRA, or uses a feature that conversion would not keep.
-    """
+    """Read a PEFT LoRA folder, or a weights file with its adapter_config.json beside it."""
     weights, config_path = _locate(path)
     text = _read_config(config_path, weights)
     config = parse_config(text, config_path)
@@ -139,9 +134,6 @@ def save_peft(adapter: LoRAAdapter, path: Path, *, force: bool, extras: bool = T
     """Write a PEFT folder: every factor as it is, extras and configuration byte for byte.
 
     Without `extras` no tensor but the factors is written, and the configuration names none either.
-
-    Raises:
-        CheckpointError: the target exists, or writing failed; then nothing was changed.
     """
     tensors: dict[str, RawTensor] = dict(adapter.extras) if extras else {}
     for module in adapter.modules:

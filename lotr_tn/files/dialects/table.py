@@ -38,9 +38,5 @@ DIALECTS = (
 
 
 def dialect_of(contents: Contents) -> Dialect:
-    """The first dialect that matches.
-
-    Raises:
-        CheckpointError: a file named as safetensors is damaged.
-    """
+    """The first dialect that matches."""
     return next(dialect for dialect in DIALECTS if dialect.matches(contents))

@@ -167,10 +167,9 @@ def folds_right(rows: int, m: int, n: int, r1: int, r2: int) -> bool:
 
 
 def add_product(result: Tensor, inside: Tensor, u: Tensor, core: Tensor | None = None) -> Tensor:
-    """Add inside (..., r2) Gᵀ uᵀ, for a core G and u (m, r1), to a result (..., m), in its dtype.
+    """Add inside (..., r2) Gᵀ uᵀ, or without a core inside (..., r1) uᵀ, to a result (..., m).
 
-    One product that begins with the result writes one tensor of its size, not three. Without a
-    core it is inside (..., r1) uᵀ.
+    One product that begins with the result writes one tensor of its size, not three.
     """
     if core is not None:
         (m, _), (r1, r2) = u.shape, core.shape
