@@ -1,7 +1,6 @@
 """Products of many small tensors, written as an equation and carried out as matrix products.
 
-`plan` searches the cheapest pairwise order and prepares every matrix product; it sees shapes only.
-Calling the plan runs these products; it searches nothing. One plan serves every library.
+`plan` searches the order from shapes only; calls search nothing. One plan serves every library.
 """
 
 import math

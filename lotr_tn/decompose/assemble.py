@@ -17,8 +17,7 @@ from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
-ARITHMETIC = 32
-"""Unit roundoffs that the float64 arithmetic itself may lose, relative to the norm."""
+ARITHMETIC = 32  # unit roundoffs that the float64 arithmetic itself may lose, relative to the norm
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,8 @@ class Storage:
 
 
 def assemble(stack: Stack, space: CoreSpace, subspaces: Subspaces, how: Storage) -> Tucker2:
-    """Lift both subspaces, round them to the dtype, project every layer on them, and measure.
-
-    The cores are the best ones for the factors as rounded, and the distances are those of the
-    arrays as stored. Cost: O((m + n)·R·r) flops; memory of the factors and one layer.
-    """
+    """Lift both subspaces, round them to the dtype, give every layer its best core, and measure."""
+    # Cost: O((m + n)·R·r) flops; memory of the factors and one layer.
     u, v = lifted(space, subspaces, how.dtype)
     return with_best_cores(
         stack, u, v, lambda found: _certified(stack, space, subspaces, how, found)
@@ -55,11 +51,7 @@ def lifted(space: CoreSpace, subspaces: Subspaces, dtype: str) -> tuple[Array, A
 def with_best_cores(
     stack: Stack, u: Array, v: Array, certify: Callable[[Array], Certificate | None]
 ) -> Tucker2:
-    """The Tucker-2 of these factors that is closest to the stack, layer by layer, and measured.
-
-    Factors are in the dtype to be stored, and need not be orthonormal; `certify` makes the
-    certificate from the (L,) distances.
-    """
+    """The Tucker-2 closest to the stack with these factors, orthonormal or not, and measured."""
     xp = namespace_of(u=u, v=v)
     dtype = dtype_name(u)
     frame = frame_of(u, v, xp=xp)
@@ -79,11 +71,8 @@ def with_best_cores(
 
 
 def keep_whole(stack: LoRAStack, space: CoreSpace, how: Storage) -> Tucker2:
-    """The stack itself as a Tucker-2 of full ranks: its own factors, and cores of 0 and 1.
-
-    Where nothing can be cut off, this is as small as orthonormal factors, and loses not even
-    rounding. In another dtype than the stack's, the distances are measured.
-    """
+    """The stack itself as a Tucker-2 of full ranks: its own factors, and cores of 0 and 1."""
+    # In another dtype than the stack's, the distances are measured.
     xp = common_namespace(stack)
     whole = as_tucker2(stack)
     u, core, v = (narrow(x, how.dtype, xp=xp) for x in (whole.u, whole.core, whole.v))
@@ -119,10 +108,8 @@ def signs(u: Array, *, xp: Namespace) -> Array:
 
 
 def bounds_of(space: CoreSpace, subspaces: Subspaces, dtype: str) -> tuple[Array, Array]:
-    """Bounds on the distance: below for any Tucker-2 of these ranks, above for the HOSVD's.
-
-    Computed singular values carry rounding of their own; the bounds step aside by as much.
-    """
+    """Bounds on the distance: below for any Tucker-2 of these ranks, above for the HOSVD's."""
+    # computed singular values carry rounding of their own; the bounds step aside by as much
     xp, ranks = space.xp, (subspaces.left.shape[1], subspaces.right.shape[1])
     tails, noise = [], []
     for side, rank in zip((space.left, space.right), ranks, strict=True):

@@ -27,12 +27,7 @@ class BlockTerms:
 
 
 def block_terms(block: LoRAStack, shape: tuple[int, int]) -> BlockTerms:
-    """The terms of a block whose updates must be of that shape (m, n).
-
-    Raises:
-        FormatError: they are not, or a layer holds NaN or infinity.
-        DerivativeError: torch records operations on the factors.
-    """
+    """The terms of a block: of shape (m, n), finite, and with no derivatives recorded."""
     if block.shape[1:] != shape:
         raise FormatError(
             f"the bases are for updates of {shape[0]} by {shape[1]}, those of the block are "
@@ -82,14 +77,9 @@ def layer_squares(x: Array, *, xp: Namespace) -> Array:
 
 
 def layer_triangles(x: Array, wide: bool, *, xp: Namespace) -> Array:
-    """(b, r', r) small matrices T_l with T_lᵀ T_l = x_lᵀ x_l, for x (b, m, r).
-
-    On the Gram route columns are first brought to length 1, so that a column next to a far longer
-    one keeps its digits.
-
-    Cost: 2·m·r² flops a layer by Gram matrices, 4·m·r² by QR for wide input.
-    Source: van der Sluis (1969), Condition numbers and equilibration of matrices.
-    """
+    """(b, r', r) small matrices T_l with T_lᵀ T_l = x_lᵀ x_l, for x (b, m, r)."""
+    # On the Gram route columns first get length 1, so that one next to a far longer one keeps its
+    # digits: van der Sluis (1969), Condition numbers and equilibration of matrices.
     if x.shape[1] <= x.shape[2] or x.shape[2] == 0:
         return x[:, : x.shape[2], :]
     if wide:

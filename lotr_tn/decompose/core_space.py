@@ -1,10 +1,8 @@
 """Core space: a stack of updates as a small problem, without loss.
 
-A LoRA stack is ΔW_l = x_l y_lᵀ with x_l (m, r_l) and y_l (n, r_l). In orthonormal bases of the
-spans of all x_l and of all y_l it becomes a_l b_lᵀ with a (K1, R) and b (K2, R) in float64, at
-most min(m, R) by min(n, R), and still in factored form. The bases are the HOSVD's: their leading
-columns are the leading left (right) singular vectors of the unfolding of the stack along the
-output (input) axis, so truncating coordinates is HOSVD truncation.
+A LoRA stack is ΔW_l = x_l y_lᵀ. In orthonormal bases of the spans of all x_l and of all y_l it
+becomes a_l b_lᵀ in float64, with a (K1, R) and b (K2, R). The bases are the HOSVD's, so truncating
+coordinates is HOSVD truncation.
 """
 
 from collections.abc import Sequence
@@ -21,10 +19,7 @@ from lotr_tn.ops.norms import frobenius, root_sum_squares
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the core space, output or input.
-
-    The orthonormal basis is basis @ mixing, and is never formed whole.
-    """
+    """One side of the core space: its orthonormal basis @ mixing is never formed whole."""
 
     basis: Array | None  # (m, k), or None for the identity
     mixing: Array  # (k, K) or (m, K)
@@ -33,10 +28,8 @@ class Side:
     weights: tuple[Array, ...]  # per layer T_l with T_lᵀ T_l = x_lᵀ x_l: how this side weighs
 
     def lift(self, subspace: Array, *, xp: Namespace) -> Array:
-        """Orthonormal columns (m, r) for orthonormal coordinates (K, r).
-
-        On the Gram route, columns beyond the rank of this side are zero.
-        """
+        """Orthonormal columns (m, r) for orthonormal coordinates (K, r)."""
+        # on the Gram route, columns beyond the rank of this side are zero
         mixed = self.mixing @ subspace
         if self.basis is None:
             return mixed
@@ -70,12 +63,8 @@ class CoreSpace:
 def core_space(stack: Stack) -> CoreSpace:
     """The core space of a stack, without loss.
 
-    Float64 input takes Householder QR and SVD. Narrower input takes Gram matrices in float64,
-    which resolve singular values to 1.5e-8 of the largest, below the rounding of the input itself.
-    What the layers share is reduced by QR first.
-
-    Cost: with R = Σ r_l, 2·(m + n)·R² flops for two Gram matrices (twice that for QR) and O(R³)
-    for two eigenproblems; O(R²) float64 memory (plus two orthonormal bases for float64 input).
+    Gram matrices in float64 resolve singular values to 1.5e-8 of the largest, below the rounding
+    of narrower input. With R = Σ r_l, 2·(m + n)·R² + O(R³) flops, and twice that for float64.
     """
     return space_of(reduced(stack))
 

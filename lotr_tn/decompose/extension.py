@@ -117,10 +117,7 @@ class Extension:
 
 
 def extension_of(u: np.ndarray, v: np.ndarray, layers: LoRAStack) -> Extension:
-    """Layers in bases U (m, p) and V (n, q), whose columns are independent, and beyond them.
-
-    Cost: O((m + n)·(p + q + R)²) flops for R rank terms, in float64.
-    """
+    """Layers in bases U (m, p) and V (n, q), whose columns are independent, and beyond them."""
     left = _split(u, np.asarray(layers.up, dtype=np.float64))
     right = _split(v, np.asarray(layers.down, dtype=np.float64).T)
     ordered = (_ordered(a, b.coordinates, layers.slices) for a, b in ((left, right), (right, left)))
@@ -139,11 +136,8 @@ def _split(basis: np.ndarray, x: np.ndarray) -> _Side:
 
 
 def _orthonormal(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Q and R of a basis; by Cholesky where its columns are orthonormal but for rounding.
-
-    That is exact to the rounding of float64 there, and all matrix products.
-    Source: Yamamoto et al. (2015), Roundoff error analysis of the CholeskyQR2 algorithm.
-    """
+    """Q and R of a basis; by Cholesky where its columns are orthonormal but for rounding."""
+    # Exact to rounding there: Yamamoto et al. (2015), Roundoff error analysis of CholeskyQR2.
     gram = basis.T @ basis
     if np.abs(gram - np.eye(len(gram))).sum(axis=0).max(initial=0.0) > NEARLY:
         q, r = np.linalg.qr(basis)

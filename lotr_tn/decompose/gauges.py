@@ -1,8 +1,7 @@
 """Gauges: how the size of an update is shared out between its factors.
 
-U G Vᵀ = (U A)(A⁻¹ G B⁻ᵀ)(V B)ᵀ for all invertible A and B, so one update has many factors. They
-are equal for whoever applies them, and different for whoever trains them: a gradient step on one
-factor is measured by the sizes of the others.
+U G Vᵀ = (U A)(A⁻¹ G B⁻ᵀ)(V B)ᵀ for all invertible A and B. These factors are equal for whoever
+applies them, but a gradient step on one is measured by the sizes of the others.
 """
 
 import math
@@ -24,8 +23,7 @@ from lotr_tn.ops.norms import root_sum_squares
 from lotr_tn.ops.padding import zero_blocks
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-Gauge: TypeAlias = Literal["orthonormal", "balanced", "equalised"]
-"""Gauges of a given update."""
+Gauge: TypeAlias = Literal["orthonormal", "balanced", "equalised"]  # gauges of a given update
 
 RandomGauge: TypeAlias = Literal["orthonormal", "balanced", "equalised", "normal"]
 """Gauges of random factors around a core of zeros."""
@@ -170,10 +168,8 @@ def _lengths(s: Array, dtype: str, *, xp: Namespace) -> Array:
 
 
 def widened(stack: Kind, rule: RankRule) -> Kind:
-    """The stack with columns of zeros up to the ranks that a rule names; others change nothing.
-
-    A gauge makes directions of them.
-    """
+    """The stack with columns of zeros up to the ranks that a rule names, else as it is."""
+    # a gauge makes directions of them
     if not isinstance(rule, FixedRank):
         return stack
     return _widened_lora(stack, rule) if isinstance(stack, LoRAStack) else _widened(stack, rule)

@@ -1,7 +1,6 @@
-"""Factors to train from that begin as close to updates as their ranks allow, and what is left.
+"""Factors to train from, as close to updates as their ranks allow, and what is left.
 
-Whatever factors a model begins with, it computes what it did before if it keeps the rest: the
-weight W becomes (W − U G Vᵀ) + U G Vᵀ.
+W = (W − U G Vᵀ) + U G Vᵀ: a model that keeps the rest computes what it did before.
 """
 
 from dataclasses import dataclass, replace

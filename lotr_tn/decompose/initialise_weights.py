@@ -1,7 +1,4 @@
-"""Factors of pretrained weights to train from, and the exact residual to keep frozen.
-
-The weights are read one layer at a time, and none is held with another.
-"""
+"""Factors of pretrained weights to train from; weights are read one at a time, none is held."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -193,8 +190,7 @@ class _Kind:
 class _WeightReader:
     """Weights one at a time, checked against what those before had in common.
 
-    Each function below that loads a weight returns something smaller, and so lets it go before
-    the next one is loaded: no loop holds two.
+    Functions below that load one return something smaller: no loop holds two.
     """
 
     kind: _Kind

@@ -1,8 +1,7 @@
 """Rounding of Tucker-2 stacks with low-rank cores: each core cut where the whole stack gains most.
 
-Thin QRs of U and V leave a small LoRA stack of the same norms and singular values, whose terms
-all cost r1 + r2 numbers. So it is cut as a LoRA is, and what remains is carried back by the
-orthonormal bases, in the singular directions of its own unfoldings.
+Thin QRs of U and V leave a small LoRA stack of the same norms and singular values. It is cut as a
+LoRA is, and carried back in the singular directions of its own unfoldings.
 """
 
 from dataclasses import dataclass, replace
@@ -30,11 +29,8 @@ from lotr_tn.ops.norms import root_sum_squares
 
 
 def round_low_rank_tucker2(stack: LowRankTucker2, rule: RankRule, dtype: str) -> LowRankTucker2:
-    """The stack with each core cut to leading singular values, certified.
-
-    A `FixedRank` keeps at most r1 in every layer; an error or a budget chooses the layers' ranks
-    together.
-    """
+    """The stack with each core cut to leading singular values, certified."""
+    # a `FixedRank` keeps at most r1 in every layer; an error or a budget chooses for all together
     if differentiable(stack):
         return _round_with_gradient(stack, rule, dtype)
     if isinstance(rule, FixedRank):
@@ -89,10 +85,8 @@ class _Terms:
         return int((to_numpy(sigma) > self.floor * float(root_sum_squares(self.norms))).sum())
 
     def affordable(self, order: GlobalOrder, params: int) -> tuple[int, ...]:
-        """The ranks of the most terms, in the order of their worth, that a budget pays for.
-
-        Shared directions that the kept terms do not use are not paid for.
-        """
+        """The ranks of the most terms, in the order of their worth, that a budget pays for."""
+        # shared directions that the kept terms do not use are not paid for
         fewest, most = 0, sum(self.ranks)
         while fewest < most:  # a term more never costs less
             count = (fewest + most + 1) // 2
@@ -190,10 +184,8 @@ def _stored_basis(basis: Array, axes: Array, dtype: str, *, xp: Namespace) -> tu
 
 
 def _round_with_gradient(stack: LowRankTucker2, rule: RankRule, dtype: str) -> LowRankTucker2:
-    """The same at a fixed rank, through which torch can differentiate; U and V stay as they are.
-
-    For the singular vectors x, y of a layer, x √s = U (up_l down_l Vᵀ y / √s), and so for y.
-    """
+    """The same at a fixed rank, through which torch can differentiate; U and V stay as they are."""
+    # for the singular vectors x, y of a layer, x √s = U (up_l down_l Vᵀ y / √s), and so for y
     fixed = differentiable_rule(rule)
     xp = common_namespace(stack)
     u, v = float64(stack.u, xp=xp), float64(stack.v, xp=xp)

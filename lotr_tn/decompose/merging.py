@@ -30,8 +30,7 @@ MERGE_METHODS = ("linear", "ties", "dare", "dare-ties", "slerp")
 ROUNDING = 8 * UNIT_ROUNDOFF["float64"]
 """Share of the sizes of factors that the float64 arithmetic on them may lose."""
 
-PARALLEL = 1e-6
-"""Angle below which a great circle is a straight line, to 1e-13."""
+PARALLEL = 1e-6  # angle below which a great circle is a straight line, to 1e-13
 
 OPPOSITE = 1e-4
 """Angle to the opposite direction below which no way is shortest; there 8 digits are left."""
@@ -124,11 +123,8 @@ def merged_core(
     entropy: Sequence[int],
     wide: bool,
 ) -> Array:
-    """The one core (k1, k2) float64 of L updates that are small already, in orthonormal bases.
-
-    The draw depends on the whole numbers `entropy`, and what counts as rounding on whether the
-    updates were stored in float64 (`wide`); for "slerp" the weights are the coefficients.
-    """
+    """The one core (k1, k2) float64 of L updates that are small already, in orthonormal bases."""
+    # `entropy` seeds the draw; `wide` (stored in float64) decides what counts as rounding
     xp = common_namespace(small)
     if method in ("linear", "slerp"):
         parts = zip(small.slices, weights, strict=True)
@@ -139,11 +135,8 @@ def merged_core(
 
 
 def exact_rank(s: np.ndarray, noise: float, dtype: str) -> int:
-    """How many singular values (k,) of a sum are more than rounding.
-
-    What rounding in float64 may leave, such as of terms that cancel, has the size `noise`; in a
-    result of float32 or narrower, 6e-8 of its norm is rounding.
-    """
+    """How many singular values (k,) of a sum are more than rounding."""
+    # float64 leaves the size `noise`, of terms that cancel; narrower results 6e-8 of their norm
     tails = tail_energies(s)
     share = min(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF["float32"])
     return smallest_rank(tails, max(noise**2, share**2 * float(tails[0])))

@@ -1,8 +1,7 @@
 """Tucker-2 that keeps what the activations see: an error measured through the inputs.
 
-A layer sees inputs x with second moments C = E[x xᵀ], and what its outputs lose by an approximation
-is E‖(ΔW − ΔŴ) x‖² = ‖(ΔW − ΔŴ) C^{1/2}‖². Any factor F with C = F Fᵀ gives the same number as
-C^{1/2}, such as the activations of a sample themselves.
+Inputs x have second moments C = E[x xᵀ], and E‖(ΔW − ΔŴ) x‖² = ‖(ΔW − ΔŴ) C^{1/2}‖². Any factor
+with C = F Fᵀ gives the same as C^{1/2}, such as the activations of a sample themselves.
 """
 
 from collections.abc import Sequence
@@ -39,8 +38,7 @@ from lotr_tn.ops.padding import zero_blocks
 Metric: TypeAlias = Array | Sequence[Array]
 """A diagonal (n,) or a factor (n, k) for all layers; or a sequence of L of them."""
 
-INNER_STEPS = 12
-"""Conjugate gradient steps for V in a sweep; each lowers the error."""
+INNER_STEPS = 12  # conjugate gradient steps for V in a sweep; each lowers the error
 
 
 def hooi_in_metric(
@@ -198,10 +196,8 @@ def alternate_in_metric(
     *,
     xp: Namespace,
 ) -> tuple[Array, Array, list[float]]:
-    """U (m, r1) orthonormal, V (n, r2), and the squared errors: at the start and after each sweep.
-
-    The squared errors are ‖A‖² minus what is kept, good for comparing sweeps, not for reporting.
-    """
+    """U (m, r1) orthonormal, V (n, r2), and the squared errors, first and after each sweep."""
+    # they are ‖A‖² minus what is kept: good for comparing sweeps, not for reporting
     basis, coordinates = qr(stack.up, xp=xp)
     problem = _Problem(
         tuple(coordinates[:, part] for part in stack.slices),
@@ -254,10 +250,8 @@ def _best_left(
 def _improved_right(
     problem: _Problem, u: Array, cores: Sequence[Array], v: Array, *, xp: Namespace
 ) -> Array:
-    """V after some conjugate gradient steps on Σ ‖Uᵀ A_l − G_l Vᵀ F_l‖², from V as it is.
-
-    Preconditioned by Σ G_lᵀ G_l, so that the sizes of the directions do not matter.
-    """
+    """V after some conjugate gradient steps on Σ ‖Uᵀ A_l − G_l Vᵀ F_l‖², from V as it is."""
+    # preconditioned by Σ G_lᵀ G_l, so that the sizes of the directions do not matter
     grams = [xp.matrix_transpose(g) @ g for g in cores]
 
     def normal(z: Array) -> Array:

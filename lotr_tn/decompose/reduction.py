@@ -1,7 +1,6 @@
 """Any stack as a small LoRA stack between orthonormal bases, without loss.
 
-What all layers share is reduced first: a factor U = Q R leaves its R in the small stack, so that
-every later step costs as much as the ranks, not as much as m and n.
+A shared factor U = Q R leaves its R in the small stack, so later steps cost as much as the ranks.
 """
 
 from dataclasses import dataclass
@@ -25,10 +24,7 @@ class Reduction:
 
 
 def reduced(stack: Stack) -> Reduction:
-    """The reduction of a stack. LoRA and dense stacks are small stacks themselves.
-
-    Cost: 4·m·r² flops for a shared factor of r columns; memory of the small stack.
-    """
+    """The reduction of a stack. LoRA and dense stacks are small stacks themselves."""
     xp = common_namespace(stack)
     stack = lowered(stack)
     match stack:

@@ -18,8 +18,7 @@ from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-CoreKind = TypeVar("CoreKind", bound=Core)
-"""A core format that a function keeps."""
+CoreKind = TypeVar("CoreKind", bound=Core)  # a core format that a function keeps
 
 Ranks: TypeAlias = RankRule | int | tuple[int, int]
 

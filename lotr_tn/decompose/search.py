@@ -78,10 +78,7 @@ class PairSearch:
 
 
 def lost_energies(space: CoreSpace) -> np.ndarray:
-    """(K1 + 1, K2 + 1) squared error of every truncation of the HOSVD basis, on the host.
-
-    Cost: 2·K1·K2·R flops.
-    """
+    """(K1 + 1, K2 + 1) squared error of every truncation of the HOSVD basis, on the host."""
     left, right = space.left.coordinates, space.right.coordinates
     xp: Namespace = namespace_of(x=left)
     energies = xp.zeros_like(left[:, :1] @ xp.matrix_transpose(right[:, :1]))
@@ -109,11 +106,9 @@ def meet_error(
 ) -> Result:
     """The cheapest result whose error, as stored, is within the rule's.
 
-    Rounding to the storage dtype takes part of the error. How much is seen only afterwards, so
-    the budget is cut by the measured excess, and the search repeated.
-
-    `attempt` makes the cheapest certified result that loses at most so much squared energy. Below
-    `floor`, a part of the squared norm `total`, lies only rounding of the input.
+    Rounding to the storage dtype takes part of the error, so the budget is cut by the measured
+    excess, and the search repeated. `attempt` makes the cheapest result that loses at most so much
+    squared energy; below `floor`, a part of the squared norm `total`, lies rounding of the input.
     """
     assert not isinstance(rule, FixedRank | Budget)
     allowed = rule.epsilon**2 * total

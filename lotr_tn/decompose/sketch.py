@@ -1,9 +1,8 @@
 """Core spaces of less than full size: subspaces found at random, or layer after layer.
 
-Full core space costs the third power of R = Σ r_l. When only r ≪ R directions are wanted, a basis
-of a few more than r columns holds nearly all that matters. What it does not hold is measured, not
-estimated, so errors and bounds stay true: the tail of the singular values inside the basis can
-only be below the true tail, and together with the missed part it can only be above.
+When only r ≪ R = Σ r_l directions are wanted, a basis of a few more columns holds nearly all that
+matters. What it misses is measured, so bounds stay true: the tail of the singular values inside can
+only be below the true tail, and together with the missed part only above.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +26,9 @@ def range_finder(
 ) -> Array:
     """An orthonormal basis that holds nearly all of the range of a matrix A.
 
-    It begins with A times random numbers, (m, k) float64, and multiplies Q (m, k) to A Aᵀ Q: each
-    time divides the share of a direction of singular value σ by about (σ / σ_k)² more.
-
-    Accuracy: the expected squared error is at most (1 + r / (k − r − 1)) times the tail of rank r
-    with no power iteration, and close to the tail itself after two.
-
+    `multiply` takes Q (m, k) to A Aᵀ Q: each time divides the share of a direction of singular
+    value σ by about (σ / σ_k)² more. The expected squared error is at most (1 + r / (k − r − 1))
+    times the tail of rank r with no power iteration, and close to the tail itself after two.
     Source: Halko, Martinsson and Tropp (2011), algorithm 4.4 and theorem 10.5.
     """
     basis = qr(start, xp=xp)[0]
@@ -42,11 +38,7 @@ def range_finder(
 
 
 def randomised_space(stack: LoRAStack, size: int, *, power_iterations: int, seed: int) -> CoreSpace:
-    """A core space of `size` directions a side, by randomised range finders on both unfoldings.
-
-    Cost: 4·(m + n)·R·size flops for each power iteration, and half as many to begin with;
-    O((m + n)·size) float64 memory.
-    """
+    """A core space of `size` directions a side, by randomised range finders on both unfoldings."""
 
     def basis(x: Array, weights: Sequence[Array], side: int, xp: Namespace) -> Array:
         shape = sum(int(t.shape[0]) for t in weights), min(size, *x.shape)
@@ -70,10 +62,7 @@ def blocked_space(stack: LoRAStack, size: int) -> CoreSpace:
     """A core space of `size` directions a side, by one pass over the layers.
 
     The basis, weighed by its singular values, and one layer's factor are brought together, and the
-    leading `size` directions kept: nothing is drawn at random, and no more than one layer's
-    factors is in float64 beside the bases. Without loss where size reaches R.
-
-    Cost: 4·(m + n)·(size + r_l)² flops a layer; O((m + n)·(size + r_l)) float64 memory.
+    leading `size` directions kept. Without loss where size reaches R.
     Source: Iwen and Ong (2016), incremental SVD of partitioned columns.
     """
 
@@ -103,12 +92,8 @@ def _merged(
 def _space_in(
     stack: LoRAStack, basis: Callable[[Array, Sequence[Array], int, Namespace], Array]
 ) -> CoreSpace:
-    """The core space of the stack projected on bases of both sides, and what lies outside of them.
-
-    Args:
-        stack: the stack.
-        basis: one of [x_1 T_1ᵀ, …, x_L T_Lᵀ] for a factor x, the T_l, and the side, 0 or 1.
-    """
+    """The core space of the stack projected on bases of both sides, and what lies outside."""
+    # `basis` is of [x_1 T_1ᵀ, …, x_L T_Lᵀ], for a factor x, the T_l, and the side, 0 or 1
     xp = namespace_of(up=stack.up, down=stack.down)
     factors = stack.up, xp.matrix_transpose(stack.down)
     weights = [layer_weights(x, stack.slices, xp=xp) for x in factors]

@@ -1,15 +1,11 @@
 """Shared bases of a stack that is seen one block of layers at a time.
 
-Hundreds of adapters have more rank terms, R = Σ r_l, than fit in memory, and more than m. Of
-layers that come in blocks, three things are kept: an orthonormal basis for each side, the layers'
-coordinates in both, and how much of each layer lies outside of them, measured.
+Of layers that come in blocks, three things are kept: an orthonormal basis for each side, the
+layers' coordinates in both, and how much of each layer lies outside of them, measured.
 
-Updated bases take one pass: `grow` appends the fewest directions that bring every layer of a block
-within its allowed error. Columns are only ever appended, so coordinates of earlier blocks stay
-valid, and `joined` fills them up with zeros. Sketched bases take two passes: `Sketch` adds up
-random combinations of all layers, and `project` finds each block's coordinates in its bases.
-
-With bases of k columns and blocks of R_b terms, no array holds more than (m + n)·(k + R_b) numbers.
+Updated bases take one pass: `grow` only appends columns, so coordinates of earlier blocks stay
+valid, and `joined` fills them up with zeros. Sketched bases take two: `Sketch`, then `project`.
+With k columns and blocks of R_b terms, no array holds more than (m + n)·(k + R_b) numbers.
 """
 
 from collections.abc import Sequence
@@ -287,10 +283,8 @@ def _grown(
 def _split(
     basis: Array, rest: Array, inside: Array | None, x_squares: Array, *, xp: Namespace
 ) -> tuple[Array, Array]:
-    """Split x into basis @ inside + rest with basisᵀ rest = 0, from what is split of it so far.
-
-    Columns near rounding are split once more. A complete basis leaves nothing.
-    """
+    """Split x into basis @ inside + rest with basisᵀ rest = 0, from what is split of it so far."""
+    # columns near rounding are split once more; a complete basis leaves nothing
     if inside is None:
         inside = xp.matrix_transpose(basis) @ rest
         rest = rest - basis @ inside
@@ -303,10 +297,8 @@ def _split(
 
 
 def _directions(weighed: Array, limits: np.ndarray, spare: int, *, xp: Namespace) -> Array:
-    """(m, a): the fewest leading left singular vectors that bring all layers within limits.
-
-    The residuals rest_l T_lᵀ are `weighed` (b, m, r), and not all within limits yet.
-    """
+    """(m, a): the fewest leading left singular vectors that bring all layers within limits."""
+    # the residuals rest_l T_lᵀ are `weighed` (b, m, r), and not all within limits yet
     layers, m, rank = (int(size) for size in weighed.shape)
     scales = on_device(1 / np.sqrt(limits), weighed, xp=xp)
     scaled = weighed * scales[:, None, None]

@@ -1,8 +1,7 @@
 """Alternating optimisation of the two subspaces in core space.
 
-One half-sweep fixes the subspace of one side and finds the best subspace of the other: the leading
-left singular vectors of the stack projected onto the fixed side. Each half-sweep can only lower the
-error.
+Each half-sweep finds the leading left singular vectors of the stack projected onto the other side's
+fixed subspace, and can only lower the error.
 """
 
 from dataclasses import dataclass, replace
@@ -44,11 +43,8 @@ def refit_right(space: CoreSpace, left: Array, rank: int) -> Subspaces:
 def alternate(
     space: CoreSpace, start: Subspaces, *, tolerance: float, max_sweeps: int
 ) -> Subspaces:
-    """Sweep until one sweep lowers the error by less than `tolerance` of it.
-
-    With a tolerance of 0 exactly `max_sweeps` sweeps are made and no value is looked at, so that
-    nothing waits for the device.
-    """
+    """Sweep until one sweep lowers the error by less than `tolerance` of it."""
+    # with a tolerance of 0, `max_sweeps` are made, and nothing waits for the device
     ranks = start.left.shape[1], start.right.shape[1]
     current, best = start, start.error
     for sweep in range(1, max_sweeps + 1):

@@ -28,18 +28,16 @@ from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.frame import Frame, distances_from, project
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
 
-TIE = 16
-"""Unit roundoffs of the largest singular value within which values count as equal."""
+TIE = 16  # unit roundoffs of the largest singular value within which values count as equal
 
 
 @dataclass(frozen=True)
 class GlobalOrder:
     """The singular values of all layers in the order in which they are worth keeping.
 
-    Every rank term costs the same m + n numbers wherever it is, so the best assignment of any
-    number of terms keeps the largest values of all layers together (Eckart and Young (1936), for
-    the block-diagonal matrix of all layers). Values that are equal to rounding are taken layer by
-    layer, so that rounding does not choose.
+    Each term costs m + n numbers wherever it is, so keeping the largest of all layers is best
+    (Eckart and Young (1936), for the block-diagonal matrix of all layers). Values that are equal to
+    rounding are taken layer by layer, so that rounding does not choose.
     """
 
     layers: np.ndarray  # (K,) the layer of each value
@@ -79,10 +77,8 @@ def global_order(values: list[np.ndarray]) -> GlobalOrder:
 
 
 def limited_order(values: Sequence[np.ndarray], limits: RankLimits) -> GlobalOrder:
-    """The order within limits: each layer's least ranks first, then the largest values.
-
-    Values beyond the largest rank are in no layer's list, and are always lost.
-    """
+    """The order within limits: each layer's least ranks first, then the largest values."""
+    # values beyond the largest rank are in no layer's list, and are always lost
     if limits == RankLimits():
         return global_order(list(values))
     bounds = [limits.bounds(len(s)) for s in values]
@@ -95,11 +91,8 @@ def limited_order(values: Sequence[np.ndarray], limits: RankLimits) -> GlobalOrd
 
 
 def truncate(stack: LoRAStack, rule: RankRule, dtype: str) -> LoRAStack:
-    """The stack with each layer cut to leading singular values, certified.
-
-    A `FixedRank` keeps at most that rank in every layer; an error or a budget chooses the layers'
-    ranks together.
-    """
+    """The stack with each layer cut to leading singular values, certified."""
+    # a `FixedRank` keeps at most that in every layer; an error or a budget chooses for all together
     if wants_gradient(stack.up, stack.down):
         return _truncate_with_gradient(stack, rule, dtype)
     _, m, n = stack.shape
@@ -147,10 +140,8 @@ class _Cut:
 def cut_layers(
     stack: LoRAStack, ranks: tuple[int, ...], dtype: str, *, keep_whole: bool = True
 ) -> LoRAStack:
-    """Each layer at its own rank: the leading singular values, √σ in both factors; certified.
-
-    With `keep_whole` layers that lose nothing keep the factors they have.
-    """
+    """Each layer at its own rank: the leading singular values, √σ in both factors; certified."""
+    # with `keep_whole` layers that lose nothing keep the factors they have
     xp = common_namespace(stack)
     cuts = [
         _kept_layer(stack, part, dtype, xp=xp)

@@ -21,8 +21,7 @@ Ranks: TypeAlias = RankRule | int | tuple[int, int]
 Pair: TypeAlias = tuple[int, int]
 Method: TypeAlias = Literal["auto", "exact", "randomised", "blocked"]
 
-EXACT_UP_TO = 1024
-"""Core spaces up to this size are always taken whole: a second or two."""
+EXACT_UP_TO = 1024  # core spaces up to this size are always taken whole: a second or two
 
 SMALLEST_SKETCH = 16
 POWER_ITERATIONS = 2

@@ -13,15 +13,12 @@ from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.arrays import common_namespace, first_array
 from lotr_tn.ops.norms import layer_norms
 
-Weights: TypeAlias = Sequence[float] | Array | str | None
-"""L numbers, "unit-norm", or None."""
+Weights: TypeAlias = Sequence[float] | Array | str | None  # L numbers, "unit-norm", or None
 
 
 def weighted(stack: Any, weights: Weights) -> tuple[Any, Array | None]:
-    """The stack with layer l times √w_l, and the weights (L,) float64 on its device.
-
-    Σ ‖√w_l ΔW_l − X_l‖² is the weighted objective of X_l = √w_l ΔŴ_l.
-    """
+    """The stack with layer l times √w_l, and the weights (L,) float64 on its device."""
+    # Σ ‖√w_l ΔW_l − X_l‖² is the weighted objective of X_l = √w_l ΔŴ_l
     if weights is None:
         return stack, None
     values = layer_weighting(stack, weights)
@@ -32,10 +29,8 @@ def weighted(stack: Any, weights: Weights) -> tuple[Any, Array | None]:
 
 
 def layer_weighting(stack: Stack, weights: Weights) -> np.ndarray:
-    """The weights as L finite numbers from 0 to 1, on the host.
-
-    The largest is scaled to 1, so that nothing overflows; that changes no minimiser.
-    """
+    """The weights as L finite numbers from 0 to 1, on the host."""
+    # the largest is scaled to 1, so that nothing overflows; that changes no minimiser
     layers = stack.shape[0]
     if isinstance(weights, str):
         if weights != "unit-norm":

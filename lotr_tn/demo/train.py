@@ -2,13 +2,10 @@
 
 Usage: ``python -m lotr_tn.demo.train OUT_DIR [--seed N]``
 
-The script pretrains a small Llama model on generated English sentences, then fine-tunes a LoRA
-adapter with PEFT on sentences of a shifted style. It writes ``adapter_config.json``,
-``adapter_model.safetensors`` (float32) and ``training.json`` to OUT_DIR.
-
-The run is reproducible: the text comes from a seeded grammar, every random draw comes from an
-explicit generator, and the whole computation is in float64, so that differences in rounding
-between machines change the saved float32 weights by no more than about 1e-7 of their size.
+It pretrains on generated English sentences, then fine-tunes with PEFT on a shifted style, and
+writes the adapter (float32) and ``training.json``. The text comes from a seeded grammar, every draw
+from an explicit generator, and all is computed in float64, so that machines differ in the saved
+weights by no more than about 1e-7 of their size.
 """
 
 import json
@@ -85,10 +82,7 @@ SHIFTED_WORDS: Vocabulary = PLAIN_WORDS | {
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The settings and results of one training run.
-
-    The losses are in nats per byte on held-out shifted text, before and after the fine-tune.
-    """
+    """The settings and results of one run; losses in nats per byte on held-out shifted text."""
 
     seed: int
     pretrain_steps: int
@@ -168,10 +162,7 @@ def _use_input_precision(model: LlamaForCausalLM) -> None:
 
 
 def build_base_model(seed: int) -> LlamaForCausalLM:
-    """Build the small byte-level Llama model in float64, with weights drawn from ``seed``.
-
-    The global random state is left as it was. The parameter names are those of every Llama model.
-    """
+    """Build the small byte-level Llama model in float64; the global random state stays as it is."""
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=HEAD_DIM * NUM_HEADS,
@@ -197,10 +188,7 @@ def build_base_model(seed: int) -> LlamaForCausalLM:
 
 
 def add_adapter(model: LlamaForCausalLM, seed: int) -> PeftModel:
-    """Freeze the model and add a LoRA adapter, with its A factors drawn from ``seed``.
-
-    The draw has the distribution that PEFT uses by default; the B factors start at zero.
-    """
+    """Freeze the model and add a LoRA adapter: A drawn from ``seed`` as PEFT does, B at zero."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=RANK,
@@ -255,10 +243,7 @@ def optimise(model: nn.Module, corpus: Tensor, steps: int, rate: float, seed: in
 
 @contextmanager
 def _reproducible_computation() -> Iterator[None]:
-    """Use deterministic algorithms on one thread, and restore the earlier settings at the end.
-
-    The matrices are so small that more threads gain little, and lose much on a busy machine.
-    """
+    """Use deterministic algorithms on one thread, and restore the earlier settings at the end."""
     threads = torch.get_num_threads()
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

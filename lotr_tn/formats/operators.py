@@ -1,7 +1,6 @@
-"""Operators on stacks: `a + b`, `a - b`, `2 * a`, `a / 2`, `-a`, `a @ x`, `a.T`.
+"""Operators on stacks, such as `a + b`, `2 * a`, `a @ x` and `a.T`.
 
-They are sugar over the functions of `lotr_tn.ops`, which fill the table below: this floor holds no
-mathematics of its own. Ranks add in `a + b` and `a - b`; `round` brings them back.
+They are sugar over the functions of `lotr_tn.ops`, which fill the table below.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,8 @@
 """Orthonormal bases of tall matrices, by Householder QR or by the Gram matrix.
 
-Which route, and why it loses nothing. The Gram matrix, formed and diagonalised in float64, resolves
-singular values down to √ε₆₄ ≈ 1.5e-8 of the largest. Entries stored in 32 bits or fewer are
-themselves uncertain by 6e-8 or more, so for them the Gram route is as accurate as Householder QR,
-and it is a few times faster because it is all matrix products. Float64 input takes Householder QR.
-The choice depends on the dtype alone, never on the values, so it needs no look at device memory.
+The Gram matrix in float64 resolves singular values down to √ε₆₄ ≈ 1.5e-8 of the largest. Entries
+stored in 32 bits or fewer are uncertain by 6e-8 or more, so for them this loses nothing, and it is
+a few times faster. Float64 input takes Householder QR. The dtype alone decides, never a value.
 """
 
 from lotr_tn._arrays import Array, Namespace, float64, is_wide
@@ -58,13 +56,9 @@ def orthonormal_basis(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
 
 
 def polar_factor(x: Array, *, xp: Namespace) -> Array:
-    """The orthonormal columns nearest to x (m, k) float64, whose columns are nearly so already.
-
-    Null directions of x stay zero, and no column changes its place or sign.
-
-    Cost: 6·m·k² flops, all of them in matrix products; O(m·k) memory.
-    Source: Higham (1986), Computing the polar decomposition.
-    """
+    """The orthonormal columns nearest to x (m, k) float64, whose columns are nearly so already."""
+    # Null directions of x stay zero, and no column changes its place or sign.
+    # Source: Higham (1986), Computing the polar decomposition.
     values, vectors = eigh_descending(x.mT @ x, xp=xp)
     inverse = inverse_or_zero(xp.sqrt(values), xp=xp)
     return x @ (vectors * inverse[None, :] @ vectors.mT)

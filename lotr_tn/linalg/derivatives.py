@@ -46,29 +46,15 @@ SAME_GRADIENT = 1e-8
 
 
 def truncated_svd_with_gradient(up: Array, down: Array, rank: int) -> tuple[Array, Array, Array]:
-    """Truncated SVD of up @ down with a derivative, for torch.
+    """Truncated SVD of up @ down with a derivative, for torch: U (m, rank), s and V in float64.
 
-    In each column of U the entry of largest size is positive. That choice of sign is held fixed
-    when differentiating: where entries of opposite sign tie for the largest, the derivative is the
-    one that belongs to the vectors returned.
-
-    Args:
-        up: (m, r), a torch tensor in float32 or float64.
-        down: (r, n), of the same dtype and device.
-        rank: how many singular values to keep, from 1 to min(m, n, r).
-
-    Returns:
-        U (m, rank), s (rank,) descending and V (n, rank) in float64. Gradients of the factors come
-        back in the dtype of the factors.
-
-    Raises:
-        DerivativeError: in the backward pass, where the derivative does not exist, by the rules at
-            the top of this module; and always for a second derivative.
+    In each column of U the entry of largest size is positive; the choice is held fixed when
+    differentiating, also where entries of opposite sign tie. Second derivatives are refused.
 
     Cost: O((m + n)·r²) flops forward, O((m + n)·r·k) backward with k = min(m, n, r), and
-        O((m + n)·r) memory; nothing of size m·n.
+    O((m + n)·r) memory; nothing of size m·n.
     Source: Townsend (2016), Differentiating the singular value decomposition, in a form that needs
-        no full column rank and separates the gaps sⱼ − sᵢ from the sums sⱼ + sᵢ.
+    no full column rank and separates the gaps sⱼ − sᵢ from the sums sⱼ + sᵢ.
     """
     xp = _torch_namespace(up=up, down=down)
     # the casts are outside the function, so that they differentiate themselves
@@ -79,23 +65,14 @@ def truncated_svd_with_gradient(up: Array, down: Array, rank: int) -> tuple[Arra
 def leading_vectors_with_gradient(x: Array, k_matrix: Array, rank: int) -> Array:
     """Leading eigenvectors of x K xᵀ with a derivative, for torch, without the m × m matrix.
 
-    The gradient of K is that of its symmetric part. The vectors alone are used, so any two equal
-    eigenvalues of which one is kept and has a gradient are refused, by the rules at the top of
-    this module, with z at least the norm of the largest term xᵢ Kᵢⱼ xⱼᵀ.
+    x is (m, p), and K symmetric and positive semidefinite; its gradient is that of the symmetric
+    part. The vectors alone are used, so any two equal eigenvalues of which one is kept and has a
+    gradient are refused, with z at least the norm of the largest term xᵢ Kᵢⱼ xⱼᵀ. Directions below
+    1e-8 of the largest singular value of x K^½ are rounding noise; below 1e-5 their derivative is
+    refused.
 
-    Args:
-        x: (m, p), a torch tensor in float32 or float64.
-        k_matrix: K (p, p), symmetric and positive semidefinite, of the same dtype and device.
-        rank: how many vectors to keep, from 1 to min(m, p).
-
-    Returns:
-        (m, rank) float64 with orthonormal columns, by descending eigenvalue; in each column the
-        entry of largest size is positive.
-
+    Returns (m, rank) float64, orthonormal, by descending eigenvalue; signs as above.
     Cost: O(m·p²) flops and O(m·p) memory, forward and backward; nothing of size m·m.
-    Accuracy: the eigenvalues are the squares of the singular values of the root x K^½. Directions
-        below 1e-8 of the largest singular value of that root are rounding noise, and are not
-        resolved on this route; below 1e-5 their derivative is refused.
     """
     xp = _torch_namespace(x=x, k_matrix=k_matrix)
     if x.ndim != 2 or tuple(k_matrix.shape) != (x.shape[1],) * 2:
@@ -149,10 +126,8 @@ def _check_symmetric(k_matrix: Array, noise: float, *, xp: Namespace) -> None:
 
 
 def _largest_square(x: Array, k_matrix: Array, *, xp: Namespace) -> Array:
-    """The norm (0-d) of the largest term xᵢ Kᵢⱼ xⱼᵀ of x K xᵀ, which lies on the diagonal.
-
-    The product K xᵀ may cancel, and leaves rounding errors of this size times 1e-16.
-    """
+    """The norm (0-d) of the largest term xᵢ Kᵢⱼ xⱼᵀ of x K xᵀ, which lies on the diagonal."""
+    # K xᵀ may cancel, and leaves rounding errors of this size times 1e-16
     squares = xp.linalg.vector_norm(x.detach(), axis=0) ** 2
     terms = squares * xp.abs(xp.linalg.diagonal(k_matrix.detach()))
     return xp.max(xp.concat([terms, terms.new_zeros(1)]))
@@ -166,9 +141,8 @@ def _truncated_svd() -> Any:
     class FactoredGradient(torch.autograd.Function):
         """Two factors of the gradient of A = up @ down, which have no derivative themselves.
 
-        `once_differentiable` would not do in its place: it notices a second derivative only
-        where the incoming gradients have one themselves, so for a sum of singular values, which
-        sends a constant, it would leave the second derivative out without a word.
+        `once_differentiable` would leave a second derivative out without a word where the incoming
+        gradients are constant, as for a sum of singular values.
         """
 
         @staticmethod
@@ -252,11 +226,8 @@ def _factored_gradient(
 
 
 def _refuse_undefined(s: np.ndarray, vectors: np.ndarray, grad_s: np.ndarray, near: float) -> None:
-    """Raises where a gradient that is not zero meets a derivative that does not exist.
-
-    `vectors` (rank,) is true where a vector on either side has a gradient; values of s (k,) that
-    differ by at most `near` count as equal.
-    """
+    """Raises where a gradient that is not zero meets a derivative that does not exist."""
+    # `vectors` (rank,): where either side has a gradient; `near`: the distance of equal values
     rank = grad_s.size
     # written so that nan counts as large
     small = SAME_GRADIENT * np.abs(grad_s).max()

@@ -194,11 +194,7 @@ def _is_count(value: object) -> bool:
 
 
 def epsilon_of(rule: RelativeError) -> float:
-    """The error of a rule, where nothing but an error can be asked for.
-
-    Raises:
-        RankError: it is another rule, or a number.
-    """
+    """The error of a rule, where nothing but an error can be asked for."""
     if not isinstance(rule, RelativeError):
         raise RankError(
             f"rule must be a RelativeError, such as RelativeError(0.05); found {rule!r}"
@@ -209,10 +205,7 @@ def epsilon_of(rule: RelativeError) -> float:
 def as_rule(
     ranks: "RankRule | TotalError | int | tuple[int, int]", dtype: str | None = None
 ) -> RankRule:
-    """A rank rule from a rule, one rank, or a pair of ranks.
-
-    A budget counts in numbers then: one of bytes needs the dtype in which the result is stored.
-    """
+    """A rank rule from a rule, one rank, or a pair; a budget of bytes needs the storage dtype."""
     if isinstance(ranks, TotalError):
         return RelativeError(ranks.epsilon)
     if isinstance(ranks, Budget) and ranks.params is None:
@@ -247,11 +240,9 @@ def smallest_rank(tails: np.ndarray, budget: float) -> int:
 
 
 def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Of all (r1, r2) whose lost energy is within the budget, the one with fewest parameters.
-
-    `lost` (k1 + 1, k2 + 1) and the budget are squared. Among equally cheap pairs it is the one that
-    loses least, then (to rounding) that of the smaller r1. RankError: no pair meets the budget.
-    """
+    """Of all (r1, r2) whose lost energy is within the budget, the one with fewest parameters."""
+    # both are squared; ties go to what loses least, then (to rounding) to the smaller r1.
+    # RankError: no pair meets the budget
     count = pair_parameters(shape, lost.shape)
     within = lost <= budget
     if not within.any():
@@ -262,11 +253,8 @@ def cheapest_pair(lost: np.ndarray, budget: float, shape: tuple[int, int, int]) 
 
 
 def best_pair(lost: np.ndarray, params: int, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Of all (r1, r2) that store at most `params` numbers, the one that loses least.
-
-    `lost` is (k1 + 1, k2 + 1). Among pairs that lose the same, to rounding, it is the one with
-    fewest parameters, then that of the smaller r1.
-    """
+    """Of all (r1, r2) that store at most `params` numbers, the one that loses least."""
+    # ties, to rounding, go to the fewest parameters, then to the smaller r1
     count = pair_parameters(shape, lost.shape)
     affordable = np.flatnonzero(count <= params)  # (0, 0) always is
     candidates = affordable[least_lost(lost.ravel()[affordable])]
@@ -292,10 +280,8 @@ def tail_energies(values: np.ndarray) -> np.ndarray:
 
 
 def rank_for(rule: RankRule, tails: np.ndarray, cost: int) -> int:
-    """The rank, from 0 to k, that a rule asks for where one is to be chosen; of a pair, the first.
-
-    `tails` are those of `smallest_rank`; `cost` is how many numbers one more rank stores.
-    """
+    """The rank from 0 to k that a rule asks for where one is to be chosen; of a pair, the first."""
+    # `tails` are those of `smallest_rank`; `cost` is how many numbers one more rank stores
     most = len(tails) - 1
     match rule:
         case FixedRank():

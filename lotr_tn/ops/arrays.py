@@ -7,8 +7,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from lotr_tn._arrays import Array, Namespace, dtype_name, namespace_of, wants_gradient
 from lotr_tn.formats import Certificate, Stack
 
-Kind = TypeVar("Kind", bound=Stack)
-"""A stack whose format a function keeps."""
+Kind = TypeVar("Kind", bound=Stack)  # a stack whose format a function keeps
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,7 @@ def first_array(stack: Stack) -> Array:
 
 
 def common_namespace(*stacks: Stack) -> Namespace:
-    """The array library of one or several stacks.
-
-    Raises:
-        BackendError: library, dtype or device differ.
-    """
+    """The array library of one or several stacks, which must share it, a dtype and a device."""
     if len(stacks) == 1:
         return namespace_of(**arrays_of(stacks[0]))
     named = {f"{'abcdefgh'[i % 8]}{i // 8 or ''}": stack for i, stack in enumerate(stacks)}
@@ -76,10 +71,7 @@ def differentiable(*stacks: Stack) -> bool:
 
 
 def with_arrays(stack: Kind, **changes: Any) -> Kind:
-    """The stack with other arrays, by the names of `arrays_of`, or with other fields.
-
-    Its certificate, which measured the old ones, is dropped.
-    """
+    """The stack with other arrays or fields, without its certificate, which measured the old."""
     found = _fields_of(type(stack))
     if found.certified:
         changes["certificate"] = None

@@ -6,10 +6,7 @@ from lotr_tn._arrays import Array
 
 
 def chain_product(matrices: Sequence[Array]) -> Array:
-    """The product of x (..., n_0) and matrices (n_0, n_1), (n_1, n_2), … in the cheapest order.
-
-    Cost: that of the order; finding it takes O(k³) steps for k matrices.
-    """
+    """The product of x (..., n_0) and matrices (n_0, n_1), (n_1, n_2), … in the cheapest order."""
     splits = cheapest_splits([rows_of(matrices[0]), *(int(x.shape[-1]) for x in matrices)])[1]
 
     def product(first: int, last: int) -> Array:

@@ -68,21 +68,15 @@ def convert(stack: Stack, to: type[Stack], *, side: SharedSide = "in") -> Stack:
 
 
 def shared_format(kinds: Collection[type[Core]]) -> type[Core]:
-    """The format that holds stacks of several.
-
-    Equal formats stay. With a dense stack all become dense; with a low-rank Tucker-2, that, which
-    rounds no other format; with a Tucker-2, Tucker-2; LoRA and Tucker-1 become LoRA.
-    """
+    """The format that holds stacks of several: where they differ, the first that rounds none."""
     if len(set(kinds)) == 1:
         return next(iter(kinds))
     return next((kind for kind in (Dense, LowRankTucker2, Tucker2) if kind in kinds), LoRAStack)
 
 
 def in_shared_format(stacks: Sequence[Core]) -> Core:
-    """The first of several stacks, in the format that holds them all.
-
-    Tucker-1 stacks that share different sides become LoRA.
-    """
+    """The first of several stacks, in the format that holds them all."""
+    # Tucker-1 stacks that share different sides become LoRA
     sides = {stack.side for stack in stacks if isinstance(stack, Tucker1)}
     kind = shared_format([type(stack) for stack in stacks]) if len(sides) < 2 else LoRAStack
     return stacks[0] if type(stacks[0]) is kind else _INTO[kind](stacks[0], "in")
@@ -100,10 +94,7 @@ def _as_registered(stack: Stack, to: type[Format]) -> Format:
 
 @dataclass(frozen=True)
 class _Whole:
-    """What every core format is: ΔW_l = left core_l rightᵀ. A side of None is the identity.
-
-    The cores are one array, or products up_l down_l.
-    """
+    """What every core format is: ΔW_l = left core_l rightᵀ. A side of None is the identity."""
 
     left: Array | None  # (m, p)
     cores: Array | LoRAStack  # (L, p, q)
@@ -156,10 +147,7 @@ def _with_sides(stack: Core, *, xp: Namespace) -> _Whole:
 
 
 def as_lora(stack: Stack) -> LoRAStack:
-    """A stack as LoRA factors; a dense one gets an identity on its shorter side.
-
-    Cost: a copy; for Tucker-2 min(r1, r2)·(m + n)·L numbers, for a low-rank one K·(m + n).
-    """
+    """A stack as LoRA factors; a dense one gets an identity on its shorter side."""
     stack = lowered(stack)
     if isinstance(stack, LoRAStack):
         return stack
@@ -212,13 +200,7 @@ def as_tucker2(stack: Stack) -> Tucker2:
 
 
 def as_low_rank_tucker2(stack: Stack) -> LowRankTucker2:
-    """A stack as a low-rank Tucker-2, bit for bit.
-
-    A LoRA keeps its own factors as the shared ones, between identities. Cores of a Tucker-2, or
-    matrices of a dense stack, get an identity on their shorter side.
-
-    Cost: a copy; R² numbers for a LoRA of R = Σ r_l.
-    """
+    """A stack as a low-rank Tucker-2, bit for bit, with identities where it has no factors."""
     stack = lowered(stack)
     if isinstance(stack, LowRankTucker2):
         return stack

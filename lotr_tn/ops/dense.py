@@ -7,8 +7,7 @@ from lotr_tn.ops.arrays import common_namespace, storage_dtype
 from lotr_tn.ops.layers import layer_of, layer_product
 from lotr_tn.ops.primitives import by_rule_or_hub
 
-WARN_ABOVE_ENTRIES = 2**28
-"""`to_dense` warns above this many entries: 1 GiB of float32."""
+WARN_ABOVE_ENTRIES = 2**28  # `to_dense` warns above this many entries: 1 GiB of float32
 
 
 def to_dense(stack: Stack) -> Array:

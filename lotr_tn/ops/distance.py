@@ -1,7 +1,7 @@
 """Distances between stacks without cancellation, and without a dense matrix.
 
-Which way is taken depends on what both stacks share: where one of them has two shared factors, the
-other is seen from their orthonormal bases (`frame`), all layers at once; else layer by layer.
+Where one stack has two shared factors, the other is seen from their orthonormal bases (`frame`),
+all layers at once; else layer by layer.
 """
 
 import itertools
@@ -105,12 +105,8 @@ def _of_own_factors(a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Names
 def _quick_distances(
     a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Namespace
 ) -> list[Array | None]:
-    """Distances from Gram matrices, where they keep 11 digits; None for layers where they do not.
-
-    ‖X Yᵀ − Z Wᵀ‖² from [X Z] and [Y W] loses digits by cancellation, as many as the squared
-    distance is smaller than the sizes of the factors. On the host these can be looked at. Float64
-    stacks always take the other way, which keeps all digits.
-    """
+    """Distances from Gram matrices, where they keep 11 digits; None for layers where not."""
+    # digits cancel as the squared distance is smaller than the factors; float64 keeps all of them
     layers = range(a.shape[0])
     x = first_array(a)
     if is_wide(x) or str(x.device) != "cpu":

@@ -41,11 +41,8 @@ def frame_of(u: Array, v: Array, *, xp: Namespace) -> Frame:
 
 
 def _resolved_basis(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
-    """By the Gram matrix where its loss, ε₆₄ times the condition number, is no more than 1e-14.
-
-    On the host that can be looked at; on a device, which would have to be waited for, the basis is
-    always Householder's.
-    """
+    """By the Gram matrix where that loses, ε₆₄ times the condition number, at most 1e-14."""
+    # a device would have to be waited for: there the basis is always Householder's
     if str(x.device) != "cpu":
         return qr(x, xp=xp)
     basis, factor = orthonormal_basis(x, xp=xp)
@@ -83,10 +80,7 @@ def project(stack: LoRAStack, frame: Frame, *, xp: Namespace) -> Projection:
 
 
 def cores_in(stack: Core, frame: Frame, *, xp: Namespace) -> list[Array]:
-    """For each layer the core (r1, r2) float64 of its projection on a frame.
-
-    Cost: 2·(m·r1 + n·r2)·k flops for a factor of k columns; shared factors are projected once.
-    """
+    """For each layer the core (r1, r2) float64 of its projection on a frame."""
     left, right = frame.left, frame.right
     match stack:
         case LoRAStack():
@@ -113,10 +107,7 @@ def cores_in(stack: Core, frame: Frame, *, xp: Namespace) -> list[Array]:
 
 
 def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namespace) -> Array:
-    """(L,) distances of a projected LoRA stack from the Tucker-2 with these cores in the frame.
-
-    Cost: 2·(m·r1 + n·r2)·R flops; O(R·r) memory and one block of rows.
-    """
+    """(L,) distances of a projected LoRA stack from the Tucker-2 with these cores in the frame."""
     stack, frame = projection.stack, projection.frame
     # a factor's outside part may be large and yet cancel in the product, so it is multiplied by
     # the other side before its size is taken
@@ -142,10 +133,8 @@ def outside(
     *,
     xp: Namespace,
 ) -> list[tuple[Array, Array]]:
-    """For each part P_l of P = X - basis @ inside: ‖P_l T_lᵀ‖ for the weight T_l, and P_l's size.
-
-    The size is a small factor with the Gram matrix of P_l.
-    """
+    """For each part P_l of P = X - basis @ inside: ‖P_l T_lᵀ‖ for the weight T_l, and its size."""
+    # the size of P_l is a small factor with its Gram matrix
     if is_wide(x):
         found = []
         for part, weight in zip(parts, weights, strict=True):

@@ -14,10 +14,7 @@ from lotr_tn.ops.primitives import lowered
 
 @dataclass(frozen=True)
 class Layer:
-    """One update as left @ middle @ rightᵀ, where None is the identity.
-
-    Both sides are None in a dense layer, and neither of them in any other.
-    """
+    """One update as left @ middle @ rightᵀ, where None is the identity: both sides if dense."""
 
     left: Array  # (m, p), or None
     middle: Array | None  # (p, q)
@@ -25,11 +22,8 @@ class Layer:
 
 
 def layer_of(stack: Stack, index: int, *, xp: Namespace) -> Layer:
-    """Layer `index` as factors that view the stack's arrays.
-
-    Those of a low-rank Tucker-2 are products, U up_l and V down_lᵀ in float64. A format beyond the
-    core ones is seen in its hub: lower it once before a loop.
-    """
+    """Layer `index` as factors that view the stack's arrays."""
+    # of a low-rank Tucker-2 they are products in float64; lower a registered format before a loop
     stack = lowered(stack)
     match stack:
         case Tucker2():
@@ -52,10 +46,7 @@ def layer_of(stack: Stack, index: int, *, xp: Namespace) -> Layer:
 
 
 def between_shared(stack: Stack, index: int, *, xp: Namespace) -> Layer:
-    """Layer `index` between the factors of both sides where all layers share them, else as it is.
-
-    Such a core is in float64.
-    """
+    """Layer `index` between the factors of both sides, in float64, where all share them."""
     match stack := lowered(stack):
         case Tucker2():
             return Layer(stack.u, float64(stack.core[index, ...], xp=xp), stack.v)

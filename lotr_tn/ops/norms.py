@@ -109,10 +109,7 @@ def _small_lora(stack: LoRAStack, part: slice, *, xp: Namespace) -> Array:
 
 
 def _norms_with_gradient(stack: Core, *, xp: Namespace) -> Array:
-    """Norms by Gram matrices, which have derivatives wherever the norm is not zero.
-
-    The triangular factors of the other route have none at equal or zero singular values.
-    """
+    """Norms by Gram matrices: triangular factors have no derivative at equal or zero values."""
     layers = (layer_of(stack, index, xp=xp) for index in range(stack.shape[0]))
     return _safe_root(xp.stack([layer_inner(x, x, xp=xp) for x in layers]), xp=xp)
 

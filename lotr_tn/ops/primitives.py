@@ -1,8 +1,4 @@
-"""What a format supplies to have the whole algebra, and where it is registered.
-
-The core formats have rules in every operation. Any other one says how it goes into one of them, its
-hub, and a few things more: an operation takes a rule that it has for it, or is done in the hub.
-"""
+"""What a format beyond the core ones supplies: a hub it goes into, and rules of its own."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
@@ -12,8 +8,7 @@ from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import Core, Format, LoRAStack, Stack
 from lotr_tn.ops.arrays import array_fields, common_namespace
 
-CORE: tuple[type[Core], ...] = get_args(Core)
-"""The core formats."""
+CORE: tuple[type[Core], ...] = get_args(Core)  # the core formats
 
 Axis: TypeAlias = Literal["sum", "layers"]
 """How stacks are put together: added, or layer after layer."""

@@ -26,8 +26,7 @@ TINY, HUGE = 1e-12, 1e8
 HALF_TINY, HALF_HUGE = 1e-3, 1e2
 """float16 ends at 6e-8 and at 65504, so there the extremes are milder."""
 
-GAP = 1e-3
-"""Generic singular values are apart by that share of the largest."""
+GAP = 1e-3  # generic singular values are apart by that share of the largest
 
 
 def factor(kind: Kind, rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -41,10 +40,7 @@ def factor(kind: Kind, rng: np.random.Generator, rows: int, columns: int) -> np.
 def layered(
     kind: Kind, rng: np.random.Generator, sizes: Sequence[tuple[int, int]], dtype: str
 ) -> list[np.ndarray]:
-    """One float64 matrix of each layer's own, of the sizes given.
-
-    What makes a layer zero, tiny or huge is done here, so it happens once in a stack.
-    """
+    """One float64 matrix a layer, of the sizes given; zero, tiny or huge is made here, once."""
     layers = [_numbers(kind, rng, size) for size in sizes]
     match kind:
         case "tied singular values":
@@ -89,11 +85,8 @@ def _extreme(kind: Kind, dtype: str) -> float:
 
 
 def layers_are_generic(dense: np.ndarray, rank: Sequence[int]) -> bool:
-    """Whether updates (L, m, n) have nothing special about them.
-
-    Each layer has the rank given, and the singular values of both unfoldings stand apart: no
-    choice of leading directions depends on rounding.
-    """
+    """Whether each update has the rank given, and singular values of both unfoldings differ."""
+    # then no choice of leading directions depends on rounding
     _, m, n = dense.shape
     if any(np.linalg.matrix_rank(x) < r for x, r in zip(dense, rank, strict=True)):
         return False

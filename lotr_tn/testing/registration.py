@@ -1,8 +1,4 @@
-"""Stacks for `hypothesis.strategies.from_type`, registered when hypothesis is imported.
-
-Hypothesis finds `register` by the package's entry point, so nobody has to import this module. The
-strategies themselves are imported when the first of them is asked for.
-"""
+"""Stacks for `hypothesis.strategies.from_type`; hypothesis finds `register` by its entry point."""
 
 from typing import TYPE_CHECKING, get_args
 
@@ -13,10 +9,7 @@ if TYPE_CHECKING:
 
 
 def register(*kinds: type) -> None:
-    """Tell hypothesis how to draw formats: all of the package's, or those named.
-
-    Requires the hypothesis package.
-    """
+    """Tell hypothesis how to draw formats: all of the package's, or those named."""
     from hypothesis.strategies import register_type_strategy
 
     for kind in kinds or get_args(Stack):

@@ -21,11 +21,8 @@ from lotr_tn.testing.laws.truth import (
 OfOne: TypeAlias = Callable[[Stack], Array]
 OfTwo: TypeAlias = Callable[[Stack, Stack], Array]
 
-ORDERS = {"frobenius": "fro", "spectral": 2, "nuclear": "nuc"}
-"""NumPy's names of the matrix norms."""
-
-NARROW = 1e-7
-"""What Gram matrices of factors below float64 may lose, relative to the magnitude."""
+ORDERS = {"frobenius": "fro", "spectral": 2, "nuclear": "nuc"}  # NumPy's names of the matrix norms
+NARROW = 1e-7  # what Gram matrices of factors below float64 may lose, relative to the magnitude
 
 
 def norm_is_the_root_of_squares(norm: OfOne, stack: Stack) -> None:

@@ -101,12 +101,8 @@ def cuts(result: Stack, ranks: Ranks) -> list[Cut]:
 
 
 def tails(truth: np.ndarray, ranks: Ranks, result: Stack) -> float:
-    """The distance that the best truncation by leading singular directions keeps to.
-
-    Tucker-2: the root of the sum of both squared mode tails, at most √2 times the best. Tucker-1:
-    the tail of the shared side, the best. LoRA, and Tucker-2 with low-rank cores: the tails of the
-    layers, the best.
-    """
+    """The distance that the best truncation by leading singular directions keeps to."""
+    # for Tucker-2 the root of the sum of both squared mode tails, at most √2 times the best
     found = cuts(result, ranks)
     return float(np.linalg.norm([tail(unfolded(truth, cut), cut.asked) for cut in found]))
 

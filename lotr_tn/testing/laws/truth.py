@@ -63,10 +63,8 @@ def expect_close(found: Array | float, wanted: float, slack: float, what: str) -
 def expect_updates(
     found: Stack | np.ndarray, wanted: np.ndarray, sources: Iterable[Stack], what: str
 ) -> None:
-    """Updates that come from `sources` by sums and products, but for rounding.
-
-    Where all entries are whole numbers, nothing rounds, and nothing may be off.
-    """
+    """Updates that come from `sources` by sums and products, but for rounding."""
+    # where all entries are whole numbers, nothing rounds, and nothing may be off
     dense = found if isinstance(found, np.ndarray) else dense_updates(found)
     sources = tuple(sources)
     expect_same("the shape", tuple(dense.shape), tuple(wanted.shape))

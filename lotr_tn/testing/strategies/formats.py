@@ -22,8 +22,7 @@ ToArray: TypeAlias = Callable[[np.ndarray], Array]
 Shapes: TypeAlias = SearchStrategy[tuple[int, int, int]]
 Made = TypeVar("Made", bound=Stack)
 
-ATTEMPTS = 100
-"""How often entries are drawn until they are generic; most often two or three times."""
+ATTEMPTS = 100  # how often entries are drawn until they are generic; most often two or three times
 
 
 class _Entries(TypedDict, total=False):

@@ -8,11 +8,7 @@ from hypothesis.strategies import SearchStrategy
 
 
 def either(name: str, given: Any, default: SearchStrategy) -> SearchStrategy:
-    """The strategy that was given as the argument `name`, or the default where it is None.
-
-    Raises:
-        TypeError: a value was given instead of a strategy.
-    """
+    """The strategy given as the argument `name`, or the default; TypeError for a mere value."""
     if given is None:
         return default
     if not isinstance(given, SearchStrategy):
