@@ -15,8 +15,7 @@ import numpy as np
 from lotr_tn.analysis.pareto import lower_hull, pareto_front
 from lotr_tn.errors import OptionError
 
-STATES = 20_000
-"""Partial choices kept at a time; beyond, the list is thinned and the bound says what it cost."""
+STATES = 20_000  # partial choices kept at a time; beyond, the list is thinned and the bound tells
 
 
 @dataclass(frozen=True, eq=False)

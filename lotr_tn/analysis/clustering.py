@@ -22,9 +22,7 @@ LEAST_COMMON = 0.1
 """Share of their squared norms that sets of layers must have in common to be tried as one: with
 less, sharing saves less than the cores cost."""
 
-PAIRS = 8
-"""Pairs of shared ranks tried for the low-rank cores of a set: a third of those for a stack."""
-
+PAIRS = 8  # pairs of shared ranks tried for low-rank cores of a set; fewer than for a stack
 NEVER = Menu(np.array([np.inf]), np.zeros(1))
 
 

@@ -9,8 +9,7 @@ from lotr_tn.analysis.curve import Curve
 from lotr_tn.analysis.forms import FORMS, FormatName, Search
 from lotr_tn.linalg.ranks import RankLimits
 
-PAIRS = 24
-"""Pairs of shared ranks tried for low-rank cores, for each guess of how many terms are kept."""
+PAIRS = 24  # pairs of shared ranks tried for low-rank cores, for each guess of terms kept
 
 
 def curves_of(

@@ -23,11 +23,8 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Budget, TotalError
 
-Point: TypeAlias = tuple[FormatName, int]
-"""A format, and a place on its curve."""
-
-ATTEMPTS = 4
-"""Times that an error of all groups together is divided, less what was measured above it."""
+Point: TypeAlias = tuple[FormatName, int]  # a format, and a place on its curve
+ATTEMPTS = 4  # times that an error of all groups is divided, less what was measured above it
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
 from lotr_tn.ops.checks import refuse_gradient
 
-NUMERICAL_ZERO = 1e-12
-"""Share of the largest singular value below which one counts as zero, in float64."""
+NUMERICAL_ZERO = 1e-12  # share of the largest singular value below which one is zero, in float64
 
 
 @dataclass(frozen=True, eq=False)

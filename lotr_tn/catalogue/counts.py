@@ -9,8 +9,7 @@ from lotr_tn.catalogue.architecture import Architecture
 from lotr_tn.catalogue.grouping import group_paths
 from lotr_tn.errors import RankError
 
-RANKS = (1, 2, 4, 8, 16, 32)
-"""The ranks of the LoTR paper's table."""
+RANKS = (1, 2, 4, 8, 16, 32)  # the ranks of the LoTR paper's table
 
 
 @final

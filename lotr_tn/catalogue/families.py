@@ -11,9 +11,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 INNER = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff", "ffn_hidden_size")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-
-Modules = tuple[tuple[str, str, str], ...]
-"""Path within a block, and the names of its output and input sizes (see `_sizes`)."""
+Modules = tuple[tuple[str, str, str], ...]  # path in a block, output and input size (see `_sizes`)
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,7 @@ FAMILIES: dict[str, Family] = {
 }
 GATED_T5 = _t5("wi_0", "wi_1", "wo")
 MODEL_TYPES = tuple(FAMILIES)
-FOURFOLD = ("bloom", "falcon", "gpt2", "gpt_neo", "gptj")
-"""Types whose inner width is four times the width where their configs leave it out."""
+FOURFOLD = ("bloom", "falcon", "gpt2", "gpt_neo", "gptj")  # where configs leave the inner width out
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

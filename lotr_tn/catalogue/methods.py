@@ -14,8 +14,7 @@ from lotr_tn._arrays import Array
 from lotr_tn.catalogue.grouping import kind_of
 from lotr_tn.formats import Stack, Tucker2
 
-Tensors: TypeAlias = Mapping[str, Array]
-"""Arrays by the names of their parameters."""
+Tensors: TypeAlias = Mapping[str, Array]  # arrays by the names of their parameters
 
 
 @dataclass(frozen=True)

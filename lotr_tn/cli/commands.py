@@ -12,12 +12,8 @@ import typer
 from typer.core import TyperCommand
 from typer.models import OptionInfo
 
-ADVANCED = "Advanced"
-"""The panel that `--help-all` shows, and `--help` leaves out."""
-
-HIDDEN = "hidden"
-"""Of a record, as in `Annotated[Making, HIDDEN]`: its options are taken, but not told."""
-
+ADVANCED = "Advanced"  # the panel that `--help-all` shows, and `--help` leaves out
+HIDDEN = "hidden"  # of a record, as in `Annotated[Making, HIDDEN]`: options taken, but not told
 HELP = "help_all"
 TYPED, BRIEF = "lotr_tn.typed", "lotr_tn.brief"
 

@@ -14,9 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-NOT_MET = 3
-"""Exit status of work that was done, but missed the error or size that was asked for."""
-
+NOT_MET = 3  # exit status of work that was done, but missed the error or size asked for
 REPLACE = typer.Option("--force", "-f", help="Replace the destination if it exists.")
 """What a command that writes says of `Output.force`."""
 

@@ -24,11 +24,8 @@ from lotr_tn.files.budget import spent_beside
 from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError
 
-LARGEST_STACK = 1024
-"""Rank terms of a stack up to which other ways of stacking are measured without being asked for."""
-
-PATH = 100
-"""Whole-adapter budgets that are listed."""
+LARGEST_STACK = 1024  # rank terms up to which other ways of stacking are measured unasked
+PATH = 100  # whole-adapter budgets that are listed
 
 
 def analyze_adapters(

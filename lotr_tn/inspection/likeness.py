@@ -13,15 +13,9 @@ from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.layers import layer_of, two_factors
 
-HELD_BYTES = 2**30
-"""Bytes of factors that are held at a time: the modules are gone through in as many passes over
-the adapters as that takes, and in at most one pass a module."""
-
-BLOCK_RANK = 256
-"""Summed rank of the adapters that are multiplied with all others at a time."""
-
-MOST_OPTIMAL = 300
-"""Adapters up to which the leaves of the tree are turned so that neighbours are most alike."""
+HELD_BYTES = 2**30  # bytes of factors held at a time; modules are gone through in that many passes
+BLOCK_RANK = 256  # summed rank of the adapters that are multiplied with all others at a time
+MOST_OPTIMAL = 300  # adapters up to which leaves are turned so that neighbours are most alike
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,9 @@ from lotr_tn.analysis.forms.truncated import FORM as TRUNCATED
 from lotr_tn.report.forms import candidate_of, is_kept, is_pairs, phrase_of
 from lotr_tn.report.numbers import byte_size, counted, error, ratio_text, times
 
-SHARED = 0.5
-"""Mean overlap from which layers are said to share a subspace."""
-
-UNSHARED = 0.1
-"""Mean overlap below which they are said not to."""
-
-HARDLY = 0.97
-"""Share of the LoRA's parameters above which a form hardly saves anything."""
+SHARED = 0.5  # mean overlap from which layers are said to share a subspace
+UNSHARED = 0.1  # mean overlap below which they are said not to
+HARDLY = 0.97  # share of the LoRA's parameters above which a form hardly saves anything
 
 
 def question_text(question: dict[str, Any]) -> str:

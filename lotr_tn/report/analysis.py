@@ -18,14 +18,11 @@ from lotr_tn.report.forms import is_pairs, label_of
 from lotr_tn.report.numbers import rank_range
 from lotr_tn.report.text import ranks_text
 
-ERRORS = (0.3, 0.1, 0.05, 0.01)
-"""Errors at which every group says what each format would store."""
-
+ERRORS = (0.3, 0.1, 0.05, 0.01)  # errors at which every group says what each format would store
 FRONT_POINTS = 64
 CURVE_POINTS = 200
 SURFACE_RANKS = 97
-BEYOND = 2.5
-"""How far beyond the LoRA's own size the LoTR front is listed."""
+BEYOND = 2.5  # how far beyond the LoRA's own size the LoTR front is listed
 
 
 def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, Any]:

@@ -17,11 +17,8 @@ from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.report.numbers import byte_size, counted, error, file_growth, times
 from lotr_tn.report.text import plain_table
 
-SHOWN = 12
-"""Rows of a table that are shown unless all are asked for."""
-
-VISIBLE = 1e-4
-"""By how much more a bound must be than the error, relatively, to be shown beside it."""
+SHOWN = 12  # rows of a table that are shown unless all are asked for
+VISIBLE = 1e-4  # by how much more than the error a bound must be, relatively, to be shown beside it
 
 
 def adapter_record(bank: Bank, name: str) -> dict[str, Any]:

@@ -16,18 +16,13 @@ from rich.text import Text
 from lotr_tn.inspection.likeness import Likeness
 from lotr_tn.report.text import plain_table
 
-GROUP_COSINE = 0.5
-"""The least cosine of every two adapters of a group."""
-
-COLUMNS = 12
-"""Columns of numbers that fit beside each other; also the most adapters shown without --all."""
-
+GROUP_COSINE = 0.5  # the least cosine of every two adapters of a group
+COLUMNS = 12  # columns of numbers beside each other; the most adapters shown without --all
 MATRICES = "cosine", "overlap_out", "overlap_in", "chance_out", "chance_in"
 
 PAIRS = 6
 SHOWN_GROUPS = 8
-NAME, PAIR_NAME = 44, 23
-"""Cells of a name in a list, and beside another."""
+NAME, PAIR_NAME = 44, 23  # cells of a name in a list, and beside another
 
 
 def likeness_record(likeness: Likeness) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from lotr_tn.conversion.merge import Merged
 from lotr_tn.report.numbers import byte_size, error, rank_range
 from lotr_tn.report.text import carried_line, plain_table
 
-MODULE = "name", "rank", "exact_rank", "norm", "relative_error"
-"""What is told of each module."""
+MODULE = "name", "rank", "exact_rank", "norm", "relative_error"  # what is told of each module
 
 
 def merging_record(merged: Merged, destination: Path, size: int, seconds: float) -> dict[str, Any]:

@@ -18,9 +18,7 @@ from lotr_tn.linalg.ranks import Energy, FixedRank, RankLimits, RelativeError
 FormatName: TypeAlias = str
 """The name of a stored form, a key of `FORMS`."""
 
-ENTRY_POINTS = "lotr_tn.formats"
-"""Where installed packages say which of their modules register forms."""
-
+ENTRY_POINTS = "lotr_tn.formats"  # where packages say which of their modules register forms
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 SIDES: tuple[Literal["out", "in"], ...] = ("out", "in")

@@ -15,11 +15,8 @@ from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.formats import LowRankTucker2
 from lotr_tn.linalg.ranks import RankLimits
 
-NOTHING = 1e-13
-"""Share of ‖T‖ below which an error is only rounding."""
-
-TERM_SHARES = (1 / 4, 1)
-"""Guesses of how many rank terms are kept, as shares of all; they balance shared against own."""
+NOTHING = 1e-13  # share of ‖T‖ below which an error is only rounding
+TERM_SHARES = (1 / 4, 1)  # guesses of the share of rank terms kept: they balance shared against own
 
 
 def _curve(coordinates: Coordinates, search: Search) -> Curve:

@@ -10,8 +10,7 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.container import read_container
 from lotr_tn.report.bank import verification_text
 
-NAMED = 6
-"""Damaged tensors that are named."""
+NAMED = 6  # damaged tensors that are named
 
 
 def verify(bank: BankArgument, *, out: Output) -> None:

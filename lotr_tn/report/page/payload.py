@@ -10,9 +10,7 @@ import numpy as np
 from lotr_tn.report.forms import form_record, forms_in
 from lotr_tn.report.numbers import error
 
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Of one stored number."""
-
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # of one stored number
 SHOWN_ONLY = ("norm", "spectra", "stable_ranks", "curves", "front", "budgets")
 """Parts of a record whose floats are only ever shown or drawn, with four digits."""
 

@@ -8,8 +8,7 @@ from lotr_tn.report.forms import candidate_of
 from lotr_tn.report.numbers import byte_size, error, rank_range, ratio_text, times
 from lotr_tn.report.text import shape_text
 
-SHOWN_RUNS = 12
-"""Ranges of a cluster's layers that are named before the rest is counted."""
+SHOWN_RUNS = 12  # ranges of a cluster's layers that are named before the rest is counted
 
 
 def title(record: dict[str, Any]) -> str:

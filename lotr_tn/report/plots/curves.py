@@ -31,18 +31,10 @@ from lotr_tn.report.plots.style import (
 MEDIAN = Look(BLACK, marker="D", dashes=(1, 1))
 OUTPUTS = Look(BLUE, marker="o", dashes=())
 INPUTS = Look(VERMILLION, marker="s", dashes=(5, 1.5))
-
-NAME, LABEL = 18, 26
-"""Characters of a group's name in a title, and of a format's in a legend."""
-
-ROUNDING = 1e-12
-"""Errors below this are off the panel."""
-
-NEAR = 2.5
-"""Candidates of more than so many times the LoRA's parameters are off the panel."""
-
-SEEN = 1e-4
-"""Singular values below this share of the largest are off the panel."""
+NAME, LABEL = 18, 26  # characters of a group's name in a title, and of a format's in a legend
+ROUNDING = 1e-12  # errors below this are off the panel
+NEAR = 2.5  # candidates of more than so many times the LoRA's parameters are off the panel
+SEEN = 1e-4  # singular values below this share of the largest are off the panel
 
 
 def draw_spectra(ax: Axes, group: dict[str, Any]) -> None:

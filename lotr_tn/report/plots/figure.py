@@ -13,18 +13,12 @@ from lotr_tn.report.plots.curves import NAME, draw_errors, draw_spectra
 from lotr_tn.report.plots.maps import draw_layers, write
 from lotr_tn.report.plots.style import shortened
 
-ROWS = 8
-"""Groups drawn; the others are counted in the title."""
-
+ROWS = 8  # groups drawn; the others are counted in the title
 WIDTH, HEIGHT, LEGEND, TITLE = 3.4, 2.4, 1.0, 0.18
 """Inches of a panel, of the legends and of a line of the title."""
 
-LINE = 130
-"""Characters of a line of the title."""
-
-NAMED = 3
-"""Adapters named in the title."""
-
+LINE = 130  # characters of a line of the title
+NAMED = 3  # adapters named in the title
 COLUMNS = "Singular values", "Error against parameters", "Error of each layer"
 
 

@@ -15,24 +15,14 @@ from lotr_tn.report.likeness import two_digits
 from lotr_tn.report.plots.saving import refuse_plot, write_figure
 from lotr_tn.report.plots.style import BAND, BLACK, MAP, shortened
 
-DIVERGING = "RdBu_r"
-"""Blue for opposite, red for alike: told apart with every common colour blindness."""
-
-WRITTEN = 12
-"""Adapters up to which each cell has its value written in."""
-
-NAMED = 40
-"""Adapters of which each has its name; of more every second, third … one."""
-
-NAME, NUMBER = 28, 0.24
-"""Characters of a name, and inches of a number."""
-
+DIVERGING = "RdBu_r"  # opposite blue, alike red: told apart with every common colour blindness
+WRITTEN = 12  # adapters up to which each cell has its value written in
+NAMED = 40  # adapters of which each has its name; of more every second, third … one
+NAME, NUMBER = 28, 0.24  # characters of a name, and inches of a number
 CELL, SMALLEST, LARGEST = 0.32, 2.4, 4.8
 """Inches of a cell, and of a panel at the least and at the most."""
 
-LEFT, GAP, RIGHT, TOP, BOTTOM = 0.12, 0.42, 0.2, 0.42, 0.72
-"""Inches around and between the panels."""
-
+LEFT, GAP, RIGHT, TOP, BOTTOM = 0.12, 0.42, 0.2, 0.42, 0.72  # inches around and between panels
 NAME_GAP, NOTE, BAR_PLACE, BAR = 0.1, 0.2, 0.34, 0.09
 """Inches: between names and panel, of the note at the foot, up to the bars, and of a bar."""
 

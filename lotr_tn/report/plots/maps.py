@@ -15,8 +15,7 @@ from lotr_tn.report.plots.curves import NAME, error_floor
 from lotr_tn.report.plots.scales import PARAMS_LABEL, log_axis, plain_number, short_count
 from lotr_tn.report.plots.style import BAND, BLACK, MAP, shortened
 
-LABELS, LABEL = 14, 14
-"""Layers named on an axis, and characters of each name."""
+LABELS, LABEL = 14, 14  # layers named on an axis, and characters of each name
 
 
 def draw_layers(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> None:
