@@ -1,9 +1,9 @@
 """One choice for every group, so that the whole is best: least loss within a cost, or the reverse.
 
-The groups are independent, so this is the multiple-choice knapsack problem. Its linear relaxation
-walks down the lower convex hulls of all groups, steepest edge first, and bounds what any choice
-can reach. A greedy choice gives a value that is reached. Only points whose reduced cost is below
-the gap between both can belong to a better choice; over those, exact dynamic programming decides.
+This is the multiple-choice knapsack problem. Its linear relaxation walks down the lower convex
+hulls of all groups, steepest edge first, and bounds what any choice can reach; a greedy choice
+reaches a value. Only points whose reduced cost is below the gap between both can belong to a better
+choice; over those, exact dynamic programming decides.
 """
 
 import itertools
@@ -20,15 +20,10 @@ STATES = 20_000  # partial choices kept at a time; beyond, the list is thinned a
 
 @dataclass(frozen=True, eq=False)
 class Menu:
-    """What one group can choose from.
+    """What one group can choose from."""
 
-    Attributes:
-        cost: (P,) what a choice takes of the limit, at least 0.
-        loss: (P,) what a choice adds to the sum that is to be least, at least 0.
-    """
-
-    cost: np.ndarray
-    loss: np.ndarray
+    cost: np.ndarray  # (P,) what a choice takes of the limit, at least 0
+    loss: np.ndarray  # (P,) what it adds to the sum that is to be least, at least 0
 
     def front(self) -> "tuple[Menu, np.ndarray]":
         """The choices that no other one beats, cheapest first, and where they were."""
@@ -38,32 +33,18 @@ class Menu:
 
 @dataclass(frozen=True)
 class Allocation:
-    """One choice for every group.
+    """One choice for every group."""
 
-    Attributes:
-        picks: for each group the place of its choice on its menu.
-        cost: the sum of costs, within the limit.
-        loss: the sum of losses.
-        bound: no choice within the limit has a smaller sum of losses.
-    """
-
-    picks: tuple[int, ...]
-    cost: float
+    picks: tuple[int, ...]  # for each group the place of its choice on its menu
+    cost: float  # within the limit
     loss: float
-    bound: float
+    bound: float  # no choice within the limit has a smaller sum of losses
 
 
 def allocate(menus: Sequence[Menu], limit: float) -> Allocation:
     """The choices of least total loss whose total cost is within a limit.
 
     To find the least cost within a loss, swap the two fields of every menu.
-
-    Args:
-        menus: one for each group, not empty.
-        limit: the most that all choices together may cost.
-
-    Raises:
-        OptionError: even the cheapest choices cost more.
 
     Cost: O(P log P) for P points in all, and O(G·20000·p) where p points of each of G groups are
     left for the dynamic programme: milliseconds to a second.
@@ -88,10 +69,7 @@ def least_loss(menus: Sequence[Menu], limit: float) -> float:
 
 
 def hull_path(menus: Sequence[Menu]) -> list[tuple[int, ...]]:
-    """Choices for growing limits, cheapest first; each is the best that its own cost can buy.
-
-    Source: the corners of the relaxation, each of which is a choice of whole points.
-    """
+    """The corners of the relaxation, cheapest first: each is the best that its own cost can buy."""
     fronts, places = zip(*(menu.front() for menu in menus), strict=True)
     current = [0] * len(fronts)
     path = [tuple(current)]
@@ -168,8 +146,7 @@ def _refined(
 ) -> list[int]:
     """The best choice among points that can belong to a better one than `picks`.
 
-    Reduced costs loss + price·cost, above the least of the group, add up to how far a choice lies
-    above the bound; a choice that beats `picks` has none above the gap.
+    Reduced costs, above the least of the group, add up to how far a choice lies above the bound.
     """
     reached = _loss(fronts, picks)
     gap = reached - bound

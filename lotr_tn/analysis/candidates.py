@@ -17,21 +17,13 @@ Stored: TypeAlias = LoRAStack | Tucker2 | Tucker1 | LowRankTucker2
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A stack to choose a format for.
-
-    Attributes:
-        coordinates: of the stack.
-        stored: numbers that its LoRA stores.
-        dtype: in which the LoRA is stored.
-        curves: of all formats that may be chosen.
-        limits: on the ranks of these curves.
-    """
+    """A stack to choose a format for."""
 
     coordinates: Coordinates
-    stored: int
-    dtype: str
-    curves: Mapping[FormatName, Curve]
-    limits: RankLimits = field(default_factory=RankLimits)
+    stored: int  # numbers that its LoRA stores
+    dtype: str  # in which the LoRA is stored
+    curves: Mapping[FormatName, Curve]  # of all formats that may be chosen
+    limits: RankLimits = field(default_factory=RankLimits)  # on the ranks of the curves
 
     @classmethod
     def of(cls, coordinates: Coordinates, stored: int, dtype: str, options: Options) -> "Subject":
@@ -46,28 +38,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stack in one format, predicted from its curve or made and measured.
-
-    Attributes:
-        format: the format.
-        parameters: numbers stored.
-        bytes: what they take.
-        relative_error: Frobenius, of the whole stack.
-        setting: the point on the curve, as `Curve.settings` has it; for a LoTR that was made, its
-            ranks.
-        measured: whether it was made and measured; else it is what the curve says, which a LoTR by
-            HOOI may still undercut.
-        least: no stack of this format within the same error stores less, where that is known to be
-            below `parameters`.
-    """
+    """A stack in one format, predicted from its curve or made and measured."""
 
     format: FormatName
     parameters: int
     bytes: int
-    relative_error: float
-    setting: tuple[int, ...]
-    measured: bool = False
-    least: int | None = None
+    relative_error: float  # Frobenius, of the whole stack
+    setting: tuple[int, ...]  # as `Curve.settings` has it; of a LoTR that was made, its ranks
+    measured: bool = False  # or else predicted, which a LoTR by HOOI may still undercut
+    least: int | None = None  # no stack of this format and error stores less, if known to be lower
 
 
 def joint_error(candidates: Sequence[Candidate], subjects: Sequence[Subject]) -> float:

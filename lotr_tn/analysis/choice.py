@@ -25,17 +25,11 @@ from lotr_tn.linalg.ranks import Energy, RankLimits, RelativeError
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What was chosen for a stack.
+    """What was chosen for a stack."""
 
-    Attributes:
-        candidate: the one chosen, measured unless it is the LoRA as it is.
-        stack: the stack as stored; the one given for the LoRA as it is.
-        others: the other candidates, in the order of `FORMS`.
-    """
-
-    candidate: Candidate
-    stack: Stored
-    others: tuple[Candidate, ...]
+    candidate: Candidate  # measured unless it is the LoRA as it is
+    stack: Stored  # as stored; the one given for the LoRA as it is
+    others: tuple[Candidate, ...]  # in the order of `FORMS`
 
     @property
     def all(self) -> tuple[Candidate, ...]:
@@ -47,20 +41,12 @@ class Choice:
 def choose_within(
     stack: LoRAStack, subject: Subject, rule: RelativeError | Energy, options: Options
 ) -> Choice:
-    """The smallest form of a stack within a relative error, made and measured.
+    """The smallest form of a stack in bytes within a relative error, made and measured.
 
-    The exact curves of all formats say what each would store. A LoTR by HOOI may store less than
-    its curve says; it is made where its lower bound leaves it a chance. What is chosen is made and
-    measured, and where rounding to the dtype cost it its place, the next one is.
-
-    Returns:
-        The smallest candidate in bytes that stores no more numbers than the LoRA; the earlier in
-        the order of `FORMS` among equals.
-
-    Raises:
-        OptionError: no format is left that meets the rule.
-
-    Cost: that of the one or two decompositions that are made.
+    The exact curves of all formats say what each would store. A LoTR by HOOI may store less; it is
+    made where its lower bound leaves it a chance. Where rounding to the dtype costs a stack its
+    place, the next one is made. None stores more numbers than the LoRA; of equals the earlier in
+    the order of `FORMS` is taken. An OptionError says that none is left.
     """
     found: dict[FormatName, Candidate] = {}
     stacks: dict[FormatName, Stored] = {}

@@ -27,22 +27,14 @@ class Coordinates:
 
     Row i of all a_l together is the part of the stack along its i-th strongest output direction,
     so that cutting rows off is truncating the HOSVD; in the same way b and input directions.
-
-    Attributes:
-        shape: (L, m, n).
-        slices: where each layer's rank terms lie on the axis R.
-        left: (K1, R) float64, the a_l side by side.
-        right: (K2, R) float64, the b_l side by side.
-        left_sigma: (K1,) singular values of the layers side by side, largest first.
-        right_sigma: (K2,) singular values of the layers one below the other.
     """
 
-    shape: tuple[int, int, int]
-    slices: tuple[slice, ...]
-    left: np.ndarray
-    right: np.ndarray
-    left_sigma: np.ndarray
-    right_sigma: np.ndarray
+    shape: tuple[int, int, int]  # (L, m, n)
+    slices: tuple[slice, ...]  # each layer's rank terms on the axis R
+    left: np.ndarray  # (K1, R) float64, the a_l side by side
+    right: np.ndarray  # (K2, R) float64, the b_l side by side
+    left_sigma: np.ndarray  # (K1,) singular values of the layers side by side, falling
+    right_sigma: np.ndarray  # (K2,) the same of the layers one below the other
 
     @cached_property
     def layer_values(self) -> tuple[np.ndarray, ...]:
@@ -67,7 +59,7 @@ class Coordinates:
     def lost(self) -> np.ndarray:
         """(K1 + 1, K2 + 1) squared error of every truncation of the HOSVD.
 
-        Sums of squares of what is cut off, so small ones keep their digits. Cost: 2·K1·K2·R flops.
+        Sums of squares of what is cut off, so small ones keep their digits.
         """
         energies = np.zeros((self.left.shape[0], self.right.shape[0]))
         for part in self.slices:
@@ -86,11 +78,7 @@ class Coordinates:
         return np.minimum(np.maximum(left[:, None], right[None, :]), self.lost)
 
     def layer_lost(self, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
-        """(len(pairs), L) squared error of each layer, for some truncations of the HOSVD.
-
-        Cost: 2·(K1 + K2)·Σ r_l² flops a pair.
-        Accuracy: 1e-15 of ‖a_l‖²‖b_l‖²; never below 0.
-        """
+        """(len(pairs), L) squared error of each layer at some pairs, to 1e-15 of ‖a_l‖²‖b_l‖²."""
         whole = self.grams(self.right.shape[0], side="right")
         rows = []
         for r1, r2 in pairs:
@@ -111,10 +99,7 @@ class Coordinates:
         return {side: _padded(factors, self.slices) for side, factors in sides.items()}
 
     def take(self, layers: Iterable[int]) -> "Coordinates":
-        """The stack of some of the layers, in coordinates of its own.
-
-        Cost: O(R³) for the R rank terms of these layers.
-        """
+        """The stack of some of the layers, in coordinates of its own; O(R³) for R rank terms."""
         chosen = [self.slices[index] for index in layers]
         columns = np.concatenate([np.arange(s.start, s.stop) for s in chosen])
         sides = (np.ascontiguousarray(x[:, columns]) for x in (self.left, self.right))
@@ -123,10 +108,7 @@ class Coordinates:
         return _turned((len(chosen), *self.shape[1:]), slices, *map(triangle, sides))
 
     def weighed(self, factors: Sequence[float] | np.ndarray) -> "Coordinates":
-        """The stack with layer l times factors[l], in the coordinates of its own HOSVD.
-
-        Cost: O((K1 + K2)²·R).
-        """
+        """The stack with layer l times factors[l], in the coordinates of its own HOSVD."""
         sizes = [s.stop - s.start for s in self.slices]
         left = self.left * np.repeat(np.asarray(factors, dtype=np.float64), sizes)
         return _turned(self.shape, self.slices, left, self.right)
@@ -135,8 +117,7 @@ class Coordinates:
 def coordinates_of(stack: Stack) -> Coordinates:
     """A stack (L, m, n), with R = Σ r_l rank terms, in the coordinates of its own HOSVD.
 
-    Cost: 2·(m + n)·R² flops for two triangular factors, on the stack's device, and O(R³) on the
-    host; memory of one factor in float64, and O(R²).
+    Cost: 2·(m + n)·R² flops for two triangular factors, on the stack's device; O(R³) on the host.
     Accuracy: 1e-15 of ‖T‖.
     """
     small = reduced(stack).small  # what all layers share is reduced to its ranks first

@@ -11,18 +11,14 @@ from lotr_tn.analysis.pareto import pareto_front
 class Curve:
     """What a form loses at each size, before anything is made.
 
-    Attributes:
-        format: the form's name.
-        parameters: (P,) numbers stored, increasing.
-        lost: (P,) squared Frobenius norm of what is lost, decreasing.
-        settings: (P, k) what gives each point: rank terms kept for `truncated`, the rank for one
-            shared side, (r1, r2) for `lotr`, and (r1, r2, terms) with low-rank cores.
+    Settings are rank terms kept for `truncated`, the rank for one shared side, (r1, r2) for `lotr`,
+    and (r1, r2, terms) with low-rank cores.
     """
 
     format: str
-    parameters: np.ndarray
-    lost: np.ndarray
-    settings: np.ndarray
+    parameters: np.ndarray  # (P,) numbers stored, increasing
+    lost: np.ndarray  # (P,) squared Frobenius norm of what is lost, decreasing
+    settings: np.ndarray  # (P, k) what gives each point
 
 
 def front_of(format: str, parameters: np.ndarray, lost: np.ndarray, settings: np.ndarray) -> Curve:

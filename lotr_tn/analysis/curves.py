@@ -25,8 +25,6 @@ def curves_of(
     `stored`, `limits` and `pairs` are those of a `Search`. `truncated`, `shared-in` and
     `shared-out` lose the least that is possible; `lotr` loses what the truncated HOSVD does, at
     most √2 times the least; `lotr-low-rank` is searched over some 50 pairs of shared ranks.
-
-    Cost: O(K1·K2·log(K1·K2)) for the pairs of ranks, O(50·L·r³) for low-rank cores.
     """
     search = Search(stored, limits or RankLimits(), pairs)
     return {
@@ -39,10 +37,7 @@ def curves_of(
 def layer_losses(
     coordinates: Coordinates, curve: Curve, place: int, limits: RankLimits
 ) -> np.ndarray:
-    """(L,) squared error of each layer at one point of a curve, as the curve predicts it.
-
-    Cost: as for one point of the curve.
-    """
+    """(L,) squared error of each layer at one point of a curve, as the curve predicts it."""
     losses = FORMS[curve.format].losses
     assert losses is not None  # as every form with a curve has
     return losses(coordinates, curve.settings[place].tolist(), limits)

@@ -29,31 +29,19 @@ ATTEMPTS = 4  # times that an error of all groups is divided, less what was meas
 
 @dataclass(frozen=True)
 class Division:
-    """The points chosen for all groups.
-
-    Attributes:
-        points: one for each group.
-        bound: no other points, and no stack in these formats by whatever method, have less:
-            squared loss for a budget, bytes for an error.
-    """
+    """The points chosen for all groups."""
 
     points: tuple[Point, ...]
-    bound: float
+    bound: float  # no stacks in these formats, however made, have less squared loss, or bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """All points that one group can choose, and what they cost in the unit of the question.
-
-    Attributes:
-        names: the points.
-        menu: their cost and loss.
-        lower: the same, with what no stack that shares both sides can undercut.
-    """
+    """All points that one group can choose, and what they cost in the unit of the question."""
 
     names: tuple[Point, ...]
     menu: Menu
-    lower: Menu
+    lower: Menu  # the same, with what no stack that shares both sides can undercut
 
 
 def divide(
@@ -62,13 +50,7 @@ def divide(
     """The points of all groups' curves that together lose least in a budget, or store least.
 
     Of the budget some is `spent` already, on what is no group. Every group that is not zero keeps
-    at least one direction in it.
-
-    Raises:
-        OptionError: the budget is too small for that.
-
-    Cost and accuracy: as `allocate`, on the curves; a LoTR that is then made by HOOI loses less
-    than its curve says.
+    at least one direction in it. A LoTR that is then made by HOOI loses less than its curve says.
     """
     require_curves(options.formats)
     groups = [points_of(subject, rule, options) for subject in subjects]
@@ -124,10 +106,7 @@ def settle(
 def division_path(
     subjects: Sequence[Subject], options: Options, most: int
 ) -> list[tuple[Point, ...]]:
-    """At most so many divisions of growing budgets, evenly spread in size, cheapest first.
-
-    Each loses least for what it stores.
-    """
+    """At most so many divisions of growing budgets, evenly spread in size, each of least loss."""
     groups = [points_of(subject, Budget(0), options) for subject in subjects]
     menus = [group.menu for group in groups]
     path = hull_path(menus)

@@ -12,10 +12,7 @@ from lotr_tn.linalg.ranks import Energy, FixedRank, RankLimits, RelativeError
 def made_within(stack: LoRAStack, form: Form, rule: RelativeError | Energy, options: Options):
     """The stack in a form within an error, as stored, by the form's own search or by its rank.
 
-    The rank is doubled from the smallest that is allowed until the error is met, and then halved
-    in between; the largest that is allowed where none meets it.
-
-    Cost: of the form's own search, or of 2·log₂(r) stacks for a rank of r.
+    The rank is doubled until the error is met, then halved in between; the largest where none does.
     """
     if form.within is not None and options.limits == RankLimits():
         return form.within(stack, rule, options)

@@ -102,10 +102,8 @@ def overlaps_of(coordinates: Coordinates) -> Overlaps:
 def common_energy(coordinates: Coordinates) -> np.ndarray:
     """(L, L) how much of one layer's squared norm lies among another's directions, at most.
 
-    The larger share of both sides, and of both ways to ask. Unlike an overlap it counts a direction
-    by what it weighs: layers that share their strongest direction alone have much in common.
-
-    Cost: O(K·R²).
+    The larger share of both sides and ways to ask. Unlike an overlap it counts a direction by what
+    it weighs: layers that share their strongest direction alone have much in common.
     """
     shares = []
     for side in ("left", "right"):

@@ -16,17 +16,11 @@ Modules = tuple[tuple[str, str, str], ...]  # path in a block, output and input 
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of one type have in common.
-
-    Attributes:
-        stacks: path of a list of blocks, key of its length in the config, modules of a block.
-        targets: the modules that hold attention queries and values.
-        defaults: what a config that leaves it out means.
-    """
+    """What models of one type share; of a stack: path, keys of its length, modules of a block."""
 
     stacks: tuple[tuple[str, tuple[str, ...], Modules], ...]
-    targets: tuple[str, ...]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[str, ...]  # the modules of attention queries and values
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # where a config leaves them out
 
 
 def _attention(path: str, names: str) -> Modules:
@@ -121,12 +115,7 @@ FOURFOLD = ("bloom", "falcon", "gpt2", "gpt_neo", "gptj")  # where configs leave
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.
-
-    Raises:
-        CheckpointError: there is no model_type.
-        UnsupportedError: it is not known here.
-    """
+    """The family of a config."""
     name = config.get("model_type")
     if not isinstance(name, str):
         raise CheckpointError(
@@ -144,12 +133,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def linear_modules(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
-    """Path, outputs and inputs of each linear module, block by block.
-
-    Raises:
-        CheckpointError: a size is missing or no whole number.
-        UnsupportedError: the model_type is not known here.
-    """
+    """Path, outputs and inputs of each linear module, block by block."""
     family = family_of(config)
     config = {**family.defaults, **config}
     sizes = _sizes(config)

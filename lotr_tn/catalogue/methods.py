@@ -1,7 +1,4 @@
-"""What a method of training stores: the names of its tensors, and the stack that they are.
-
-No torch here: a file that was trained is read by what this says, and so is a module that trains.
-"""
+"""What a method of training stores, for files and for modules that train: no torch here."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -21,8 +21,7 @@ TYPED, BRIEF = "lotr_tn.typed", "lotr_tn.brief"
 class Command(TyperCommand):
     """A command that tells its essentials first, and remembers what was typed.
 
-    Where it has panels, `--help` leaves the advanced one out, and tells of the others the first
-    sentence of every option and the first paragraph of the whole.
+    With panels, `--help` leaves the advanced one out, and tells first sentences of the others.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -21,19 +21,10 @@ REPLACE = typer.Option("--force", "-f", help="Replace the destination if it exis
 
 @dataclass(frozen=True)
 class Output:
-    """How a command tells what it did.
+    """How a command tells what it did."""
 
-    Attributes:
-        all: whether nothing is left out of the text; an option of commands that say so.
-        force: whether a destination that exists is replaced; an option of commands that say so.
-        json: one JSON object in place of text.
-        quiet: nothing at all.
-        debug: the traceback of an error; `main` looks for it.
-        begun: when the command began.
-    """
-
-    all: bool = False
-    force: bool = False
+    all: bool = False  # leave nothing out of the text: for commands that say so
+    force: bool = False  # replace a destination that exists: for commands that say so
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False
@@ -79,10 +70,7 @@ def _jsonable(value: Any) -> Any:
 
 @contextmanager
 def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function to call with the name of each step: a bar on stderr once work takes a second.
-
-    After `total` steps nobody knows how many are left, and the bar runs to and fro.
-    """
+    """A function to call with the name of each step: a bar on stderr once work takes a second."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda name: None
@@ -102,7 +90,7 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         done += 1
         bar.update(task, completed=done, description=name)
         if done >= total:
-            bar.tasks[0].total = None
+            bar.tasks[0].total = None  # nobody knows how many are left: it runs to and fro
         if time.monotonic() - begun > 1 and not bar.live.is_started:
             bar.start()
 

@@ -190,13 +190,7 @@ def compare_many(
 
 
 def modules_of(adapters: Mapping[str, Adapter]) -> dict[str, tuple[int, int]]:
-    """The modules that any of the adapters has, with their shapes (m, n).
-
-    Raises:
-        CheckpointError: a module whose shapes differ.
-
-    Cost: each adapter is looked up once.
-    """
+    """The modules that any of the adapters has, with their shapes (m, n), which must agree."""
     return {name: module.shape for name, module in _surveyed(adapters).items()}
 
 

@@ -19,7 +19,6 @@ from lotr_tn.report.text import plain_table
 GROUP_COSINE = 0.5  # the least cosine of every two adapters of a group
 COLUMNS = 12  # columns of numbers beside each other; the most adapters shown without --all
 MATRICES = "cosine", "overlap_out", "overlap_in", "chance_out", "chance_in"
-
 PAIRS = 6
 SHOWN_GROUPS = 8
 NAME, PAIR_NAME = 44, 23  # cells of a name in a list, and beside another

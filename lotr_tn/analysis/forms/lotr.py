@@ -50,15 +50,10 @@ def _least(coordinates: Coordinates, lost: float, options: Options) -> int | Non
 def least_shared(
     coordinates: Coordinates, limits: RankLimits
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The fewest directions and rank terms of a stack with both sides shared, by what it loses.
+    """r1, r2, rank terms and squared loss, wherever the fewest that may lose so little change.
 
-    One that loses at most ε has at least as many directions on each side as that side's singular
-    values say, by whatever method it is found; with low-rank cores it also has as many rank terms
-    as the layers' own say.
-
-    Returns:
-        For every loss at which one of these changes: r1, r2, rank terms, and the squared loss.
-
+    By whatever method, a side needs as many directions as its singular values say, and low-rank
+    cores as many rank terms as the layers' own say.
     Source: Eckart and Young (1936), on both unfoldings and on every layer.
     """
     left, right = tail_energies(coordinates.left_sigma), tail_energies(coordinates.right_sigma)

@@ -66,10 +66,7 @@ def _pairs_to_try(coordinates: Coordinates, search: Search) -> list[tuple[int, i
 
 
 def _spread(lost: np.ndarray, count: int) -> np.ndarray:
-    """Places on a falling front: most of them evenly by number, some by the logarithm of the loss.
-
-    The first alone would miss the bend of a front whose long tail is noise.
-    """
+    """Places on a falling front: most even by number, some by log loss, for a bend before noise."""
     even = np.linspace(0, len(lost) - 1, 3 * count // 4).round().astype(int)
     above = lost[lost > 0]
     if not above.size:
@@ -87,10 +84,7 @@ def _cut_cores(coordinates: Coordinates, r1: int, r2: int) -> list[np.ndarray]:
 
 
 def core_values(coordinates: Coordinates, r1: int, r2: int) -> np.ndarray:
-    """(L, r) singular values of the cores a_l[:r1] b_l[:r2]ᵀ, largest first.
-
-    From Gram matrices: right to 1e-8 of the largest, as ranks need to be chosen.
-    """
+    """(L, r) singular values of the cores a_l[:r1] b_l[:r2]ᵀ, right to 1e-8 of the largest."""
     left, right = coordinates.grams(r1, side="left"), coordinates.grams(r2, side="right")
     try:
         root = np.linalg.cholesky(left)

@@ -1,8 +1,7 @@
 """The report of an analysis as one HTML file that needs no network.
 
-The page is hand-written HTML, CSS and SVG: plotly's script alone is larger than the two megabytes
-that a whole page may have. Everything a reader must not miss is plain HTML, written here; the
-script adds what moves.
+The page is hand-written, as plotly's script alone is larger than the two megabytes it may have.
+What a reader must not miss is plain HTML, written here; the script adds what moves.
 """
 
 import base64

@@ -16,11 +16,7 @@ SHOWN_ONLY = ("norm", "spectra", "stable_ranks", "curves", "front", "budgets")
 
 
 def payload(record: dict[str, Any]) -> str:
-    """The record as JSON that may stand inside a script element.
-
-    Raises:
-        ValueError: the record holds a number that is not finite.
-    """
+    """The record as JSON that may stand inside a script element; its numbers must be finite."""
     kept = {key: value for key, value in record.items() if key != "groups"}
     kept["budgets"] = _four_digits(record["budgets"])
     kept["number_bytes"] = BYTES.get(record["dtype"])
@@ -56,10 +52,9 @@ def _group(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def packed(values: Iterable[float | None]) -> dict[str, Any]:
-    """Numbers as base64 of little-endian floats that show the same four digits.
+    """Numbers as base64 of little-endian floats that show the same four digits; None becomes NaN.
 
-    Single precision, with the neighbour on the right side where rounding would change a digit that
-    is shown; double precision where single has no such number. None becomes NaN.
+    Single precision, or its neighbour where rounding would change a digit shown; else double.
     """
     exact = np.array(list(values), dtype=np.float64)
     with np.errstate(over="ignore", under="ignore"):
@@ -80,10 +75,7 @@ def _shown_differently(narrow: np.ndarray, exact: np.ndarray) -> list[int]:
 
 
 def _hundredths(matrix: list[list[float | None]]) -> str:
-    """The lower triangle of a symmetric matrix of 0 … 1, row by row, as base64 of one byte each.
-
-    In hundredths; 255 where there is no number.
-    """
+    """The lower triangle of a matrix of 0 … 1 in hundredths, as base64 of bytes; 255 for none."""
     entries = [x for i, row in enumerate(matrix) for x in row[: i + 1]]
     shown = bytes(255 if x is None else round(100 * min(max(x, 0.0), 1.0)) for x in entries)
     return base64.b64encode(shown).decode("ascii")

@@ -15,10 +15,7 @@ TICKS = 6
 def log_axis(
     axis: Axis, low: float, high: float, text: Callable[[float], str], *, whole: bool = False
 ) -> None:
-    """Give an axis of logarithmic scale at most `TICKS` labelled ticks between two values.
-
-    `text` is what is written at a value; `whole` says that only whole numbers mean something.
-    """
+    """At most `TICKS` ticks on a logarithmic axis, whole ones if `whole`, written by `text`."""
     ticks = _ticks(low, high)
     if whole:
         ticks = sorted({round(tick) for tick in ticks if tick >= 0.5})
