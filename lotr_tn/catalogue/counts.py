@@ -150,7 +150,7 @@ def count_table(
     Source: Bershatsky et al. (2024), LoTR, arXiv 2402.01376.
 
     Examples:
-        >>> from lotr_tn import architecture
+        >>> from lotr_tn.catalogue import architecture
         >>> print(count_table(architecture("roberta-base"), group_by="shape"))
         rank       LoRA    LoTR  cores only
            1     36,864   1,560          24
