@@ -137,7 +137,8 @@ def _split(basis: np.ndarray, x: np.ndarray) -> _Side:
 
 def _orthonormal(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Q and R of a basis; by Cholesky where its columns are orthonormal but for rounding."""
-    # Exact to rounding there: Yamamoto et al. (2015), Roundoff error analysis of CholeskyQR2.
+    # That is exact to the rounding of float64 there, and all matrix products: Yamamoto et al.
+    # (2015), Roundoff error analysis of the CholeskyQR2 algorithm.
     gram = basis.T @ basis
     if np.abs(gram - np.eye(len(gram))).sum(axis=0).max(initial=0.0) > NEARLY:
         q, r = np.linalg.qr(basis)

@@ -1,4 +1,4 @@
-"""Factors of pretrained weights to train from; weights are read one at a time, none is held."""
+"""Factors of pretrained weights, read one at a time, to train from, and the residual to freeze."""
 
 import functools
 from collections.abc import Iterable, Iterator

@@ -68,7 +68,7 @@ def convert(stack: Stack, to: type[Stack], *, side: SharedSide = "in") -> Stack:
 
 
 def shared_format(kinds: Collection[type[Core]]) -> type[Core]:
-    """The format that holds stacks of several: where they differ, the first that rounds none."""
+    """The format that holds stacks of several: their own if equal, else the most general."""
     if len(set(kinds)) == 1:
         return next(iter(kinds))
     return next((kind for kind in (Dense, LowRankTucker2, Tucker2) if kind in kinds), LoRAStack)
@@ -200,7 +200,7 @@ def as_tucker2(stack: Stack) -> Tucker2:
 
 
 def as_low_rank_tucker2(stack: Stack) -> LowRankTucker2:
-    """A stack as a low-rank Tucker-2, bit for bit, with identities where it has no factors."""
+    """A stack as a low-rank Tucker-2, bit for bit: what it has no factor for is an identity."""
     stack = lowered(stack)
     if isinstance(stack, LowRankTucker2):
         return stack

@@ -106,7 +106,8 @@ def _quick_distances(
     a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Namespace
 ) -> list[Array | None]:
     """Distances from Gram matrices, where they keep 11 digits; None for layers where not."""
-    # digits cancel as the squared distance is smaller than the factors; float64 keeps all of them
+    # as many digits cancel as the squared distance is smaller than the factors; on the host this
+    # can be seen. Float64 stacks always take the other way, which keeps all digits.
     layers = range(a.shape[0])
     x = first_array(a)
     if is_wide(x) or str(x.device) != "cpu":

@@ -46,7 +46,7 @@ def layer_of(stack: Stack, index: int, *, xp: Namespace) -> Layer:
 
 
 def between_shared(stack: Stack, index: int, *, xp: Namespace) -> Layer:
-    """Layer `index` between the factors of both sides, in float64, where all share them."""
+    """Layer `index` between factors that all share on both sides, in float64; else as it is."""
     match stack := lowered(stack):
         case Tucker2():
             return Layer(stack.u, float64(stack.core[index, ...], xp=xp), stack.v)
