@@ -17,7 +17,7 @@ def made_within(stack: LoRAStack, form: Form, rule: RelativeError | Energy, opti
     if form.within is not None and options.limits == RankLimits():
         return form.within(stack, rule, options)
     least, most = options.limits.bounds(sum(stack.ranks))
-    allowed = rule.epsilon or 4 * UNIT_ROUNDOFF[options.dtype]
+    allowed = rule.epsilon or 16 * UNIT_ROUNDOFF[options.dtype]
     low, rank = least, max(least, min(1, most))
     made = form.at_ranks(stack, FixedRank(rank), options)
     while made.certificate.relative_error > allowed and rank < most:
