@@ -2,17 +2,25 @@
 
 import functools
 from abc import ABC
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 
 from lotr_tn.errors import OptionError
 from lotr_tn.nn.form import Form
 from lotr_tn.nn.forms.tucker2 import Tucker2Form, rank_pair
 from lotr_tn.nn.holding import require_dropout
 from lotr_tn.nn.planning import Plan
+
+_OF_LORA = {each.name for each in fields(LoraConfig)}
+_LIKE = {  # settings of LoRA, and how the names of those like them end
+    "lora_alpha": ("alpha",),
+    "lora_dropout": ("dropout",),
+    "rank_pattern": ("group_ranks", "group_options"),
+    "init_lora_weights": ("init",),
+}
 
 
 class Kind(str, Enum):  # noqa: UP042 - PEFT reads the text of its own kind of enumeration
@@ -40,6 +48,17 @@ class AdapterConfig(PeftConfig, ABC):
 
     form: ClassVar[type[Form]]
 
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Refuse settings that LoRA alone has; Python's own words would not say what is like it."""
+        own = [each.name for each in fields(cls)]
+        for name in sorted(given.keys() & _OF_LORA.difference(own)):
+            like = next((x for x in own for end in _LIKE.get(name, ()) if x.endswith(end)), None)
+            raise OptionError(
+                f"{cls.__name__} has no {name}, which is LoRA's; "
+                + (f"the setting like it is {like}" if like else "leave it out")
+            )
+        return super().__new__(cls)
+
     target_modules: Any = None
     exclude_modules: Any = None
     group_by: Any = "kind"
@@ -49,6 +68,8 @@ class AdapterConfig(PeftConfig, ABC):
     seed: int = 0
     bias: str = "none"
     modules_to_save: list[str] | None = None
+    trainable_token_indices: Any = None
+    ensure_weight_tying: bool = False
     layers_to_transform: Any = None
     layers_pattern: Any = None
     groups: dict[str, list[str]] | None = None
@@ -135,6 +156,9 @@ class LotrConfig(AdapterConfig):
         seed: of the start.
         bias: "none", "all" or "lotr_only", as in LoRA.
         modules_to_save: other modules to train and to save in full.
+        trainable_token_indices: tokens whose rows of the embedding are trained, as in LoRA.
+        ensure_weight_tying: whether what is tied to an embedding stays tied to it where that is
+            trained as one of the two above; a tied embedding that is a target is refused.
         layers_to_transform: only layers of these numbers.
         layers_pattern: the name before the number, where it is an unusual one.
         groups: the layers of each group by path, in stack order. PEFT fills it in: it makes a file

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, final
 
 import peft.mapping
 import torch
+from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.doors.loading import load_adapter
-from lotr_tn.errors import OptionError
+from lotr_tn.errors import OptionError, UnsupportedError
 from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed, weight_of
 from lotr_tn.nn.form import Form, Own, register
 from lotr_tn.nn.holding import AdaptedLayer
@@ -38,6 +39,12 @@ class FormModel(BaseTuner):
 
     tuner_layer_cls = TunerLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    _add_modules_to_save_to_tie: Any = LoraModel._add_modules_to_save_to_tie
+
+    def __init__(self, model: nn.Module, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(peft_config, AdapterConfig):  # a PeftModel gives a dictionary
+            _require_own_loader(peft_config)
+        super().__init__(model, peft_config, *args, **kwargs)
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
@@ -60,9 +67,45 @@ class FormModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         """The base model with adapters, the active ones where none is named, in its weights."""
+        self._require_untied(adapter_names)
         for layer in lotr_layers(self.model).values():
             layer.give_all_back(but=adapter_names or self.active_adapters)
         return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Add adapters, the active ones where none is named, to the base weights."""
+        self._require_untied(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a sum of adapters with other bases is none with the same ranks."""
+        raise OptionError(
+            "add_weighted_adapter is for LoRA alone; save the adapters and add them, exactly and "
+            "with any weights, with lotr merge (lotr_tn.merge_adapters): it gives a LoRA"
+        )
+
+    def _require_untied(self, names: list[str] | None) -> None:
+        """Refuse to merge into weights that other modules use as their own."""
+        merged = set(names or self.active_adapters)
+        layers = lotr_layers(self.model)
+        require_untied(self.model, {k: x for k, x in layers.items() if merged & x.scaling.keys()})
+
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
+        """Refuse to tie what is adapted: one update would have to be two layers'."""
+        raise OptionError(
+            f"ensure_weight_tying cannot tie the update of an embedding to "
+            f"{', '.join(sorted(tied_weight_keys))}; name the embedding in modules_to_save or "
+            "trainable_token_indices instead, or leave ensure_weight_tying out"
+        )
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        """Put a module in another's place; PEFT's own way takes it that each has one weight."""
+        if isinstance(new_module, TunerLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:  # a base layer comes back as it is, and so does a head of several layers
+            setattr(parent, child_name, new_module)
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         config = _maybe_include_all_linear_layers(peft_config, model)
@@ -133,7 +176,7 @@ class FormModel(BaseTuner):
         yield
 
     def unload(self) -> Any:
-        """The base model, as it was before any adapter was put in."""
+        """The base model without updates; heads of `modules_to_save` stay as they were trained."""
         for layer in lotr_layers(self.model).values():
             layer.unmerge()
             layer.give_all_back()
@@ -168,6 +211,20 @@ class FormModel(BaseTuner):
                     found[model_key] = state_dict[key]
                     found.pop(key, None)
         return found
+
+
+def _require_own_loader(config: AdapterConfig) -> None:
+    """Refuse to be put into a model by a loader that then finds no layer for what layers share.
+
+    Its config lists groups and is not to be trained, or no model has had it yet: it is a file's.
+    """
+    if config.groups is not None and (config.inference_mode or not config._put_in):
+        label = config.form.method.label
+        raise UnsupportedError(
+            f"{label} keeps tensors that layers share, which transformers' own load_adapter and "
+            "from_pretrained do not load; take peft.PeftModel.from_pretrained(model, folder), or "
+            "export it to a LoRA (lotr export), which loads everywhere"
+        )
 
 
 def _require_listed(config: AdapterConfig, modules: dict[str, nn.Module]) -> None:

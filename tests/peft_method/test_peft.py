@@ -57,6 +57,7 @@ def reload(build, folder, **more):
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        warnings.filterwarnings("ignore", message=".*requested `ensure_weight_tying`.*")
         return PeftModel.from_pretrained(seeded(build), folder, **more).eval()
 
 

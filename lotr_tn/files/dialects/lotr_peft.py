@@ -36,8 +36,15 @@ from lotr_tn.ops.arithmetic import scale, subtract
 from lotr_tn.ops.layers import layer_of
 from lotr_tn.ops.moving import astype
 
-KEPT = ("auto_mapping", "base_model_name_or_path", "modules_to_save", "revision", "task_type")
+KEPT = (
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode",
+    "modules_to_save", "revision", "task_type", "trainable_token_indices",
+)  # fmt: skip
 """What a configuration says beside the method."""
+
+
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"inference_mode": True} | {name: config[name] for name in KEPT if name in config}
 
 
 def is_lotr_peft(contents: Contents) -> bool:
@@ -173,14 +180,13 @@ def _as_lora(
     """What the configuration of a LoRA of these updates would say."""
     targets = [target for group in groups.values() for target in group.targets]
     rank = max(target.rank for target in targets)
-    return {name: config.get(name) for name in KEPT} | {
+    return _kept(config) | {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
         "target_modules": sorted(target.name for target in targets),
         "bias": str(config.get("bias", "none")).replace(f"{method.name}_", "lora_"),
         "fan_in_fan_out": bool(config.get("fan_in_fan_out", False)),
-        "inference_mode": True,
     }
 
 
@@ -239,7 +245,7 @@ def _as_lotr(adapter: LoTRAdapter, ranks: Mapping[str, tuple[int, int]]) -> dict
     usual = Counter(ranks.values()).most_common(1)[0][0]
     groups = {name: [t.name for t in group.targets] for name, group in adapter.groups.items()}
     by = adapter.origin.get("group_by", "kind")
-    return {name: source.get(name) for name in KEPT} | {
+    return _kept(source) | {
         "peft_type": LOTR.kind,
         "r": list(usual),
         "group_ranks": {name: list(pair) for name, pair in ranks.items() if pair != usual} or None,
@@ -248,5 +254,4 @@ def _as_lotr(adapter: LoTRAdapter, ranks: Mapping[str, tuple[int, int]]) -> dict
         "target_modules": sorted(name for names in groups.values() for name in names),
         "bias": str(source.get("bias", "none")).replace("lora", "lotr"),
         "fan_in_fan_out": bool(source.get("fan_in_fan_out", False)),
-        "inference_mode": True,
     }
