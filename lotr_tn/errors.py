@@ -4,9 +4,40 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+LONGEST = 480
+"""Characters of a message; of a longer one the middle is left out."""
+
+
+def printable(text: str) -> str:
+    r"""Text for a terminal: one line, in which no character controls anything.
+
+    Line ends, escapes, marks that turn the direction of writing and halves of characters come out
+    as Python writes them.
+
+    Examples:
+        >>> print(printable("q\x1b[31m\n"))
+        q\x1b[31m\n
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def sentence(message: str) -> str:
+    """A message as one line of at most `LONGEST` characters: what it is about, and what to do."""
+    line = printable(message)
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST // 2]} … {line[3 - LONGEST // 2 :]}"
+
 
 class LotrError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose; its message is one short line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(sentence(message))
 
 
 class BackendError(LotrError, TypeError):

@@ -1,7 +1,9 @@
-"""What every command shares: where output goes, progress, and exit statuses."""
+"""What every command shares: the one place where text goes out, progress, and exit statuses."""
 
+import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from lotr_tn.errors import CheckpointError, printable, sentence
 
 NOT_MET = 3  # exit status of work that was done, but missed the error or size asked for
 REPLACE = typer.Option("--force", "-f", help="Replace the destination if it exists.")
@@ -44,17 +48,61 @@ class Output:
     def show(
         self, record: dict[str, Any], text: Callable[[dict[str, Any]], RenderableType]
     ) -> None:
-        """Print a result once, as JSON or for a reader."""
-        if self.json:
-            sys.stdout.write(json.dumps(_jsonable(record), indent=2, allow_nan=False) + "\n")
-        elif not self.quiet:
-            Console(highlight=False, soft_wrap=False).print(text(record))
+        """Print a result once, as JSON or for a reader; names in it control no terminal."""
+        try:
+            if self.json:
+                sys.stdout.write(json.dumps(_jsonable(record), indent=2, allow_nan=False) + "\n")
+            elif not self.quiet:
+                screen = Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+                screen.print(text(shown(record)))
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads has seen enough
+            raise
+        except OSError as error:
+            done = record.get("destination")
+            raise CheckpointError(
+                f"the result cannot be shown, since standard output fails ({error.strerror})"
+                + (f"; {done} was written all the same" if done else "")
+            ) from None
 
 
-def missed(sentence: str) -> NoReturn:
+def shown(value: Any) -> Any:
+    """A record whose texts can be shown as they are, names among the keys too."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {shown(key): shown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(item) for item in value]
+    return value
+
+
+def say(message: str) -> None:
+    """Say one sentence on standard error."""
+    typer.echo(f"lotr: {sentence(message)}", err=True)
+
+
+def missed(message: str) -> NoReturn:
     """Say what was asked for and could not be met, and end with the status of that."""
-    typer.echo(f"lotr: {sentence}", err=True)
+    say(message)
     raise typer.Exit(NOT_MET)
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Streams that take every text, whatever their encoding, and that nothing is left in."""
+    if sys.stdout is None:  # closed by whoever started the program
+        sys.stdout = io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # said already; or Python would end by saying it again, in its own words
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _jsonable(value: Any) -> Any:
@@ -76,7 +124,7 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda name: None
         return
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         console=console,
@@ -88,7 +136,7 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     def step(name: str) -> None:
         nonlocal done
         done += 1
-        bar.update(task, completed=done, description=name)
+        bar.update(task, completed=done, description=printable(name))
         if done >= total:
             bar.tasks[0].total = None  # nobody knows how many are left: it runs to and fro
         if time.monotonic() - begun > 1 and not bar.live.is_started:

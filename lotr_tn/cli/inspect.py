@@ -10,7 +10,7 @@ import typer
 from lotr_tn.adapters import LoTRAdapter
 from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.cli.bank.show import show
-from lotr_tn.cli.console import Output, file_size
+from lotr_tn.cli.console import Output, file_size, shown
 from lotr_tn.cli.questions import GroupByOption
 from lotr_tn.doors import load_adapter
 from lotr_tn.doors.loading import place_in_bank
@@ -47,4 +47,4 @@ def inspect(
     record = inspection_record(adapter, group_by, size)
     lotr = isinstance(adapter, LoTRAdapter)
     config = json.loads(adapter.config_text) if lotr else dict(adapter.config)
-    out.show(record, lambda record: inspection_text(record, config))
+    out.show(record, lambda record: inspection_text(record, shown(config)))

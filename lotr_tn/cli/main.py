@@ -1,7 +1,8 @@
 """The `lotr` program: its commands, and what becomes of errors."""
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +11,7 @@ from lotr_tn.cli import bank
 from lotr_tn.cli.analyze import analyze
 from lotr_tn.cli.commands import register
 from lotr_tn.cli.compare import compare
+from lotr_tn.cli.console import say, standard_output
 from lotr_tn.cli.convert import PANELS, convert
 from lotr_tn.cli.count import count
 from lotr_tn.cli.demo import demo
@@ -68,17 +70,42 @@ def root(
 
 def main() -> None:
     """Run the program. Exit status: 0 done, 1 input refused, 2 wrong usage, 3 done but missed."""
-    try:
-        app(prog_name="lotr")
-    except Exception as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"lotr: {_sentence(error)}", err=True)
-        sys.exit(2 if isinstance(error, OptionError) else 1)
+    with standard_output(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where, **how: say(f"warning: {message}")
+        try:
+            status = app(prog_name="lotr", standalone_mode=False)
+        except Exception as error:
+            status = _failed(error)
+    sys.exit(status)
+
+
+def _failed(error: Exception) -> int:
+    """Say in one sentence what went wrong; the exit status."""
+    if isinstance(error, _UsageError):
+        if type(error).__name__ != "NoArgsIsHelpError":  # the help has been shown
+            say(_usage(error))
+        return 2
+    if "--debug" in sys.argv:
+        raise error
+    say(_sentence(error))
+    return 2 if isinstance(error, OptionError) else 1
+
+
+_UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer holds
+
+
+def _usage(error: Any) -> str:
+    message = error.format_message().rstrip(".")
+    return f"{message}; see {error.ctx.command_path} --help" if error.ctx else message
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, LotrError):
         return str(error)
-    # a defect of ours or of the system: still one sentence
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}the system refuses it ({error.strerror})"
+    # a defect of ours: still one sentence
     return f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where"

@@ -8,7 +8,7 @@ import typer
 
 from lotr_tn.banks.bank import Bank
 from lotr_tn.cli.bank.opening import BankArgument, opened
-from lotr_tn.cli.console import Output, file_size
+from lotr_tn.cli.console import Output, file_size, shown
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.bank import bank_record, bank_text
 
@@ -19,7 +19,9 @@ def show(bank: BankArgument, *, out: Annotated[Output, {"all": EVERY}]) -> None:
     """Show what a bank holds: its adapters with the error of each, and its stacks."""
     held = opened(bank)
     config = _config(held)
-    out.show(record_of(held, bank), lambda record: bank_text(record, config, show_all=out.all))
+    out.show(
+        record_of(held, bank), lambda record: bank_text(record, shown(config), show_all=out.all)
+    )
 
 
 def record_of(bank: Bank, path: Path, verified: int | None = None) -> dict[str, Any]:
