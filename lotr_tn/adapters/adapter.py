@@ -250,6 +250,7 @@ class LoTRAdapter:
         config_text: that adapter's configuration, byte for byte.
         origin: the file format and the factors' dtype it came from.
         source: where it was read from; None for one made in memory.
+        digests: whether its file tells damage by digests; None where it is no file of ours.
     """
 
     groups: Mapping[str, LoTRGroup | LoRAGroup]
@@ -257,6 +258,7 @@ class LoTRAdapter:
     config_text: str
     origin: Mapping[str, Any]
     source: Path | None = None
+    digests: bool | None = None
 
     @property
     def dtype(self) -> str:

@@ -1,7 +1,9 @@
 """Tensors as a file stores them: a dtype's code, a shape, and bytes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import ml_dtypes
 import numpy as np
@@ -42,7 +44,21 @@ class RawTensor:
 
     code: str
     shape: tuple[int, ...]
-    data: np.ndarray  # uint8, little endian, perhaps a view of a mapped file
+    stored: np.ndarray  # uint8, little endian, perhaps a view of a mapped file
+    # raises where the bytes are not those that were written; asked once, before they are used
+    require_intact: Callable[[np.ndarray], None] | None = None
+
+    @cached_property
+    def data(self) -> np.ndarray:
+        """The bytes, compared with their digest where they have one."""
+        if self.require_intact is not None:
+            self.require_intact(self.stored)
+        return self.stored
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes; none is read."""
+        return self.stored.nbytes
 
     @property
     def is_float(self) -> bool:

@@ -147,9 +147,11 @@ class Bank(Mapping[str, LoTRAdapter]):
             the very same arrays in each.
 
         Raises:
-            CheckpointError: there is no such adapter, or its numbers are not finite.
+            CheckpointError: there is no such adapter, its numbers are not finite, or the file is
+                damaged where they lie.
 
-        Cost: reads the adapter's own numbers once, and the bases once for all adapters.
+        Cost: reads the adapter's own numbers once, and the bases once for all adapters. Every
+        tensor that is used is hashed whole, when it is first used.
         """
         place = self.place(name)
         adapter = self.adapters[place]
@@ -170,7 +172,7 @@ class Bank(Mapping[str, LoTRAdapter]):
         extras = {key: self.contents[at].raw() for key, at in adapter.extras.items()}
         origin = {"format": "bank", "dtype": adapter.dtype, "group_by": self.stacking}
         source = None if self.source is None else self.source / name
-        return LoTRAdapter(groups, extras, self.config_text(name), origin, source)
+        return LoTRAdapter(groups, extras, self.config_text(name), origin, source, digests=True)
 
     def config_text(self, name: str) -> str:
         """An adapter's configuration, byte for byte."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -13,30 +13,17 @@ from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.group import ADAPTER, MODULE, RANK, SCALE, TERMS, BankGroup, Part
 from lotr_tn.banks.layout import row_shapes
 from lotr_tn.files.bank_tensor import BankTensor
-
-KINDS = ("linear", "embedding", "conv")
-
-
-class SenseError(Exception):
-    """What a header says that cannot be; the message is part of a sentence."""
-
-
-def whole_number(what: str, value: Any, below: int | None = None) -> int:
-    """A number as JSON holds it: whole, at least 0, and below a limit; else a SenseError."""
-    if type(value) is not int or value < 0 or (below is not None and value >= below):
-        limit = "" if below is None else f" below {below}"
-        raise SenseError(f"{what} is {value!r}, not a whole number{limit}")
-    return value
+from lotr_tn.files.header import SenseError, require, require_layout, require_shape
 
 
 def require_sense(bank: Bank) -> None:
     """Refuse, by a SenseError, a bank whose parts do not fit; no large tensor is read."""
-    _require(isinstance(bank.asked, Mapping), "what was asked for is no table of names")
-    _require(isinstance(bank.explanation, Mapping), "the explanation is no table of names")
+    require(isinstance(bank.asked, Mapping), "what was asked for is no table of names")
+    require(isinstance(bank.explanation, Mapping), "the explanation is no table of names")
     asked = bank.asked.get("relative_error")
     fits = asked is None or (type(asked) in (int, float) and 0 <= asked < math.inf)
-    _require(fits, f"the error that was asked for is {asked!r}")
-    _require(bank.stacking in get_args(Stacking), f"the stacking is {bank.stacking!r}")
+    require(fits, f"the error that was asked for is {asked!r}")
+    require(bank.stacking in get_args(Stacking), f"the stacking is {bank.stacking!r}")
     _require_adapters(bank)
     known: dict[str, tuple[tuple[int, int], Layout]] = {}
     for group in bank.groups.values():
@@ -47,84 +34,71 @@ def require_sense(bank: Bank) -> None:
     _require_each_once(bank, list(known))
 
 
-def _require(fits: bool, otherwise: str) -> None:
-    if not fits:
-        raise SenseError(otherwise)
-
-
 def _require_adapters(bank: Bank) -> None:
     names = bank.names
-    _require(bool(names), "there is no adapter")
-    _require(len(set(names)) == len(names), "two adapters have one name")
+    require(bool(names), "there is no adapter")
+    require(len(set(names)) == len(names), "two adapters have one name")
     for adapter in bank.adapters:
-        _require(bool(adapter.name), "an adapter has no name")
-        _require(adapter.dtype in UNIT_ROUNDOFF, f"the dtype of {adapter.name} is {adapter.dtype}")
+        require(bool(adapter.name), "an adapter has no name")
+        require(adapter.dtype in UNIT_ROUNDOFF, f"the dtype of {adapter.name} is {adapter.dtype}")
         config = bank.contents[adapter.config]
         fits = config.entry.code == "U8" and len(config.shape) == 1
-        _require(fits, f"the configuration of {adapter.name} is no text")
+        require(fits, f"the configuration of {adapter.name} is no text")
 
 
 def _require_modules(group: BankGroup, known: dict[str, tuple[tuple[int, int], Layout]]) -> None:
-    m, n = group.shape
-    _require(m > 0 and n > 0, f"{group.name} has the shape {m}x{n}")
+    require_shape(group.name, group.shape)
     paths = [path for path, _ in group.modules]
-    _require(bool(paths), f"{group.name} has no module")
-    _require(len(set(paths)) == len(paths), f"{group.name} names a module twice")
+    require(bool(paths), f"{group.name} has no module")
+    require(len(set(paths)) == len(paths), f"{group.name} names a module twice")
     for path, layout in group.modules:
-        kernel = math.prod(layout.kernel)
-        fits = layout.kind in KINDS and layout.groups > 0 and kernel > 0
-        fits = fits and (layout.kind == "conv" or (layout.groups == 1 and not layout.kernel))
-        _require(fits, f"{path} has an unknown layout")
-        _require(
-            m % layout.groups == 0 and n % kernel == 0,
-            f"{path} of {m}x{n} has a kernel of {kernel} and {layout.groups} groups",
-        )
+        require_layout(path, group.shape, layout)
         first = known.setdefault(path, (group.shape, layout))
-        _require(first == (group.shape, layout), f"{path} has two shapes or layouts")
+        require(first == (group.shape, layout), f"{path} has two shapes or layouts")
 
 
 def _require_bases(group: BankGroup) -> None:
     m, n = group.shape
-    _require(bool(group.parts), f"{group.name} holds no layers")
+    require(bool(group.parts), f"{group.name} holds no layers")
     for sizes, tensors in ((m, group.outputs), (n, group.inputs)):
         for tensor in tensors:
             fits = len(tensor.shape) == 2 and tensor.shape[0] == sizes
-            _require(fits, f"a basis of {group.name} has the shape {list(tensor.shape)}")
+            require(fits, f"a basis of {group.name} has the shape {list(tensor.shape)}")
     _require_one_dtype(f"the bases of {group.name}", (*group.outputs, *group.inputs))
 
 
 def _require_one_dtype(what: str, tensors: Sequence[BankTensor]) -> None:
     dtypes = {tensor.dtype for tensor in tensors}
-    _require(dtypes <= set(UNIT_ROUNDOFF), f"{what} are of {', '.join(sorted(dtypes))}")
-    _require(len(dtypes) < 2, f"{what} are of {' and '.join(sorted(dtypes))}")
+    require(dtypes <= set(UNIT_ROUNDOFF), f"{what} are of {', '.join(sorted(dtypes))}")
+    require(len(dtypes) < 2, f"{what} are of {' and '.join(sorted(dtypes))}")
 
 
 def _require_part(group: BankGroup, part: Part, adapters: int) -> None:
     name, index, figures = group.name, part.index, part.figures
     layers = index.shape[0]
     fits = index.ndim == 2 and layers > 0 and index.shape[1] == 4
-    _require(fits, f"the index of {name} has the shape {list(index.shape)}")
-    _require(
+    require(fits, f"the index of {name} has the shape {list(index.shape)}")
+    require(
         figures.shape == (layers, 4),
         f"the figures of {name} have the shape {list(figures.shape)} for {layers} layers",
     )
-    _require(bool((index >= 0).all()), f"the index of {name} holds a negative number")
+    require(bool((index >= 0).all()), f"the index of {name} holds a negative number")
     for column, what, limit in (
         (ADAPTER, "adapter", adapters),
         (MODULE, "module", len(group.modules)),
     ):
         largest = int(index[:, column].max())
-        _require(largest < limit, f"{name} has a layer of {what} {largest}, and there are {limit}")
+        require(largest < limit, f"{name} has a layer of {what} {largest}, and there are {limit}")
     place = index[:, ADAPTER] * len(group.modules) + index[:, MODULE]
-    _require(bool((np.diff(place) > 0).all()), f"the layers of {name} are out of order")
-    _require(bool(np.isfinite(figures).all()), f"the figures of {name} are not finite")
+    require(bool((np.diff(place) > 0).all()), f"the layers of {name} are out of order")
+    require(bool(np.isfinite(figures).all()), f"the figures of {name} are not finite")
     others = np.delete(figures, SCALE, axis=1)
-    _require(bool((others >= 0).all()), f"the figures of {name} hold a negative norm")
+    require(bool((others >= 0).all()), f"the figures of {name} hold a negative norm")
     form = FORMS[part.format]
     own = not form.shares
     most = len(group.outputs)
     fits = part.segments == 0 if own else 0 < part.segments <= most
-    _require(fits, f"layers of {name} use {part.segments} segments of {most}")
+    require(fits, f"layers of {name} use {part.segments} segments of {most}")
     _require_shapes(group, part)
     if form.kept:
         _require_ranks(group, part)
@@ -141,7 +115,7 @@ def _require_shapes(group: BankGroup, part: Part) -> None:
     }
     needed = row_shapes(FORMS[part.format], group.shape, counts, widths)
     for name, tensor in part.tensors.items():
-        _require(
+        require(
             tensor.shape == needed[name],
             f"{name} of {group.name} has the shape {list(tensor.shape)} where "
             f"{list(needed[name])} is needed",
@@ -153,7 +127,7 @@ def _require_ranks(group: BankGroup, part: Part) -> None:
     ranks = part.index[:, RANK]
     groups = np.array([layout.groups for _, layout in group.modules])[part.index[:, MODULE]]
     fits = bool((ranks == part.index[:, TERMS]).all() and (ranks % groups == 0).all())
-    _require(fits, f"{group.name} keeps a LoRA in another rank than it had")
+    require(fits, f"{group.name} keeps a LoRA in another rank than it had")
 
 
 def _require_each_once(bank: Bank, paths: list[str]) -> None:

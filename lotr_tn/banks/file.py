@@ -1,6 +1,5 @@
 """Banks as files: what the header says, and which tensors hold what."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lotr_tn.adapters.adapter import Layout
 from lotr_tn.analysis.forms import FORMS, known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
-from lotr_tn.banks.checking import SenseError, require_sense, whole_number
+from lotr_tn.banks.checking import require_sense
 from lotr_tn.banks.group import BankGroup, Part
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
@@ -20,24 +18,11 @@ from lotr_tn.files.container import (
     Entry,
     is_container,
     read_container,
-    require_checksum,
     verify_container,
-    write_bank_file,
+    write_digested,
 )
 from lotr_tn.files.dialects.native import room_for_figures, tool_version
-
-SCHEMA = 1
-
-MALFORMED = (
-    KeyError,
-    TypeError,
-    ValueError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
-"""What reading a header of another form may raise."""
+from lotr_tn.files.header import SCHEMA, SenseError, layout_of, read_header_of, text, whole_number
 
 
 def is_bank(path: Path) -> bool:
@@ -60,15 +45,7 @@ def load_bank(path: str | Path) -> Bank:
     Cost: the header alone is read.
     """
     container = read_container(Path(path))
-    try:
-        bank = _bank(container, json.loads(container.text))
-        require_sense(bank)
-    except (*MALFORMED, SenseError) as error:
-        kind = "" if isinstance(error, SenseError) else f"{type(error).__name__}: "
-        raise CheckpointError(
-            f"{path} has a header that makes no sense ({kind}{error}); restore the file from a copy"
-        ) from None
-    return bank
+    return read_header_of(container, "a bank", lambda header: _bank(container, header))
 
 
 def verify_bank(path: str | Path) -> list[str]:
@@ -90,7 +67,7 @@ def save_bank(bank: Bank, path: Path, *, force: bool) -> None:
         raise CheckpointError(f"{path} was not written, since {error}") from None
     entries, header = _described(bank)
     text = json.dumps(header, separators=(",", ":")) + room_for_figures(bank.explanation)
-    write_bank_file(path, entries, text, force=force)
+    write_digested(path, entries, text, force=force)
 
 
 def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
@@ -165,39 +142,28 @@ def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) ->
 
 
 def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
-    path = container.path
-    if whole_number("the schema", header["schema"]) != SCHEMA:
-        raise CheckpointError(
-            f"{path} is a bank of schema {header['schema']}; this version reads {SCHEMA}: upgrade "
-            "lotr-tn"
-        )
     reader = _HeaderReader(container)
     count = whole_number("the number of contents", header["contents"])
     adapters = tuple(_adapter(entry, header["keys"], count) for entry in header["adapters"])
     contents = tuple(reader.tensor(f"contents.{at}") for at in range(count))
     groups = {name: reader.group(name, entry) for name, entry in header["groups"].items()}
-    return Bank(
-        adapters, groups, contents, header["asked"], header["stacking"], header["explanation"], path
-    )
+    said = header["asked"], header["stacking"], header["explanation"]
+    bank = Bank(adapters, groups, contents, *said, container.path)
+    require_sense(bank)
+    return bank
 
 
 def _adapter(entry: Mapping[str, Any], keys: Sequence[Sequence[str]], contents: int) -> BankAdapter:
     at = whole_number("the place of an adapter's keys", entry["keys"], len(keys))
     places = [whole_number("the place of a tensor", x, contents) for x in entry["extras"]]
     return BankAdapter(
-        _text(entry["name"]),
+        text("the name of an adapter", entry["name"]),
         whole_number("the place of a configuration", entry["config"], contents),
-        dict(zip(map(_text, keys[at]), places, strict=True)),
-        _text(entry["dtype"]),
+        dict(zip([text("a key", key) for key in keys[at]], places, strict=True)),
+        text("a dtype", entry["dtype"]),
         whole_number("the number of parameters", entry["parameters"]),
         whole_number("a cluster", entry["cluster"]),
     )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise SenseError(f"{value!r} is no text")
-    return value
 
 
 TENSOR_ENTRY = 260
@@ -243,7 +209,9 @@ class _HeaderReader:
         """One group."""
         prefix = f"groups.{name}"
         count = whole_number("the number of segments", entry["segments"])
-        modules = tuple((_text(module["name"]), _layout(module)) for module in entry["modules"])
+        modules = tuple(
+            (text("the name of a module", one["name"]), layout_of(one)) for one in entry["modules"]
+        )
         outputs, inputs = (
             tuple(self.tensor(f"{prefix}.{side}.{at}") for at in range(count))
             for side in ("outputs", "inputs")
@@ -268,22 +236,15 @@ class _HeaderReader:
         return Part(
             form.name,
             whole_number("the number of segments", entry["segments"]),
-            _text(entry["method"]),
+            text("a method", entry["method"]),
             {name: self.tensor(f"{prefix}.{name}") for name in form.own},
             index.astype(np.int64),
             figures,
         )
 
     def numbers(self, key: str, code: str, dtype: type) -> np.ndarray:
-        """A small tensor that everything else hangs on: it is compared with its checksum."""
+        """A small tensor that everything else hangs on."""
         raw = self.tensor(key).raw()
         if raw.code != code:
             raise SenseError(f"{key} is of {raw.dtype}")
-        digest = hashlib.sha256(raw.data.data).hexdigest()
-        require_checksum(self.container.entry(key), digest, f"tensor {key}")
         return raw.data.view(dtype).reshape(raw.shape)
-
-
-def _layout(module: Mapping[str, Any]) -> Layout:
-    kernel = tuple(whole_number("a kernel's size", size) for size in module["kernel"])
-    return Layout(module["layout"], kernel, whole_number("a number of groups", module["groups"]))

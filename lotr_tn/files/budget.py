@@ -23,5 +23,5 @@ def spent_beside(
     own = [module for group in kept.values() for module in group.modules]
     numbers = sum(module.up.nbytes + module.down.nbytes for module in own)
     first, *others = adapters
-    extras = sum(t.data.nbytes for other in others for t in other.extras.values())
+    extras = sum(t.nbytes for other in others for t in other.extras.values())
     return numbers + extras + native_overhead(first, {**groups, **kept}, group_by)

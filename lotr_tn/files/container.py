@@ -1,13 +1,14 @@
-"""The bytes of a bank: a safetensors file that is written as it comes, and says when it is damaged.
+"""The bytes of a bank or of a native file: safetensors, written as it comes, that tells of damage.
 
-The metadata has three keys. `lotr_bank` is a text whose meaning is the caller's. `checksums` is a
-JSON object with the SHA-256 of every tensor's bytes, in hex. `digest` is the SHA-256, in hex, of
+The metadata has three keys. `lotr_bank`, or `lotr` in a native file, is a text whose meaning is the
+caller's. `checksums` is a JSON object with the SHA-256 of every tensor's bytes, in hex. `digest` is
+the SHA-256, in hex, of
 
     json.dumps([metadata without digest, header without __metadata__],
                sort_keys=True, separators=(",", ":"))
 
 in ASCII, so that it covers every name, dtype, shape and place. Checking it costs a reading of the
-header; checking the checksums, a reading of the file.
+header. A tensor is compared with its checksum when its bytes are first used, once for each opening.
 
 Tensors lie without holes, wider entries first and else in the order in which they were given:
 each then begins at a multiple of its entry's size.
@@ -19,7 +20,7 @@ import math
 import mmap
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,7 +80,7 @@ class Entry:
         tensor: RawTensor, checksum: str | None = None, source: Path | None = None
     ) -> "Entry":
         """A tensor of another file, copied byte for byte and, with a checksum, compared with it."""
-        data = np.ascontiguousarray(tensor.data)
+        data = np.ascontiguousarray(tensor.data if checksum is None else tensor.stored)
         return Entry(tensor.code, tensor.shape, lambda: _pieces(data), checksum, source)
 
     @staticmethod
@@ -94,24 +95,28 @@ class Container:
 
     path: Path
     text: str
-    tensors: dict[str, RawTensor]
-    checksums: dict[str, str]
+    tensors: dict[str, RawTensor]  # compared with their checksums when they are first used
+    checksums: dict[str, str]  # none in a native file of before there were any
 
     def entry(self, name: str) -> Entry:
         """A tensor as it goes into another file: unchanged, or refused where it is damaged."""
-        return Entry.of_raw(self.tensors[name], self.checksums[name], self.path)
+        return Entry.of_raw(self.tensors[name], self.checksums.get(name), self.path)
 
 
-def write_bank_file(path: Path, entries: Mapping[str, Entry], text: str, *, force: bool) -> None:
+def write_digested(
+    path: Path, entries: Mapping[str, Entry], text: str, *, force: bool, key: str = METADATA_KEY
+) -> None:
     """Write a container all or nothing: beside `path`, flushed, then renamed to it.
 
     Entries may come from the file that is replaced. Who replaces a file by what was read from it
     holds `exclusive(path)` from before the reading until this has returned.
     """
-    write_file(path, lambda partial: write_container(partial, entries, text), force=force)
+    write_file(path, lambda partial: write_container(partial, entries, text, key), force=force)
 
 
-def write_container(path: Path, entries: Mapping[str, Entry], text: str) -> dict[str, str]:
+def write_container(
+    path: Path, entries: Mapping[str, Entry], text: str, key: str = METADATA_KEY
+) -> dict[str, str]:
     """Write a new file in one pass, and give the SHA-256 of every tensor, in hex.
 
     The caller sees to it that no half of it stays after a CheckpointError or an OSError.
@@ -126,23 +131,25 @@ def write_container(path: Path, entries: Mapping[str, Entry], text: str) -> dict
             "data_offsets": [start, end],
         }
     checksums = dict.fromkeys(order, _BLANK)
-    blank = _encode(tensors, text, checksums)
+    blank = _encode(tensors, {key: text}, checksums)
     with open(path, "xb") as file:
         file.write(blank)
         for name in order:
             checksums[name] = _copy(file, name, entries[name])
         file.seek(0)
-        header = _encode(tensors, text, checksums)
+        header = _encode(tensors, {key: text}, checksums)
         assert len(header) == len(blank)
         file.write(header)
     return checksums
 
 
-def _encode(tensors: Mapping[str, Any], text: str, checksums: Mapping[str, str]) -> bytes:
+def _encode(
+    tensors: Mapping[str, Any], said: Mapping[str, str], checksums: Mapping[str, str]
+) -> bytes:
     """The file up to its data; its length does not depend on what the checksums are."""
     if _RESERVED in tensors:
         raise CheckpointError(f"no tensor can be called {_RESERVED}; choose another name")
-    metadata = {METADATA_KEY: text, "checksums": _compact(checksums)}
+    metadata = {**said, "checksums": _compact(checksums)}
     metadata["digest"] = _digest(metadata, tensors)
     try:
         header = _compact({_RESERVED: metadata, **tensors}).encode()
@@ -173,7 +180,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
 def _copy(file: BinaryIO, name: str, entry: Entry) -> str:
     """Write one entry; returns its checksum."""
     found, size = hashlib.sha256(), 0
-    for chunk in hashed(entry, found):
+    for chunk in _hashed(entry, found):
         file.write(chunk)
         size += memoryview(chunk).nbytes
     if size != entry.nbytes:
@@ -186,7 +193,7 @@ def _copy(file: BinaryIO, name: str, entry: Entry) -> str:
     return digest
 
 
-def hashed(entry: Entry, found: "hashlib._Hash") -> Iterator[bytes | memoryview]:
+def _hashed(entry: Entry, found: "hashlib._Hash") -> Iterator[bytes | memoryview]:
     """The bytes of an entry, added to a hash, with what it begins with compared to its checksum."""
     size, first = 0, entry.begins
     for chunk in entry.chunks():
@@ -240,32 +247,58 @@ def is_container(path: Path) -> bool:
     return METADATA_KEY in read_metadata(path)
 
 
-def read_container(path: Path) -> Container:
+def read_container(
+    path: Path, key: str = METADATA_KEY, *, may_lack_digests: bool = False
+) -> Container:
     """Open a file that is neither cut short nor altered in its header; tensors are mapped."""
     header, data = read_header(path)
     metadata = dict(header.pop(_RESERVED, None) or {})
-    if METADATA_KEY not in metadata:
+    if key not in metadata:
         raise CheckpointError(
-            f"{path} is not a bank, or its header is damaged, since it has no {METADATA_KEY}; "
+            f"{path} is not a bank, or its header is damaged, since it has no {key}; "
             "name a bank, or restore it from a copy"
         )
+    tensors = map_tensors(path, header, data)
+    if may_lack_digests and not {"digest", "checksums"} & metadata.keys():
+        return Container(path, metadata[key], tensors, {})
     if metadata.get("digest") != _digest(metadata, header):
         raise CheckpointError(
             f"{path} is damaged: its header does not match its digest; restore it from a copy"
         )
-    checksums = json.loads(metadata["checksums"])
+    checksums = _checksums(metadata)
     if checksums.keys() != header.keys():
         raise CheckpointError(f"{path} has not one checksum for each tensor; write it again")
-    return Container(path, metadata[METADATA_KEY], map_tensors(path, header, data), checksums)
+    known = {name: _compared(path, name, tensors[name], checksums[name]) for name in tensors}
+    return Container(path, metadata[key], known, checksums)
+
+
+def _checksums(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The checksums by tensor; none where the metadata hold something else."""
+    try:
+        found = json.loads(metadata["checksums"])
+    except (KeyError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _compared(path: Path, name: str, tensor: RawTensor, checksum: str) -> RawTensor:
+    """A tensor whose bytes are compared with its checksum before they are first used."""
+
+    def require_intact(data: np.ndarray) -> None:
+        if _sha256(data) != checksum:
+            raise damaged(path, f"tensor {name}")
+
+    return replace(tensor, require_intact=require_intact)
+
+
+def _sha256(data: np.ndarray) -> str:
+    found = hashlib.sha256()
+    for chunk in _pieces(data):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def verify_container(container: Container) -> list[str]:
     """The names of damaged tensors: all bytes are read and hashed, a chunk at a time."""
-    wrong = []
-    for name, tensor in container.tensors.items():
-        found = hashlib.sha256()
-        for chunk in _pieces(tensor.data):
-            found.update(chunk)
-        if found.hexdigest() != container.checksums[name]:
-            wrong.append(name)
-    return wrong
+    known = container.checksums.items()
+    return [name for name, known in known if _sha256(container.tensors[name].stored) != known]

@@ -92,6 +92,7 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
         "bytes": size,
         "groups": [],
         "untouched": {k: list(t.shape) for k, t in adapter.extras.items()},
+        "digests": adapter.digests if isinstance(adapter, LoTRAdapter) else None,
     }
     if isinstance(adapter, LoTRAdapter):
         record["groups"] = [_lotr_group(adapter, name) for name in adapter.groups]

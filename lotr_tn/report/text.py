@@ -154,6 +154,8 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
         named = ", ".join(key.removeprefix("base_model.model.") for key in extras[:SHOWN_EXTRAS])
         rest = f" and {len(extras) - SHOWN_EXTRAS} more" if len(extras) > SHOWN_EXTRAS else ""
         lines.append(f"Carried along   {named}{rest}")
+    if record["digests"] is False:
+        lines.append("Digests         none: written by an earlier version, so damage is not seen")
     return Group(Text("\n".join(lines)), _lora_table(record) if lora else _lotr_table(record))
 
 

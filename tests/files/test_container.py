@@ -22,8 +22,8 @@ from lotr_tn.files.container import (
     is_container,
     read_container,
     verify_container,
-    write_bank_file,
     write_container,
+    write_digested,
 )
 from lotr_tn.files.spool import Spool
 from lotr_tn.files.tensors import read_safetensors, write_safetensors
@@ -163,7 +163,7 @@ def test_codes_that_are_not_of_numpy_are_copied(tmp_path):
 def test_an_entry_of_the_wrong_size_is_refused(tmp_path, given):
     entry = Entry("F32", (1,), lambda: [given])
     with pytest.raises(CheckpointError, match=rf"tensor x came with {len(given)} bytes.*needs 4;"):
-        write_bank_file(tmp_path / "a", {"x": entry}, "", force=False)
+        write_digested(tmp_path / "a", {"x": entry}, "", force=False)
     assert os.listdir(tmp_path) == []
 
 
@@ -275,11 +275,11 @@ def test_changes_of_a_mapped_copy_are_kept(tmp_path):
 
 def test_a_replaced_file_stays_readable_where_it_is_open(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_bank_file(path, entries(), TEXT, force=False)
+    write_digested(path, entries(), TEXT, force=False)
     old = read_container(path)
     wanted = meaning(old)
     kept = {name: old.entry(name) for name in list(ARRAYS)[2:]}
-    write_bank_file(path, kept, "new", force=True)  # from the file that it replaces
+    write_digested(path, kept, "new", force=True)  # from the file that it replaces
     assert meaning(old) == wanted
     new = read_container(path)
     assert new.text == "new"
@@ -291,7 +291,7 @@ def test_an_existing_target_needs_force(tmp_path):
     path = tmp_path / "a"
     path.write_text("mine")
     with pytest.raises(CheckpointError, match="exists; name another destination"):
-        write_bank_file(path, entries(), TEXT, force=False)
+        write_digested(path, entries(), TEXT, force=False)
     assert path.read_text() == "mine"
 
 
@@ -311,25 +311,25 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, 
         yield bytes(4)
 
     with pytest.raises(CheckpointError, match=r"a.safetensors was made by another process"):
-        write_bank_file(path, {"x": Entry("F32", (1,), other)}, "", force=force)
+        write_digested(path, {"x": Entry("F32", (1,), other)}, "", force=force)
     assert path.read_text() == "mine"
     assert os.listdir(tmp_path) == ["a.safetensors"]
     path.unlink()
-    write_bank_file(path, entries(), TEXT, force=force)
+    write_digested(path, entries(), TEXT, force=force)
     assert verify_container(read_container(path)) == []
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
 def test_two_writers_of_one_process_number_do_not_share_a_partial_file(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_bank_file(path, {}, "old", force=False)
+    write_digested(path, {}, "old", force=False)
 
     def other():
-        write_bank_file(path, entries(), "inner", force=True)
+        write_digested(path, entries(), "inner", force=True)
         assert read_container(path).text == "inner"
         yield bytes(4)
 
-    write_bank_file(path, {"x": Entry("F32", (1,), other)}, "outer", force=True)
+    write_digested(path, {"x": Entry("F32", (1,), other)}, "outer", force=True)
     container = read_container(path)
     assert container.text == "outer"
     assert list(container.tensors) == ["x"]
@@ -340,7 +340,7 @@ def test_two_writers_of_one_process_number_do_not_share_a_partial_file(tmp_path)
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX")
 def test_permissions_stay(tmp_path):
     path = tmp_path / "a"
-    write_bank_file(path, entries(), TEXT, force=False)
+    write_digested(path, entries(), TEXT, force=False)
     path.chmod(0o600)
-    write_bank_file(path, entries(), "new", force=True)
+    write_digested(path, entries(), "new", force=True)
     assert path.stat().st_mode & 0o777 == 0o600

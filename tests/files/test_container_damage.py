@@ -14,8 +14,8 @@ from lotr_tn.files.container import (
     is_container,
     read_container,
     verify_container,
-    write_bank_file,
     write_container,
+    write_digested,
 )
 from lotr_tn.files.tensors import read_safetensors
 from tests.files.test_container import ARRAYS, entries, meaning, split
@@ -189,7 +189,7 @@ def test_a_damaged_source_is_refused(small, tmp_path):
                 CheckpointError,
                 match=rf"{small} is damaged: the bytes of tensor {name} .*restore it from a copy",
             ):
-                write_bank_file(target, {name: source.entry(name)}, "", force=False)
+                write_digested(target, {name: source.entry(name)}, "", force=False)
             assert not target.exists()
         else:
             write_container(tmp_path / name, {name: source.entry(name)}, "")

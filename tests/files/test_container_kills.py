@@ -10,7 +10,7 @@ from lotr_tn.files.container import (
     Entry,
     read_container,
     verify_container,
-    write_bank_file,
+    write_digested,
 )
 from lotr_tn.files.locking import exclusive
 from tests.banks.kills import kills, run_killed_at
@@ -27,18 +27,18 @@ CREATE = """
     import sys
     from pathlib import Path
     import numpy as np
-    from lotr_tn.files.container import Entry, write_bank_file
+    from lotr_tn.files.container import Entry, write_digested
 
     arrays = np.load(sys.argv[1])
     entries = {name: Entry.of_array(arrays[name]) for name in arrays}
-    write_bank_file(Path(sys.argv[2]), entries, "new", force=False)
+    write_digested(Path(sys.argv[2]), entries, "new", force=False)
 """
 
 APPEND = """
     import sys
     from pathlib import Path
     import numpy as np
-    from lotr_tn.files.container import Entry, read_container, write_bank_file
+    from lotr_tn.files.container import Entry, read_container, write_digested
     from lotr_tn.files.locking import exclusive
     from lotr_tn.files.spool import Spool
 
@@ -46,7 +46,7 @@ APPEND = """
         old = read_container(path)
         entries = {name: old.entry(name) for name in old.tensors}
         entries["more"] = Entry.of_slot(spool, spool.put(np.arange(4000.0)))
-        write_bank_file(path, entries, "more", force=True)
+        write_digested(path, entries, "more", force=True)
 """
 
 
@@ -64,7 +64,7 @@ def path(tmp_path):
 
 def write_old(path):
     entries = {name: Entry.of_array(array) for name, array in ARRAYS.items()}
-    write_bank_file(path, entries, "old", force=path.exists())
+    write_digested(path, entries, "old", force=path.exists())
 
 
 def is_whole(path, text, names):

@@ -11,12 +11,11 @@ from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.analysis.forms import FORMS, Options, auto_forms
 from lotr_tn.banks.bank import Bank
-from lotr_tn.banks.file import load_bank, save_bank, verify_bank
+from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, DISTANCE, DRIFT, MODULE, NORM, RANK, BankGroup, Part
 from lotr_tn.banks.making.joint import Job, bank_of
 from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.errors import OptionError
-from lotr_tn.files.container import damaged
 from lotr_tn.files.locking import exclusive
 from lotr_tn.files.spool import Spool
 from lotr_tn.linalg.ranks import RelativeError
@@ -72,8 +71,6 @@ def compact_bank(
     """
     with exclusive(Path(path)) as real:
         bank = load_bank(real)
-        if wrong := verify_bank(real):  # anew they would be written with checksums that fit
-            raise damaged(real, f"tensor {wrong[0]}")
         rule = bank.error_asked(rule, "its adapters may have in all")
         before = real.stat().st_size
         with Spool(real.parent) as spool:

@@ -156,7 +156,7 @@ class Survey:
             layers.add(len(self.adapters), module, self.spool, squared_norm(module))
         self.adapters.append(bank_adapter(name, lora, self.contents, self.spool))
         self.bytes += sum(m.up.nbytes + m.down.nbytes for m in lora.modules)
-        self.bytes += sum(tensor.data.nbytes for tensor in lora.extras.values())
+        self.bytes += sum(tensor.nbytes for tensor in lora.extras.values())
 
     def _layers_of(self, name: str, module: LoRAModule) -> ModuleLayers:
         path, layout = module.target.name, module.target.layout

@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from lotr_tn.cli.bank.opening import BankArgument, opened
 from lotr_tn.cli.console import REPLACE, Output, file_size
 from lotr_tn.cli.export import Exporting, lotr_name
 from lotr_tn.doors.sources import folder_names
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import CheckpointError, LotrError, OptionError
 from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.bank_export import bank_export_record, bank_export_text, bank_exports_text
@@ -62,12 +63,23 @@ def export(
     refuse_existing(destination, force=out.force)
     if destination.exists() and not destination.is_dir():
         raise CheckpointError(f"{destination} is a file; name a folder to write")
+    new, records = not destination.exists(), []
     destination.mkdir(exist_ok=True)
-    records = []
-    with out.progress(len(chosen)) as step:
-        for name, folder in folder_names(chosen).items():
-            step(name)
-            records.append(written(name, destination / folder))
+    try:
+        with out.progress(len(chosen)) as step:
+            for name, folder in folder_names(chosen).items():
+                step(name)
+                records.append(written(name, destination / folder))
+    except LotrError as error:
+        if not records:
+            raise
+        raise CheckpointError(
+            f"{error}; {len(records)} of {len(chosen)} adapters were written to {destination}"
+        ) from None
+    finally:
+        if new and not records:
+            with suppress(OSError):
+                destination.rmdir()
     record = {
         "adapters": records,
         "bytes_before": file_size(bank),

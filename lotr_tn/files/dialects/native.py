@@ -1,6 +1,7 @@
 """The native file: one safetensors file with shared factors, cores, extras and the certificate."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from lotr_tn.adapters.adapter import (
-    Layout,
     LoRAAdapter,
     LoRAGroup,
     LoRAModule,
@@ -20,18 +20,34 @@ from lotr_tn.adapters.adapter import (
 )
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
-from lotr_tn.analysis.forms import FORMS, LOTR, known_form
-from lotr_tn.errors import CheckpointError, LotrError, OptionError
+from lotr_tn.analysis.forms import FORMS, LOTR, Form, known_form
+from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.container import Container, Entry, read_container, write_digested
 from lotr_tn.files.dialects.contents import Contents
-from lotr_tn.files.tensors import read_safetensors, write_safetensors
-from lotr_tn.files.writing import write_file
+from lotr_tn.files.header import (
+    SCHEMA,
+    SenseError,
+    config_text,
+    dtype_name,
+    finite_number,
+    layout_of,
+    read_header_of,
+    require,
+    require_layout,
+    require_shape,
+    sequence,
+    table,
+    text,
+    whole_number,
+    whole_numbers,
+)
 from lotr_tn.formats import Certificate
 
 METADATA_KEY = "lotr"
-SCHEMA = 1
 
-TENSOR_ENTRY = 160
-"""Bytes of the header that one tensor's dtype, shape and place take, at most."""
+TENSOR_ENTRY = 240
+"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most; its name
+stands there twice."""
 
 FIGURE = 24
 """Bytes of the longest float64, written in full."""
@@ -44,13 +60,17 @@ def is_native(contents: Contents) -> bool:
 
 def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
     """Write the native file, all or nothing."""
-    tensors: dict[str, RawTensor] = {}
+    tensors = {f"extras.{key}": tensor for key, tensor in adapter.extras.items()}
     for name, group in adapter.groups.items():
         for field, array in _arrays(group).items():
             tensors[f"groups.{name}.{field}"] = RawTensor.of(array)
-    tensors |= {f"extras.{key}": tensor for key, tensor in adapter.extras.items()}
-    metadata = {METADATA_KEY: _text(_header(adapter))}  # one key: the writer keeps no order
-    write_file(path, lambda file: write_safetensors(file, tensors, metadata), force=force)
+    entries = {key: Entry.of_raw(tensor) for key, tensor in sorted(tensors.items())}
+    try:
+        _require_each_once(adapter.groups)
+        text = _text(_header(adapter))
+    except (SenseError, ValueError) as error:  # it could not be read again
+        raise CheckpointError(f"{path} was not written, since {error}") from None
+    write_digested(path, entries, text, force=force, key=METADATA_KEY)
 
 
 def tool_version() -> str:
@@ -78,9 +98,9 @@ def native_overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group
     longest = max((field for form in FORMS.values() for field in form.fields), key=len)
     keys = [f"groups.{name}.{longest}" for name in groups for _ in range(most)]
     keys += [f"extras.{key}" for key in adapter.extras]
-    entries = sum(len(json.dumps(key)) + TENSOR_ENTRY for key in keys)
+    entries = sum(2 * len(json.dumps(json.dumps(key))) + TENSOR_ENTRY for key in keys)
     text = len(json.dumps(_text(header)))
-    return text + entries + sum(tensor.data.nbytes for tensor in adapter.extras.values()) + 256
+    return text + entries + sum(tensor.nbytes for tensor in adapter.extras.values()) + 256
 
 
 def _header(adapter: LoTRAdapter) -> dict[str, Any]:
@@ -101,7 +121,7 @@ def room_for_figures(value: Any) -> str:
 
 def _text(header: Mapping[str, Any]) -> str:
     certificates = [group["certificate"] for group in header["groups"].values()]
-    return json.dumps(header) + room_for_figures(certificates)
+    return json.dumps(header, allow_nan=False) + room_for_figures(certificates)
 
 
 def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
@@ -154,48 +174,69 @@ def _describe_certificate(certificate: Certificate | None) -> dict[str, Any] | N
 
 def load_native(path: Path) -> LoTRAdapter:
     """Read the native file, of this schema or an older one; arrays stay mapped until used."""
-    tensors, metadata = read_safetensors(path)
-    try:
-        header = json.loads(metadata[METADATA_KEY])
-        schema = header["schema"]
-        if schema != SCHEMA:
-            raise CheckpointError(
-                f"{path} has schema {schema}; this version reads {SCHEMA}: upgrade lotr-tn"
-            )
-        groups = {
-            name: _group(name, described, tensors, path)
-            for name, described in header["groups"].items()
-        }
-        origin = {k: v for k, v in header["source"].items() if k != "config"}
-        text = header["source"]["config"]
-    except CheckpointError:
-        raise
-    except LotrError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"{path} has a damaged header ({type(error).__name__}: {error}); copy it again"
-        ) from None
-    extras = {
-        key.removeprefix("extras."): tensor
-        for key, tensor in tensors.items()
-        if key.startswith("extras.")
+    container = read_container(path, METADATA_KEY, may_lack_digests=True)
+    return read_header_of(container, "a file", lambda header: _adapter(container, header))
+
+
+def _adapter(container: Container, header: Mapping[str, Any]) -> LoTRAdapter:
+    path, source = container.path, table("the source", header["source"])
+    origin = {key: value for key, value in source.items() if key != "config"}
+    if "dtype" in origin:
+        dtype_name("the dtype of the source", origin["dtype"])
+    config = config_text("the configuration", source["config"])
+    described = table("the groups", header["groups"])
+    require(bool(described), "there is no group")
+    groups = {
+        name: _group(name, table(f"group {name}", group), container)
+        for name, group in described.items()
     }
+    _require_each_once(groups)
     known = {
         f"groups.{name}.{field}"
         for name, group in groups.items()
         for field in group_form(group).fields
     }
-    strange = [k for k in tensors if not k.startswith("extras.") and k not in known]
-    if strange:
-        raise CheckpointError(f"{path}: unknown key {strange[0]!r}; needed groups.* or extras.*")
-    return LoTRAdapter(groups, extras, text, origin, path)
+    extras = {}
+    for key, tensor in container.tensors.items():
+        if key.startswith("extras."):
+            extras[key.removeprefix("extras.")] = tensor
+        elif key not in known:
+            raise CheckpointError(f"{path}: unknown key {key!r}; needed groups.* or extras.*")
+    return LoTRAdapter(groups, extras, config, origin, path, bool(container.checksums))
 
 
-def _group(
-    name: str, described: Mapping[str, Any], tensors: Mapping[str, RawTensor], path: Path
-) -> LoTRGroup | LoRAGroup:
-    named = described.get("format", LOTR.name)  # the only one there was, and not named, at first
+def _require_each_once(groups: Mapping[str, LoTRGroup | LoRAGroup]) -> None:
+    paths = Counter(target.name for group in groups.values() for target in group.targets)
+    twice = [name for name, times in paths.items() if times > 1]
+    require(not twice, f"it names the module {twice and twice[0]} twice")
+
+
+def _group(name: str, described: Mapping[str, Any], container: Container) -> LoTRGroup | LoRAGroup:
+    form = _form(name, described, container.path)
+    shape = tuple(whole_numbers(f"the shape of {name}", described["shape"]))
+    require(len(shape) == 3, f"the shape of {name} is {list(shape)}, not that of a stack")
+    require_shape(name, shape)
+    modules = sequence(f"the modules of {name}", described["modules"])
+    require(len(modules) == shape[0], f"{name} names {len(modules)} modules for {shape[0]} layers")
+    ranks = whole_numbers(f"a rank of {name}", described["ranks"])
+    targets = tuple(_target(table("a module", one), (shape[1], shape[2])) for one in modules)
+    certificate = _certificate(name, described["certificate"], len(targets))
+    arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
+    if form.kept:
+        scales = [finite_number("a scale", one["scale"], negative=True) for one in modules]
+        group = LoRAGroup(name, _modules(targets, scales, arrays), certificate)
+    else:
+        group = LoTRGroup(name, targets, form.stack_of(arrays, ranks, certificate))
+    said = shape, ranks, dtype_name(f"the dtype of {name}", described["dtype"])
+    found = tuple(group.shape), stored_ranks(group), group.dtype
+    for what, one, other in zip(("shape", "ranks", "dtype"), said, found, strict=True):
+        require(one == other, f"the {what} of {name} is said to be {one} and is {other}")
+    return group
+
+
+def _form(name: str, described: Mapping[str, Any], path: Path) -> Form:
+    # the only one there was, and not named, at first
+    named = text(f"the format of {name}", described.get("format", LOTR.name))
     try:
         form = known_form(named)
     except OptionError as error:
@@ -205,30 +246,19 @@ def _group(
             f"{path}: group {name} has the unknown format {named!r}; upgrade lotr-tn, or install "
             "the package that the format is of"
         )
-    arrays = {field: _finite(f"groups.{name}.{field}", tensors, path) for field in form.fields}
-    targets = tuple(
-        Target(
-            entry["name"],
-            Layout(entry["layout"], tuple(entry["kernel"]), int(entry["groups"])),
-            int(entry["rank"]),
-        )
-        for entry in described["modules"]
-    )
-    certificate = _certificate(described["certificate"])
-    if form.kept:
-        scales = [float(entry["scale"]) for entry in described["modules"]]
-        group = LoRAGroup(name, _modules(targets, scales, arrays, path), certificate)
-    else:
-        stack = form.stack_of(arrays, [int(r) for r in described["ranks"]], certificate)
-        group = LoTRGroup(name, targets, stack)
-    if list(group.shape) != described["shape"]:
-        raise CheckpointError(
-            f"{path}: group {name} is said to be {described['shape']} and is {list(group.shape)}"
-        )
-    return group
+    return form
 
 
-def _finite(key: str, tensors: Mapping[str, RawTensor], path: Path) -> np.ndarray:
+def _target(module: Mapping[str, Any], shape: tuple[int, int]) -> Target:
+    path, layout = text("the name of a module", module["name"]), layout_of(module)
+    require_layout(path, shape, layout)
+    rank = whole_number(f"the rank of {path}", module["rank"])
+    require(rank % layout.groups == 0, f"{path} has rank {rank} in {layout.groups} groups")
+    return Target(path, layout, rank)
+
+
+def _finite(key: str, container: Container) -> np.ndarray:
+    tensors, path = container.tensors, container.path
     if key not in tensors or not tensors[key].is_float:
         raise CheckpointError(f"{path} has no tensor {key} of floats; copy it again")
     array = tensors[key].array()
@@ -238,14 +268,13 @@ def _finite(key: str, tensors: Mapping[str, RawTensor], path: Path) -> np.ndarra
 
 
 def _modules(
-    targets: tuple[Target, ...], scales: list[float], arrays: Mapping[str, np.ndarray], path: Path
+    targets: tuple[Target, ...], scales: list[float], arrays: Mapping[str, np.ndarray]
 ) -> tuple[LoRAModule, ...]:
     """The modules of a group that was kept as it is, as views of its two tensors."""
     widths = [target.rank // target.layout.groups for target in targets]
     found = arrays["up"].shape[1], arrays["down"].shape[0]
-    if found != (sum(widths), sum(target.rank for target in targets)) or not targets:
-        which = f"{targets[0].name} and its group" if targets else "a group without modules"
-        raise CheckpointError(f"{path}: the ranks of {which} do not fit; copy it again")
+    needed = sum(widths), sum(target.rank for target in targets)
+    require(found == needed, f"the ranks of {targets[0].name} and its group do not fit")
     modules, column, row = [], 0, 0
     for target, width, scale in zip(targets, widths, scales, strict=True):
         up = arrays["up"][:, column : column + width]
@@ -255,14 +284,25 @@ def _modules(
     return tuple(modules)
 
 
-def _certificate(described: Mapping[str, Any] | None) -> Certificate | None:
+def _certificate(name: str, described: Any, layers: int) -> Certificate | None:
     if described is None:
         return None
+    said = table(f"the certificate of {name}", described)
+
+    def each(what: str) -> np.ndarray:
+        values = sequence(f"{what} of {name}", said[what])
+        require(len(values) == layers, f"{name} has {len(values)} {what} for {layers} layers")
+        return np.array([finite_number(f"{what} of {name}", value) for value in values])
+
+    def bound(what: str) -> np.float64:
+        return np.float64(finite_number(f"{what} of {name}", said[what]))
+
+    finite_number(f"the error of {name}", said["relative_error"])
     return Certificate(
-        np.asarray(described["layer_distances"], dtype=np.float64),
-        np.asarray(described["layer_norms"], dtype=np.float64),
-        np.float64(described["lower"]),
-        np.float64(described["upper"]),
-        str(described["method"]),
-        int(described["sweeps"]),
+        each("layer_distances"),
+        each("layer_norms"),
+        bound("lower"),
+        bound("upper"),
+        text(f"the method of {name}", said["method"]),
+        whole_number(f"the sweeps of {name}", said["sweeps"]),
     )
