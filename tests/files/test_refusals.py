@@ -310,7 +310,7 @@ def rewrite(file, change):
         (lambda t, h: t.pop("groups.q.core"), "no tensor groups.q.core"),
         (
             lambda t, h: t.update({"groups.q.u": np.ones((5, 3), np.float32)}),
-            "makes no sense .axis r1",
+            "sense .axis r1",
         ),
         (lambda t, h: t.update({"groups.q.u": np.full((5, 1), np.nan, np.float32)}), "NaN"),
         (lambda t, h: t.update({"stray": np.ones(2)}), "unknown key 'stray'"),
