@@ -8,9 +8,11 @@ from lotr_tn.catalogue.architecture import (
     architecture_from_shapes,
 )
 from lotr_tn.catalogue.counts import CountRow, CountTable, GroupCount, count_table
+from lotr_tn.catalogue.families import MODEL_TYPES
 from lotr_tn.catalogue.operations import operations_table, sums_table
 
 __all__ = [
+    "MODEL_TYPES",
     "Architecture",
     "CountRow",
     "CountTable",

@@ -4,13 +4,13 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, final
 
-from lotr_tn.catalogue.families import family_of, linear_modules
 from lotr_tn.catalogue.grouping import kind_of
+from lotr_tn.catalogue.text_models import described
 from lotr_tn.errors import OptionError
 
 
@@ -23,6 +23,8 @@ class ModuleShape:
         name: its path in the model, such as `model.layers.0.self_attn.q_proj`.
         m: outputs.
         n: inputs.
+        expert: whether it is one expert's matrix in a parameter that holds those of all; its name
+            is then the parameter's with the expert's number.
 
     Raises:
         OptionError: m or n is below 1.
@@ -31,6 +33,7 @@ class ModuleShape:
     name: str
     m: int
     n: int
+    expert: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.m, self.n) < 1:
@@ -47,6 +50,11 @@ class ModuleShape:
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
         return self.m, self.n
+
+    @property
+    def path(self) -> str:
+        """What targets are compared with: the module, or the parameter of all experts."""
+        return self.name.rpartition(".")[0] if self.expert else self.name
 
 
 @final
@@ -88,7 +96,9 @@ class Architecture:
         Args:
             targets: names: a module is chosen when its path is one of them or ends in one, after a
                 dot. One string is a regular expression that the whole path has to match, and
-                `all-linear` chooses every module. None chooses `default_targets`.
+                `all-linear` chooses every module. None chooses `default_targets`. Experts that
+                one parameter holds are chosen by the parameter's path, as by PEFT's
+                `target_parameters`; `all-linear` leaves them out.
 
         Raises:
             OptionError: a target matches nothing, or the regular expression is not valid.
@@ -101,14 +111,14 @@ class Architecture:
         if targets is None:
             targets = self.default_targets or "all-linear"
         if targets == "all-linear":
-            return self.modules
+            return tuple(module for module in self.modules if not module.expert)
         if isinstance(targets, str):
             return self._matching(targets)
         targets = tuple(targets)
         for target in targets or ("",):
-            if not any(_ends_in(module.name, target) for module in self.modules):
+            if not any(_ends_in(module.path, target) for module in self.modules):
                 raise self._no_match(f"target {target!r}")
-        return tuple(m for m in self.modules if any(_ends_in(m.name, t) for t in targets))
+        return tuple(m for m in self.modules if any(_ends_in(m.path, t) for t in targets))
 
     def _matching(self, expression: str) -> tuple[ModuleShape, ...]:
         try:
@@ -117,7 +127,7 @@ class Architecture:
             raise OptionError(
                 f"{expression!r} is not a regular expression ({error}); for names give a list"
             ) from None
-        chosen = tuple(module for module in self.modules if pattern.fullmatch(module.name))
+        chosen = tuple(module for module in self.modules if pattern.fullmatch(module.path))
         if not chosen:
             raise self._no_match(
                 f"the regular expression {expression!r}, which has to match whole paths such as "
@@ -126,7 +136,7 @@ class Architecture:
         return chosen
 
     def _no_match(self, what: str) -> OptionError:
-        ends = dict.fromkeys(module.name.rpartition(".")[2] for module in self.modules)
+        ends = dict.fromkeys(module.path.rpartition(".")[2] for module in self.modules)
         return OptionError(
             f"{what} matches no module of {self.name}; its modules end in {', '.join(ends)}"
         )
@@ -180,7 +190,8 @@ def architecture_from_config(config: Mapping[str, Any], name: str | None = None)
         name: what to call it; the config's model_type where left out.
 
     Returns:
-        Its linear modules, with the paths of the transformers model.
+        Its linear modules, with the paths of the transformers model. Of a model that also sees or
+        hears it is the text model, which the name says; towers and projectors are not counted.
 
     Raises:
         UnsupportedError: the model_type is not known here.
@@ -192,9 +203,10 @@ def architecture_from_config(config: Mapping[str, Any], name: str | None = None)
         >>> architecture_from_config(config).modules[1]
         ModuleShape(name='model.layers.0.self_attn.k_proj', m=32, n=64)
     """
-    targets = family_of(config).targets
-    modules = tuple(ModuleShape(*found) for found in linear_modules(config))
-    return Architecture(name or config["model_type"], modules, targets)
+    found = described(config)
+    modules = tuple(ModuleShape(*module) for module in found.modules)
+    label = name or str(config["model_type"])
+    return Architecture(f"{label} (text model)" if found.nested else label, modules, found.targets)
 
 
 def architecture_from_shapes(shapes: Iterable[str]) -> Architecture:

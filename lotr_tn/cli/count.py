@@ -15,6 +15,7 @@ from lotr_tn.catalogue.architecture import (
     known_architectures,
 )
 from lotr_tn.catalogue.counts import count_table
+from lotr_tn.catalogue.families import MODEL_TYPES
 from lotr_tn.cli.console import Output
 from lotr_tn.cli.questions import GroupByOption
 from lotr_tn.errors import CheckpointError
@@ -60,7 +61,8 @@ def count(
             "give exactly one of SHAPES, --model, --config and --list, such as --model roberta-base"
         )
     if list_models:
-        models = models_record(architecture(name) for name in known_architectures())
+        known = (architecture(name) for name in known_architectures())
+        models = models_record(known, MODEL_TYPES)
         out.show(models, models_text)
         return
     ranks = _ranks(rank)
@@ -80,15 +82,16 @@ def _architecture(shapes: list[str] | None, model: str | None, config: Path | No
 
 def _from_file(path: Path) -> Architecture:
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: no such file; give the config.json of a model, or its folder"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as text ({error})") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from None
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, too, and nesting
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is not valid JSON ({reason}); copy it again") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a {type(config).__name__}, not a JSON object")
     return architecture_from_config(config, str(path))

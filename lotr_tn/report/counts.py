@@ -1,7 +1,7 @@
 """What `lotr count` says: records for `--json`, and tables for a terminal of 80 columns."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -113,9 +113,10 @@ def _closing(record: dict[str, Any]) -> str:
     )
 
 
-def models_record(models: Iterable[Architecture]) -> dict[str, Any]:
+def models_record(models: Iterable[Architecture], types: Sequence[str]) -> dict[str, Any]:
     """What `lotr count --list --json` prints."""
     return {
+        "model_types": list(types),
         "models": [
             {
                 "name": model.name,
@@ -124,7 +125,7 @@ def models_record(models: Iterable[Architecture]) -> dict[str, Any]:
                 "targets": list(model.default_targets),
             }
             for model in models
-        ]
+        ],
     }
 
 
@@ -138,4 +139,5 @@ def models_text(record: dict[str, Any]) -> RenderableType:
             f"{model['params_dense']:,}",
             ", ".join(model["targets"]),
         )
-    return table
+    types = ", ".join(record["model_types"])
+    return Group(table, Text(f"--config takes the config.json of these types: {types}"))

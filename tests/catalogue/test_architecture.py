@@ -5,14 +5,16 @@ import re
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForImageClassification as AutoModelForImages
+from transformers import AutoModelForImageTextToText as AutoModelForVision
 from transformers import AutoModelForSequenceClassification as AutoModelForSequences
+from transformers import AutoModelForSpeechSeq2Seq as AutoModelForSpeech
 from transformers.pytorch_utils import Conv1D
 
 import lotr_tn as lt
 from lotr_tn.catalogue.architecture import known_architectures
-from lotr_tn.catalogue.families import MODEL_TYPES
+from lotr_tn.catalogue.families import MODEL_TYPES, WRAPPERS
 from lotr_tn.errors import CheckpointError, OptionError, UnsupportedError
 
 USUAL = {
@@ -36,9 +38,41 @@ DECODERS = {
     for kind, wide in {
         "llama": True, "mistral": True, "qwen2": False, "qwen3": True, "gemma": True,
         "gemma2": True, "gemma3_text": True, "olmo2": False, "granite": False, "smollm3": False,
-        "stablelm": False, "starcoder2": False, "phi": False, "phi3": False,
+        "stablelm": False, "starcoder2": False, "phi": False, "phi3": False, "cohere": False,
+        "cohere2": True, "glm": True, "glm4": True, "olmo": False, "olmo3": False, "exaone4": True,
+        "ministral": True, "ministral3": True, "mixtral": True, "gpt_oss": True, "olmoe": False,
+        "qwen2_vl_text": False, "qwen2_5_vl_text": False, "qwen3_vl_text": True, "lfm2": False,
     }.items()
 }  # fmt: skip
+FOUR = {**WIDE_HEADS, "num_hidden_layers": 4}
+SPARSE = {**FOUR, "num_experts": 3, "moe_intermediate_size": 8, "num_experts_per_tok": 1}
+LATENT = {
+    "q_lora_rank": 6, "kv_lora_rank": 5, "qk_rope_head_dim": 4, "qk_nope_head_dim": 3,
+    "v_head_dim": 7, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 2,
+    "num_experts_per_tok": 1,
+}  # fmt: skip
+DELTA = {
+    "linear_key_head_dim": 3, "linear_value_head_dim": 5, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}  # fmt: skip
+SHARING = {
+    **FOUR, "hidden_size_per_layer_input": 6, "num_kv_shared_layers": 1, "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+}  # fmt: skip
+SPARSE_DECODERS = {
+    "deepseek_v3": {**SPARSE, **LATENT},
+    "gemma3n_text": {**SHARING, "intermediate_size": [40, 40, 40, 30, 30, 30], "laurel_rank": 3},
+    "gemma4_text": {**SHARING, "global_head_dim": 12},
+    "llama4_text": {**FOUR, "intermediate_size_mlp": 50, "interleave_moe_layer_step": 2},
+    "qwen2_moe": {**SPARSE, "mlp_only_layers": [1], "shared_expert_intermediate_size": 9},
+    "qwen3_5_moe_text": {**SPARSE, **DELTA, "shared_expert_intermediate_size": 9},
+    "qwen3_5_text": {**FOUR, **DELTA},
+    "qwen3_moe": {**SPARSE, "decoder_sparse_step": 2},
+    "qwen3_vl_moe_text": SPARSE,
+}
+DECODERS |= {kind: (AutoModelForCausalLM, sizes) for kind, sizes in SPARSE_DECODERS.items()}
+for of_vision in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"):
+    DECODERS[of_vision] = (AutoModel, DECODERS[of_vision][1])
 N_NAMES = {"n_embd": 24, "n_layer": 3, "n_head": 4, "vocab_size": 32}
 NEO = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4}
 T5 = {"d_model": 24, "num_layers": 2, "num_heads": 3, "d_kv": 10, "d_ff": 40, "vocab_size": 32}
@@ -59,8 +93,18 @@ OTHERS = {
     ),
     "t5": (AutoModelForSeq2SeqLM, {**T5, "num_decoder_layers": 3}),
     "vit": (AutoModelForImages, USUAL),
-}
+    "modernbert": (AutoModelForSequences, USUAL),
+    "whisper": (
+        AutoModelForSpeech,
+        {
+            "d_model": 24, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 50,
+        },
+    ),
+}  # fmt: skip
 FAMILIES = ENCODERS | DECODERS | OTHERS
+TRANSPOSED = ("gpt_oss", "llama4")
+"""Where experts' matrices lie with their inputs first."""
 
 
 def linear_modules(kind, build, sizes):
@@ -69,10 +113,20 @@ def linear_modules(kind, build, sizes):
     with torch.device("meta"):
         model = build.from_config(config)
     found = {}
+    inside = "language_model." if hasattr(config, "text_config") else ""
     for name, module in model.named_modules():
-        if re.search(r"\.\d+\.", name) and isinstance(module, torch.nn.Linear | Conv1D):
+        if not re.search(r"\.\d+\.", f".{name}") or inside not in name:
+            continue
+        if isinstance(module, torch.nn.Linear | Conv1D):
             shape = tuple(module.weight.shape)
             found[name] = shape[::-1] if isinstance(module, Conv1D) else shape
+        for experts, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 and name.endswith("experts"):
+                shape = tuple(parameter.shape[1:])
+                own = shape[::-1] if kind.startswith(TRANSPOSED) else shape
+                found |= {f"{name}.{experts}.{i}": own for i in range(parameter.shape[0])}
+    if build is AutoModel:
+        found = {f"model.{name}": shape for name, shape in found.items()}
     return found
 
 
@@ -90,8 +144,37 @@ def test_modules_are_those_of_transformers(kind):
     assert ours(kind, sizes) == found
 
 
+VISION = {"aya_vision": {"vision_config": {"model_type": "siglip_vision_model"}}}
+TEXT_OF = {
+    kind: {**FAMILIES[text][1], "model_type": text}
+    for kind, text in WRAPPERS.items()
+    if kind != "gemma3n"  # whose vision tower needs a package of its own
+}
+
+
+@pytest.mark.parametrize("kind", TEXT_OF)
+def test_the_text_model_of_one_that_sees_or_hears(kind):
+    sizes = {"text_config": TEXT_OF[kind]}
+    build = AutoModelForSpeech if kind == "voxtral" else AutoModelForVision
+    found = linear_modules(kind, build, sizes | VISION.get(kind, {}))
+    assert found
+    assert ours(kind, sizes) == found
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_sizes_that_a_text_config_leaves_out(kind):
+    """Files of transformers leave out of a text_config what is usual for its type."""
+    usual = json.loads(AutoConfig.for_model(WRAPPERS[kind]).to_json_string(use_diff=False))
+    architecture = lt.catalogue.architecture_from_config({"model_type": kind, "text_config": {}})
+    assert architecture.name == f"{kind} (text model)"
+    alone = lt.catalogue.architecture_from_config(usual)
+    place = architecture.modules[0].name.partition("layers.")[0]
+    found = {m.name.removeprefix(place): m.shape for m in architecture.modules}
+    assert found == {m.name.removeprefix("model."): m.shape for m in alone.modules}
+
+
 def test_every_family_is_checked():
-    assert set(FAMILIES) == set(MODEL_TYPES)
+    assert {*FAMILIES, *WRAPPERS} == set(MODEL_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +281,9 @@ def test_targets_that_match_nothing(targets, said):
     ("change", "kind", "said"),
     [
         ({"model_type": "mamba"}, UnsupportedError, r"'mamba' is not known here.*llama.*shapes"),
-        ({"model_type": "gemma3", "text_config": {}}, UnsupportedError, "text_config alone"),
+        ({"text_config": {"model_type": "mamba"}}, UnsupportedError, "'mamba' is not known"),
+        ({"text_config": []}, CheckpointError, "text_config .* found list"),
+        ({"num_hidden_layers": 10**9}, CheckpointError, "more than 200,000 linear modules"),
         ({"model_type": None}, CheckpointError, "no model_type"),
         ({"hidden_size": "24"}, CheckpointError, "hidden_size .* found '24'"),
         ({"num_hidden_layers": 0}, CheckpointError, "num_hidden_layers .* found 0"),
@@ -243,3 +328,44 @@ def test_architectures_that_make_no_sense():
         lt.catalogue.Architecture("twice", (one, one))
     with pytest.raises(OptionError, match="found 0x4"):
         lt.catalogue.ModuleShape("q", 0, 4)
+
+
+ODD = {"gate": "a", "list": [None], "map": {"1": 2}, "much": 1e400, "nan": float("nan"), "no": -1}
+
+
+def refusal(kind, sizes):
+    try:
+        ours(kind, sizes)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", SPARSE_DECODERS | {"lfm2": GROUPED, "mixtral": GROUPED})
+def test_entries_of_a_wrong_type_end_in_a_sentence(kind):
+    sizes = {k: v for k, v in FAMILIES[kind][1].items() if v is not None}
+    extra = ("layer_types", "moe_layers", "mlp_only_layers", "full_attn_idxs", "per_layer_config")
+    for key in (*sizes, *extra, "first_k_dense_replace", "block_ffn_dim_multiplier"):
+        for odd in ODD.values():
+            said = refusal(kind, {**sizes, key: odd})
+            assert said is None or key in said or "head_dim" in said
+            assert said is None or len(said) < 500
+
+
+def test_experts_are_chosen_as_parameters():
+    """By the parameter's path, and not by all-linear, as PEFT does."""
+    from peft import LoraConfig, get_peft_model
+
+    build, sizes = FAMILIES["gpt_oss"]
+    sizes = {**sizes, "num_local_experts": 3}
+    model = lt.catalogue.architecture_from_config({"model_type": "gpt_oss", **sizes})
+    down = ["mlp.experts.down_proj"]
+    with torch.device("meta"):
+        network = build.from_config(AutoConfig.for_model("gpt_oss", **sizes))
+        config = LoraConfig(r=4, target_modules="all-linear", target_parameters=down)
+        adapted = get_peft_model(network, config)
+    trained = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+    chosen = {m.name: m for targets in ("all-linear", down) for m in model.select(targets)}
+    assert trained == sum(4 * (m.m + m.n) for m in chosen.values())
+    assert sum(m.expert for m in chosen.values()) == 3 * sizes["num_hidden_layers"]
+    assert model.select(r".*\.1\.mlp\.experts\.gate_up_proj")[2].name.endswith("gate_up_proj.2")

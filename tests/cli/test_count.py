@@ -1,8 +1,11 @@
 """`lotr count` as a user meets it."""
 
 import json
+from pathlib import Path
 
 import pytest
+
+import lotr_tn as lt
 
 
 @pytest.fixture
@@ -108,7 +111,9 @@ def test_the_list(count):
     status, out, _ = count("--list")
     assert status == 0
     assert all(f" {name} " in out for name in known_architectures())
+    assert all(kind in out for kind in lt.catalogue.MODEL_TYPES)
     _, out, _ = count("--list", "--json")
+    assert json.loads(out)["model_types"] == list(lt.catalogue.MODEL_TYPES)
     models = {model.pop("name"): model for model in json.loads(out)["models"]}
     assert set(models) == set(known_architectures())
     assert models["llama-2-7b"] == {
@@ -156,6 +161,18 @@ def test_wrong_usage(count, arguments, said):
     assert said in " ".join(err.replace("│", " ").split())
 
 
+def test_the_text_model_is_named(count):
+    """With a byte-order mark, as some editors write it."""
+    text = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "intermediate_size": 96}
+    config = json.dumps({"model_type": "llava", "text_config": text})
+    Path("config.json").write_text(config, "utf-8-sig")
+    status, out, _ = count("--config", "config.json", "--rank", "8")
+    assert status == 0
+    assert "config.json (text model)" in out
+    assert figures(out)[0][1] == str(8 * 2 * 2 * (64 + 64))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -163,7 +180,9 @@ def test_wrong_usage(count, arguments, said):
         ("{", "config.json is not valid JSON"),
         ("[1]", "holds a list, not a JSON object"),
         ("{}", "has no model_type"),
-        ('{"model_type": "mamba"}', "'mamba' is not known here; known are bert, bloom"),
+        ('{"model_type": "mamba"}', "'mamba' is not known here; near it are llama"),
+        ('{"model_type": ' + "[" * 20_000, "is not valid JSON"),
+        ('{"model_type": ' + "1" * 5_000 + "}", "is not valid JSON"),
         ('{"model_type": "gpt2"}', "gives no hidden_size or n_embd"),
         (b"\xff\xfe\x00", "cannot be read as text"),
     ],
