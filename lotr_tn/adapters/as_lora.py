@@ -163,11 +163,15 @@ def portable_config(
 ) -> dict[str, Any]:
     """A configuration that every loader reads alike: scale inside the factors, so alpha = rank.
 
-    Modules, by their full path, whose rank is another than `rank` get a pattern.
+    Modules, by their full path, whose rank is another than `rank` get a pattern. All settings but
+    those of ranks, scales and targets stay as they were, and so does how training began, unless
+    PEFT, which begins anew before it loads, would ask something of a rank then.
     """
     pattern = {f"^{re.escape(name)}": r for name, r in modules.items() if r != rank}
-    starts = ("loftq_config", "eva_config", "corda_config")
-    return {key: value for key, value in source.items() if key not in starts} | {
+    usual = {"bias": "none", "fan_in_fan_out": False, "inference_mode": True}
+    if source.get("init_lora_weights") in ("orthogonal", "mica"):
+        source = {**source, "init_lora_weights": True}
+    return {**usual, **source} | {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
@@ -178,11 +182,6 @@ def portable_config(
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "init_lora_weights": True,
-        "inference_mode": True,
-        "use_dora": False,
-        "bias": source.get("bias", "none"),
-        "fan_in_fan_out": source.get("fan_in_fan_out", False),
     }
 
 

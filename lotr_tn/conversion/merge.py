@@ -1,10 +1,9 @@
 """Adapters merged into one LoRA adapter, module by module, on factors and cores."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import array_api_compat.numpy as xp
 import numpy as np
@@ -14,8 +13,8 @@ from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAModule, Target
 from lotr_tn.adapters.as_lora import as_dtype, fits_float16, portable_lora
 from lotr_tn.adapters.base_models import base_model_of, require_same_base
 from lotr_tn.adapters.own_factors import no_update
-from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import storage_dtype_for
+from lotr_tn.conversion.carried import carried
 from lotr_tn.conversion.merging_modules import Bases, ModuleUpdates, updates_of
 from lotr_tn.decompose.gauges import require_count
 from lotr_tn.decompose.merging import (
@@ -27,8 +26,7 @@ from lotr_tn.decompose.merging import (
     require_weights,
     slerp_coefficients,
 )
-from lotr_tn.errors import CheckpointError, OptionError, listed
-from lotr_tn.files.dialects.peft import WITHOUT_EXTRAS
+from lotr_tn.errors import OptionError, listed
 from lotr_tn.formats import LoRAStack
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg import RelativeError, smallest_rank
@@ -158,7 +156,7 @@ def merge_adapters(
     used = {name: adapters[name] for name in chosen}
     if not any_base:
         _require_one_base(used)
-    extras, config = _carried(adapters, used, extras_from)
+    extras, config = carried(adapters, used, extras_from, any_base=any_base)
     job = _Merging(method, density, seed, _dtype_for(used.values(), dtype, rule), Bases())
     modules = updates_of(used)
     coefficients = job.coefficients(modules, chosen)
@@ -343,42 +341,6 @@ def _weights_of(
     if not used:
         raise OptionError("all weights are zero, so nothing would be left; give one another weight")
     return used
-
-
-def _carried(
-    adapters: Mapping[str, Adapter], used: Mapping[str, Adapter], extras_from: str | None
-) -> tuple[Mapping[str, RawTensor], dict[str, Any]]:
-    """The other tensors that the merged adapter keeps, and the configuration it starts from."""
-    first = next(iter(used))
-    if extras_from == "none":
-        return {}, _config(used[first]) | WITHOUT_EXTRAS
-    if extras_from is not None:
-        if extras_from not in adapters:
-            raise OptionError(
-                f"there is no adapter {extras_from!r} to keep other tensors of; there are "
-                f"{listed(list(adapters))}, or none"
-            )
-        return adapters[extras_from].extras, _config(adapters[extras_from])
-    ours = used[first].extras
-    for name, adapter in used.items():
-        theirs = adapter.extras
-        differing = [k for k in {**ours, **theirs} if not _same(ours.get(k), theirs.get(k))]
-        if differing:
-            raise CheckpointError(
-                f"{first} and {name} differ in {differing[0]}, which is no low-rank update and is "
-                "not merged; say whose to keep with extras_from (--extras-from), or none"
-            )
-    return ours, _config(used[first])
-
-
-def _same(a: RawTensor | None, b: RawTensor | None) -> bool:
-    if a is None or b is None:
-        return False
-    return (a.code, a.shape) == (b.code, b.shape) and np.array_equal(a.data, b.data)
-
-
-def _config(adapter: Adapter) -> dict[str, Any]:
-    return json.loads(adapter.config_text)
 
 
 def _root_sum_squares(values: Iterable[float]) -> float:

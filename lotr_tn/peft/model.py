@@ -1,5 +1,6 @@
 """The tuner: adapters put into a model by PEFT, and its file's tensors."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.adapters.config_fields import require_plain_meaning
 from lotr_tn.doors.loading import load_adapter
 from lotr_tn.errors import OptionError, UnsupportedError
 from lotr_tn.nn.bases import base_of, is_embedding, lies_transposed, weight_of
@@ -311,6 +313,7 @@ def _updates(init: str, form: type[Form]) -> Updates:
             f"init must be {', '.join(form.starts)}, or the path of an adapter; found {init!r}"
         )
     adapter = load_adapter(path)
+    require_plain_meaning(json.loads(adapter.config_text), "LoTR in PEFT")
     if not isinstance(adapter, LoRAAdapter):
         adapter = to_lora(adapter, ranks="minimal", dtype="float32").adapter
     return {module.target.name: module.factors() for module in adapter.modules}

@@ -159,7 +159,7 @@ def test_an_adapted_embedding_cannot_be_tied():
 
 def test_weighted_sums_are_made_of_files():
     adapted = lotr(llama, ["q_proj"])
-    with pytest.raises(OptionError, match="with lotr merge .* it gives a LoRA"):
+    with pytest.raises(OptionError, match=r"with lotr merge .* it gives a LoRA"):
         adapted.add_weighted_adapter(["default"], [1.0], "both")
 
 

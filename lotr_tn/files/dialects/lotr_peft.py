@@ -21,6 +21,7 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, to_numpy
 from lotr_tn.adapters.adapter import Layout, LoRAGroup, LoTRAdapter, LoTRGroup, Target
 from lotr_tn.adapters.as_lora import config_text
+from lotr_tn.adapters.config_fields import require_plain_meaning
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import group_form
 from lotr_tn.catalogue.methods import LOTR, METHODS, Method, Site, Tensors, sites_of
@@ -199,7 +200,7 @@ def save_lotr_peft(
     no Tucker-2 become one, exactly, at the ranks that this needs.
 
     Raises:
-        UnsupportedError: an update of a convolution.
+        UnsupportedError: an update of a convolution, or one that means more than its factors say.
         CheckpointError: the target exists, or writing failed; then nothing was changed.
     """
     convs = [
@@ -213,6 +214,7 @@ def save_lotr_peft(
             f"LoTR in PEFT adapts linear layers and embeddings; found convolutions: "
             f"{', '.join(convs[:4])}: write a .lotr.safetensors file instead"
         )
+    require_plain_meaning(json.loads(adapter.config_text), "LoTR in PEFT")
     tensors: dict[str, RawTensor] = dict(adapter.extras)
     ranks: dict[str, tuple[int, int]] = {}
     for name, group in adapter.groups.items():

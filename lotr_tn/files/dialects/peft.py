@@ -9,6 +9,7 @@ import numpy as np
 
 from lotr_tn.adapters.adapter import Layout, LoRAAdapter, LoRAModule, Target
 from lotr_tn.adapters.as_lora import config_text
+from lotr_tn.adapters.config_fields import OTHER_TENSORS
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.peft_config import module_rank_and_scale, parse_config
@@ -18,7 +19,6 @@ from lotr_tn.files.writing import write_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-WITHOUT_EXTRAS = {"bias": "none", "modules_to_save": None, "trainable_token_indices": None}
 PICKLES = (".bin", ".pt", ".pth")
 
 
@@ -142,7 +142,7 @@ def save_peft(adapter: LoRAAdapter, path: Path, *, force: bool, extras: bool = T
             tensors[key] = RawTensor.of(array)
     text = adapter.config_text
     if not extras:
-        text = config_text(dict(adapter.config) | WITHOUT_EXTRAS)
+        text = config_text(dict(adapter.config) | OTHER_TENSORS)
     write_peft_folder(path, tensors, text, force=force)
 
 
