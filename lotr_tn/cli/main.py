@@ -19,6 +19,7 @@ from lotr_tn.cli.export import export
 from lotr_tn.cli.inspect import inspect
 from lotr_tn.cli.merge import merge
 from lotr_tn.cli.moved import MOVED, moved
+from lotr_tn.cli.stopping import Stopped, stoppable
 from lotr_tn.errors import LotrError, OptionError
 
 app = typer.Typer(
@@ -73,7 +74,11 @@ def main() -> None:
     with standard_output(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *where, **how: say(f"warning: {message}")
         try:
-            status = app(prog_name="lotr", standalone_mode=False)
+            with stoppable():
+                status = app(prog_name="lotr", standalone_mode=False)
+        except Stopped as stopped:
+            say(str(stopped))
+            status = stopped.status
         except Exception as error:
             status = _failed(error)
     sys.exit(status)

@@ -9,6 +9,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,6 +19,46 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.exchange import exchange
 
 Writer = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that is to come to a path, known by the inode that it has already."""
+
+    path: Path
+    identity: tuple[int, int]
+
+
+_TARGETS: ContextVar[list[Target] | None] = ContextVar("_TARGETS", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[Target]]:
+    """A list of all that is written meanwhile, each target before it is put in place."""
+    targets: list[Target] = []
+    token = _TARGETS.set(targets)
+    try:
+        yield targets
+    finally:
+        _TARGETS.reset(token)
+
+
+def in_place(target: Target) -> bool:
+    """Whether what was made for a path is there."""
+    try:
+        return _identity(target.path) == target.identity
+    except OSError:
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _note(path: Path, partial: Path) -> None:
+    if (targets := _TARGETS.get()) is not None:
+        targets.append(Target(path, _identity(partial)))
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -48,6 +90,7 @@ def write_file(path: Path, write: Writer, *, force: bool) -> None:
         else:
             _open_to_readers(partial)
         _flush(partial)
+        _note(path, partial)
         if existed:
             os.replace(partial, path)
         else:
@@ -80,6 +123,7 @@ def write_folder(path: Path, writers: Mapping[str, Writer], *, force: bool) -> N
             _open_to_readers(partial / name)
             _flush(partial / name)
         _flush(partial)
+        _note(path, partial)
         if not path.exists():
             os.replace(partial, path)
         elif not exchange(partial, path):
@@ -169,6 +213,14 @@ def _cleaned_up(path: Path, partial: Path) -> Iterator[None]:
 
 def _remove(path: Path) -> None:
     """Remove a file or a folder; what cannot be removed stays for a later run to clear away."""
+    try:
+        _try_to_remove(path)
+    finally:
+        if os.path.lexists(path):  # it was interrupted, or failed this once
+            _try_to_remove(path)
+
+
+def _try_to_remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,0 +1,71 @@
+"""A signal in the midst of a command: nothing is left behind, and what is so is said."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from lotr_tn.files import writing
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
+
+
+def at(monkeypatch, name, number):
+    """Have a function of writing end with the process getting a signal."""
+    true = getattr(writing, name)
+
+    def call(*arguments):
+        result = true(*arguments)
+        os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(writing, name, call)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [("_flush", "nothing was changed"), ("_name_first", "out.lotr.safetensors was written")],
+)
+def test_a_command_that_is_stopped(lotr, demo_adapter, tmp_path, monkeypatch, name, moment, said):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    at(monkeypatch, moment, number)
+    command = f"convert {demo_adapter} --rank 2 -o out.lotr.safetensors"
+    assert lotr(*command.split()) == (
+        128 + number,
+        "",
+        f"lotr: stopped by {SIGNALS[name]}; {said}"
+        + (" all the same\n" if said.endswith("written") else "\n"),
+    )
+    assert [p.name for p in tmp_path.iterdir()] == (
+        ["out.lotr.safetensors"] if said.endswith("written") else []
+    )
+    assert signal.getsignal(number) == before
+
+
+def test_clearing_away_is_not_stopped(lotr, demo_adapter, tmp_path, monkeypatch):
+    at(monkeypatch, "_flush", signal.SIGTERM)
+    true = writing._try_to_remove
+
+    def remove(path):
+        os.kill(os.getpid(), signal.SIGINT)
+        true(path)
+
+    monkeypatch.setattr(writing, "_try_to_remove", remove)
+    status, _, err = lotr("convert", demo_adapter, "--rank", "2", "-o", "out.lotr.safetensors")
+    assert (status, err) == (143, "lotr: stopped by SIGTERM; nothing was changed\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_is_ignored_stays_so(lotr, demo_adapter, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    try:
+        at(monkeypatch, "_flush", signal.SIGHUP)
+        status = lotr("convert", demo_adapter, "--rank", "2", "-o", "out.lotr.safetensors")[0]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert status == 0
+    assert (tmp_path / "out.lotr.safetensors").exists()
