@@ -9,6 +9,7 @@ import pytest
 from lotr_tn.files import writing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+OUT = "out.lotr.safetensors"
 SIGNALS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 
 
@@ -27,22 +28,19 @@ def at(monkeypatch, name, number):
 @pytest.mark.parametrize("name", SIGNALS)
 @pytest.mark.parametrize(
     ("moment", "said"),
-    [("_flush", "nothing was changed"), ("_name_first", "out.lotr.safetensors was written")],
+    [("_flush", "nothing was changed"), ("_name_first", f"{OUT} was written all the same")],
 )
 def test_a_command_that_is_stopped(lotr, demo_adapter, tmp_path, monkeypatch, name, moment, said):
     number = getattr(signal, name)
     before = signal.getsignal(number)
     at(monkeypatch, moment, number)
-    command = f"convert {demo_adapter} --rank 2 -o out.lotr.safetensors"
-    assert lotr(*command.split()) == (
+    assert lotr("convert", demo_adapter, "--rank", "2", "-o", OUT) == (
         128 + number,
         "",
-        f"lotr: stopped by {SIGNALS[name]}; {said}"
-        + (" all the same\n" if said.endswith("written") else "\n"),
+        f"lotr: stopped by {SIGNALS[name]}; {said}\n",
     )
-    assert [p.name for p in tmp_path.iterdir()] == (
-        ["out.lotr.safetensors"] if said.endswith("written") else []
-    )
+    left = [path.name for path in tmp_path.iterdir() if path != demo_adapter]
+    assert left == ([OUT] if OUT in said else [])
     assert signal.getsignal(number) == before
 
 
@@ -55,17 +53,17 @@ def test_clearing_away_is_not_stopped(lotr, demo_adapter, tmp_path, monkeypatch)
         true(path)
 
     monkeypatch.setattr(writing, "_try_to_remove", remove)
-    status, _, err = lotr("convert", demo_adapter, "--rank", "2", "-o", "out.lotr.safetensors")
+    status, _, err = lotr("convert", demo_adapter, "--rank", "2", "-o", OUT)
     assert (status, err) == (143, "lotr: stopped by SIGTERM; nothing was changed\n")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [demo_adapter]
 
 
 def test_a_signal_that_is_ignored_stays_so(lotr, demo_adapter, tmp_path, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     try:
         at(monkeypatch, "_flush", signal.SIGHUP)
-        status = lotr("convert", demo_adapter, "--rank", "2", "-o", "out.lotr.safetensors")[0]
+        status = lotr("convert", demo_adapter, "--rank", "2", "-o", OUT)[0]
     finally:
         signal.signal(signal.SIGHUP, before)
     assert status == 0
-    assert (tmp_path / "out.lotr.safetensors").exists()
+    assert (tmp_path / OUT).exists()
