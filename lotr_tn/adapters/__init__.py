@@ -12,6 +12,7 @@ from lotr_tn.adapters.adapter import (
 )
 from lotr_tn.adapters.as_lora import Export, to_lora
 from lotr_tn.adapters.grouping import group_modules
+from lotr_tn.adapters.paths import map_prefix
 
 __all__ = [
     "Adapter",
@@ -24,5 +25,6 @@ __all__ = [
     "LoTRGroup",
     "Target",
     "group_modules",
+    "map_prefix",
     "to_lora",
 ]

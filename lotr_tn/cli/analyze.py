@@ -6,15 +6,18 @@ from typing import Annotated
 import typer
 
 from lotr_tn.adapters.asked import Asked
+from lotr_tn.adapters.paths import map_prefix as moved
 from lotr_tn.analysis.forms import all_forms
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     DtypeOption,
     GroupByOption,
     HowMuch,
+    MapPrefixOption,
     MaxRankOption,
     MinRankOption,
     asked_limits,
+    asked_prefixes,
 )
 from lotr_tn.doors import load_adapter
 from lotr_tn.files.writing import refuse_existing, write_file
@@ -48,6 +51,7 @@ def analyze(
     stack_all: Annotated[
         bool, typer.Option("--stack-all", help="Measure ways of stacking however large they are.")
     ] = False,
+    map_prefix: MapPrefixOption = None,
     dtype: DtypeOption = "auto",
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a figure: .png, .svg or .pdf.")
@@ -64,13 +68,13 @@ def analyze(
     """
     limits = asked_limits(min_rank, max_rank)
     beside = all_forms() if "all" in (formats or ()) else tuple(formats or ())
-    question = how_much.question()
+    question, prefixes = how_much.question(), asked_prefixes(map_prefix)
     asked = Asked(question, "auto", group_by=group_by, dtype=dtype, limits=limits, beside=beside)
     if plot is not None:
         refuse_plot(plot, force=out.force)
     if html is not None:
         refuse_existing(html, force=out.force)
-    adapters = [load_adapter(source) for source in sources]
+    adapters = [moved(load_adapter(source), prefixes) for source in sources]
     analysing = Analysing.of(adapters, asked, group or (), stack_all=stack_all)
     with out.progress(analysing.steps) as step:
         analysis = analysing.run(step)

@@ -8,6 +8,7 @@ import typer
 
 from lotr_tn.adapters import Adapter
 from lotr_tn.cli.console import REPLACE, Output, missed
+from lotr_tn.cli.questions import MapPrefixOption, asked_prefixes
 from lotr_tn.doors import load_adapter
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import OptionError
@@ -33,6 +34,7 @@ def compare(
         float | None,
         typer.Option(metavar="E", help="Of two: exit with status 3 when the error is larger."),
     ] = None,
+    map_prefix: MapPrefixOption = None,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Of three or more: draw a figure: .png, .svg or .pdf."),
@@ -47,7 +49,7 @@ def compare(
     """
     same = len(paths) == 2 and paths[0] == paths[1]  # one name would stand for both
     adapters: Mapping[str, Adapter]
-    adapters = {s: load_adapter(paths[0]) for s in "AB"} if same else named_adapters(paths)
+    adapters = {s: load_adapter(paths[0]) for s in "AB"} if same else _named(paths, map_prefix)
     if len(adapters) < 2:
         found = ", ".join([str(len(adapters)), *adapters])
         raise OptionError(f"there must be two adapters or more; found {found}")
@@ -62,6 +64,10 @@ def compare(
             f"--max-rel-error is a limit for two adapters; found {len(adapters)}: leave it out"
         )
     _compare_many(adapters, plot, out)
+
+
+def _named(paths: list[Path], map_prefix: list[str] | None) -> Mapping[str, Adapter]:
+    return named_adapters(paths, prefixes=asked_prefixes(map_prefix))
 
 
 def _compare_two(a: Adapter, b: Adapter, max_rel_error: float | None, out: Output) -> None:

@@ -9,7 +9,13 @@ import typer
 
 from lotr_tn.adapters import Adapter
 from lotr_tn.cli.console import REPLACE, Output, file_size, missed
-from lotr_tn.cli.questions import AnyBaseOption, DtypeOption, error_rule
+from lotr_tn.cli.questions import (
+    AnyBaseOption,
+    DtypeOption,
+    MapPrefixOption,
+    asked_prefixes,
+    error_rule,
+)
 from lotr_tn.conversion.merge import merge_adapters
 from lotr_tn.conversion.merging_modules import updates_of
 from lotr_tn.doors.sources import named_adapters
@@ -55,6 +61,7 @@ class Mixing:
     ] = None
     dtype: DtypeOption = "auto"
     any_base: AnyBaseOption = False
+    map_prefix: MapPrefixOption = None
 
 
 def merge(
@@ -72,7 +79,7 @@ def merge(
     by its folder or file. The result is a PEFT folder in the form that every loader reads alike.
     """
     refuse_existing(how.destination, force=out.force)
-    mixed(named_adapters(sources), how, out)
+    mixed(named_adapters(sources, prefixes=asked_prefixes(how.map_prefix)), how, out)
 
 
 def mixed(adapters: Mapping[str, Adapter], how: Mixing, out: Output) -> None:

@@ -26,6 +26,13 @@ MaxRankOption: TypeAlias = Annotated[
 AnyBaseOption: TypeAlias = Annotated[
     bool, typer.Option("--any-base", help="Let adapters differ in what they call their base model.")
 ]
+MapPrefixOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OLD=NEW",
+        help="Read module paths that begin with OLD as beginning with NEW; may be repeated.",
+    ),
+]
 DtypeOption: TypeAlias = Annotated[
     Literal["auto", "bfloat16", "float16", "float32", "float64"],
     typer.Option(
@@ -148,6 +155,20 @@ class OrEnergy(OrRanks):
     def any_rule(self) -> Question | FixedRank | Energy:
         """The one rule that was asked for."""
         return self.rule() if self.energy is None or self.given > 1 else Energy(self.energy)
+
+
+def asked_prefixes(values: Sequence[str] | None) -> dict[str, str]:
+    """New prefixes of paths by old ones."""
+    found: dict[str, str] = {}
+    for value in values or ():
+        old, equals, new = (part.strip() for part in value.partition("="))
+        if not equals or old in found:
+            raise typer.BadParameter(
+                "--map-prefix takes OLD=NEW, each OLD once, such as "
+                f"model.language_model.layers=model.layers; found {value!r}"
+            )
+        found[old] = new
+    return found
 
 
 def asked_limits(least: Sequence[str] | None, most: Sequence[str] | None) -> Limits:

@@ -19,6 +19,7 @@ from lotr_tn.adapters.adapter import (
     Target,
     block_diagonal,
 )
+from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import qr
@@ -152,10 +153,16 @@ def _identity(factor: np.ndarray) -> tuple:
 
 
 def updates_of(adapters: Mapping[str, Adapter]) -> dict[str, ModuleUpdates]:
-    """Every module that any adapter updates, by path, in order of coming; shapes must agree."""
+    """Every module that any adapter updates, by path, in order of coming.
+
+    Raises:
+        CheckpointError: adapters have no module in common, or shapes or layouts differ.
+    """
     found: dict[str, ModuleUpdates] = {}
     owners: dict[str, str] = {}
     for name, adapter in adapters.items():
+        owned = {path: (owners[path], updates.shape) for path, updates in found.items()}
+        require_common(owned, name, shapes_of(adapter))
         for target, shape, update in _modules_of(adapter):
             known = found.get(target.name)
             if known is None:

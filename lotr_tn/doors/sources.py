@@ -11,6 +11,7 @@ from typing import final
 from weakref import WeakValueDictionary
 
 from lotr_tn.adapters.adapter import Adapter
+from lotr_tn.adapters.paths import map_prefix
 from lotr_tn.adapters.stackings import natural
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import is_bank, load_bank
@@ -47,13 +48,19 @@ class NamedAdapters(Mapping[str, Adapter]):
         return name in self._read
 
 
-def named_adapters(paths: Sequence[Path], names: Sequence[str] | None = None) -> NamedAdapters:
+def named_adapters(
+    paths: Sequence[Path],
+    names: Sequence[str] | None = None,
+    *,
+    prefixes: Mapping[str, str] | None = None,
+) -> NamedAdapters:
     """The adapters of some files or folders, by name, in the order of the paths.
 
     A bank stands for all its adapters, and a folder of adapter folders for these, in their natural
     order: checkpoint-500 before checkpoint-2000. A name is the folder's, the file's without its
     endings, or the one in the bank; where several have one name, each is named by its path as it
-    was typed. Of a bank the header is read; an adapter is read when it is asked for.
+    was typed. Of a bank the header is read; an adapter is read when it is asked for, with its
+    modules' paths under other `prefixes`, given by the old ones.
     """
     banks: dict[Path, Bank] = {}  # one for all its adapters, so that they share its bases
     sources = [source for path in paths for source in _sources(path, banks)]
@@ -67,8 +74,12 @@ def named_adapters(paths: Sequence[Path], names: Sequence[str] | None = None) ->
     for source, name in zip(sources, chosen, strict=True):
         if name in read:
             raise CheckpointError(f"{name} is named twice; name every adapter once")
-        read[name] = source.read
+        read[name] = partial(_mapped, source.read, prefixes) if prefixes else source.read
     return NamedAdapters([source.file for source in sources], read)
+
+
+def _mapped(read: Callable[[], Adapter], prefixes: Mapping[str, str]) -> Adapter:
+    return map_prefix(read(), prefixes)
 
 
 @dataclass(frozen=True)

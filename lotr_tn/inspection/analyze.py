@@ -11,6 +11,7 @@ from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.asked import Asked, Where
 from lotr_tn.adapters.base_models import base_model_of
 from lotr_tn.adapters.grouping import lora_groups
+from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.question import Measured, Question, Rule, is_met, measure
 from lotr_tn.adapters.restrictions import Limits
 from lotr_tn.adapters.stackings import Stacking, stackings_of
@@ -208,9 +209,10 @@ def _named(adapters: Sequence[Adapter]) -> dict[str, LoRAAdapter]:
 
 
 def _require_one_base(adapters: Mapping[str, LoRAAdapter]) -> None:
-    """Refuse adapters whose modules of one path differ in shape."""
+    """Refuse adapters whose modules of one path differ in shape, or that have none in common."""
     seen: dict[str, tuple[str, tuple[int, int]]] = {}
     for name, adapter in adapters.items():
+        require_common(seen, name, shapes_of(adapter))
         for module in adapter.modules:
             path = module.target.name
             other, shape = seen.setdefault(path, (name, module.shape))

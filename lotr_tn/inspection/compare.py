@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoTRAdapter
+from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import Stack
 from lotr_tn.formats.certificate import ratio
@@ -90,6 +91,8 @@ def _names(adapter: Adapter) -> list[str]:
 
 
 def _require_same_modules(a: Adapter, b: Adapter) -> None:
+    known = {path: ("the first adapter", shape) for path, shape in shapes_of(a).items()}
+    require_common(known, "the second", shapes_of(b), apart=True)
     only_a = sorted(set(_names(a)) - set(_names(b)))
     only_b = sorted(set(_names(b)) - set(_names(a)))
     for alone, where in ((only_a, "first"), (only_b, "second")):

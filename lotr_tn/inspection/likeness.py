@@ -7,6 +7,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from lotr_tn.adapters.adapter import Adapter, Compressed, LoRAAdapter, LoRAGroup, LoRAModule
+from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.analysis.forms import form_of
 from lotr_tn.analysis.subspaces import NUMERICAL_ZERO
 from lotr_tn.errors import CheckpointError, OptionError
@@ -197,6 +198,8 @@ def modules_of(adapters: Mapping[str, Adapter]) -> dict[str, tuple[int, int]]:
 def _surveyed(adapters: Mapping[str, Adapter]) -> dict[str, _Module]:
     found: dict[str, _Module] = {}
     for name, adapter in adapters.items():
+        before = {path: (module.first, module.shape) for path, module in found.items()}
+        require_common(before, name, shapes_of(adapter), apart=True)
         for update in _updates(adapter):
             known = found.get(update.path, _Module(update.shape, name, 0))
             if known.shape != update.shape:

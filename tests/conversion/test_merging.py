@@ -167,10 +167,12 @@ def test_linear_is_the_dense_sum(data):
 
 
 def test_a_module_that_an_adapter_lacks_is_no_update_there():
-    adapters = {"a": adapter(0, kinds=("q",)), "b": adapter(1, kinds=("v",))}
+    shapes = SHAPES | {"o": (9, 12)}
+    kinds = {"a": ("q", "o"), "b": ("o", "v")}
+    adapters = {name: adapter(i, kinds=kinds[name], shapes=shapes) for i, name in enumerate("ab")}
     merged = lt.merge_adapters(adapters, {"a": 2.0, "b": -1.0})
-    assert [m.name for m in merged.modules][:4] == [
-        "model.layers.0.q", "model.layers.1.q", "model.layers.2.q", "model.layers.0.v",
+    assert [m.name for m in merged.modules][4:7] == [
+        "model.layers.2.q", "model.layers.2.o", "model.layers.0.v",
     ]  # fmt: skip
     assert gap(dense(merged.adapter), dense_sum(adapters, {"a": 2.0, "b": -1.0})) < 1e-7
     assert set(merged.adapter.config["target_modules"]) == {m.name for m in merged.modules}

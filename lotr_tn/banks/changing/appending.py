@@ -10,6 +10,7 @@ import numpy as np
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_same_base
+from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.changing.ways import Way, cheapest, ways_of
@@ -107,6 +108,12 @@ def add_adapters(
             if not any_base:
                 known = bank.names[0], base_model_in(bank.config_text(bank.names[0]))
                 require_same_base(known, (name, base_model_of(lora)))
+            known = {
+                path: (str(before), group.shape)
+                for group in bank.groups.values()
+                for path, _ in group.modules
+            }
+            require_common(known, name, shapes_of(lora))
             bank, error, added = _Addition(bank, name, lora, epsilon).appended()
             met, directions = met and error <= epsilon, directions + added
         save_bank(bank, real, force=True)

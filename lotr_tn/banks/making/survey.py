@@ -11,6 +11,7 @@ from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter, Layout, LoRAAdapter, LoRAModule, Target, common_dtype
 from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.base_models import base_model_of, require_same_base
+from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.banks.bank import BankAdapter
 from lotr_tn.errors import CheckpointError
@@ -151,6 +152,8 @@ class Survey:
             self.base = name, base
         if self.base is not None and not any_base:
             require_same_base(self.base, (name, base))
+        known = {path: (layers.first, layers.shape) for path, layers in self.modules.items()}
+        require_common(known, name, shapes_of(lora))
         for module in lora.modules:
             layers = self._layers_of(name, module)
             layers.add(len(self.adapters), module, self.spool, squared_norm(module))

@@ -8,7 +8,7 @@ import typer
 from lotr_tn.banks.changing.appending import add_adapters
 from lotr_tn.cli.bank.opening import ChangedBankArgument, opened, require_paths
 from lotr_tn.cli.console import Output, missed
-from lotr_tn.cli.questions import AnyBaseOption, error_rule
+from lotr_tn.cli.questions import AnyBaseOption, MapPrefixOption, asked_prefixes, error_rule
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.report.bank_changes import appending_record, appending_text
 
@@ -38,6 +38,7 @@ def add(
         ),
     ] = None,
     any_base: AnyBaseOption = False,
+    map_prefix: MapPrefixOption = None,
     *,
     out: Annotated[Output, {"all": EVERY}],
 ) -> None:
@@ -47,7 +48,7 @@ def add(
     are measured on what is stored.
     """
     opened(bank)
-    adapters = named_adapters(sources, name or None)
+    adapters = named_adapters(sources, name or None, prefixes=asked_prefixes(map_prefix))
     require_paths(adapters.files)
     with out.progress(len(adapters)) as step:
         done = add_adapters(

@@ -14,8 +14,10 @@ from lotr_tn.cli.questions import (
     DtypeOption,
     FormatOption,
     GroupByOption,
+    MapPrefixOption,
     MethodOption,
     OrRanks,
+    asked_prefixes,
 )
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import CheckpointError, OptionError
@@ -69,6 +71,7 @@ class Making:
         ),
     ] = None
     any_base: AnyBaseOption = False
+    map_prefix: MapPrefixOption = None
     route: Annotated[
         Literal["auto", "whole", "updated", "sketch", "apart"] | None,
         typer.Option(
@@ -97,7 +100,9 @@ def make(
 ) -> None:
     """Put adapters of one base into one file with shared factors: a bank."""
     rule = asked.rule()
-    adapters = named_adapters(sources, making.name or None)
+    adapters = named_adapters(
+        sources, making.name or None, prefixes=asked_prefixes(making.map_prefix)
+    )
     if destination is None:
         raise OptionError(
             f"{len(adapters)} adapters become one file; name it, such as "

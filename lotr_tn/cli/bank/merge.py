@@ -5,6 +5,7 @@ from typing import Annotated
 from lotr_tn.cli.bank.opening import BankArgument, opened
 from lotr_tn.cli.console import REPLACE, Output
 from lotr_tn.cli.merge import Mixing, mixed
+from lotr_tn.cli.questions import asked_prefixes
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.files.writing import refuse_existing
 
@@ -13,4 +14,4 @@ def merge(bank: BankArgument, *, how: Mixing, out: Annotated[Output, {"force": R
     """Merge adapters of a bank into one LoRA, as lotr merge does; --weights says which."""
     refuse_existing(how.destination, force=out.force)
     opened(bank)
-    mixed(named_adapters([bank]), how, out)
+    mixed(named_adapters([bank], prefixes=asked_prefixes(how.map_prefix)), how, out)
