@@ -1,5 +1,6 @@
 """Writing all or nothing: beside the target first, flushed, then renamed over it."""
 
+import errno
 import hashlib
 import os
 import platform
@@ -17,6 +18,12 @@ from safetensors import SafetensorError
 
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.exchange import exchange
+
+LONGEST_NAME = 200
+"""Bytes of a name to which more is added while the file is written; most systems take 255."""
+
+FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
+"""What a system says where there is no room."""
 
 Writer = Callable[[Path], object]
 
@@ -63,20 +70,26 @@ def _note(path: Path, partial: Path) -> None:
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Refuse a target that exists, unless it may be replaced."""
-    if path.exists() and not force:
+    try:
+        exists, has_folder = path.exists(), path.parent.is_dir()
+    except (OSError, ValueError) as error:  # a name that the system does not take
+        raise _failed(path, error) from None
+    if exists and not force:
         raise CheckpointError(
             f"{path} exists; name another destination, or replace it with --force"
         )
-    if not path.parent.is_dir():
+    if not has_folder:
         raise CheckpointError(f"the folder {path.parent} does not exist; create it first")
 
 
 def write_file(path: Path, write: Writer, *, force: bool) -> None:
     """Let `write` make a file beside `path`, then rename it to `path`; all or nothing.
 
-    A file that is replaced hands its permissions on. One that appears at `path` only while
-    `write` is at work is another's, and is not replaced. What killed runs left there is removed.
+    A file that is replaced hands its permissions on, and a link stays a link. One that appears at
+    `path` only while `write` is at work is another's, and is not replaced. What killed runs left
+    there is removed.
     """
+    path = _behind_links(path)
     _mend(path)
     refuse_existing(path, force=force)
     if path.is_dir():
@@ -106,7 +119,7 @@ def write_folder(path: Path, writers: Mapping[str, Writer], *, force: bool) -> N
     others a run that is killed between two renames leaves the old one beside `path`, and the next
     that writes there puts it back. Raises as `write_file`.
     """
-    path = path.resolve() if path.is_symlink() else path
+    path = _behind_links(path)
     _mend(path)
     refuse_existing(path, force=force)
     if path.exists() and not path.is_dir():
@@ -131,6 +144,11 @@ def write_folder(path: Path, writers: Mapping[str, Writer], *, force: bool) -> N
     _flush_names(path.parent)
 
 
+def _behind_links(path: Path) -> Path:
+    """What a link points at: that is replaced, whoever else points at it."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
 def _replace_in_two(partial: Path, path: Path) -> None:
     """Replace a folder by two renames; the first is taken back where the second fails."""
     old = _beside(path, "old")
@@ -145,7 +163,13 @@ def _replace_in_two(partial: Path, path: Path) -> None:
 
 def _beside(path: Path, kind: str) -> Path:
     """A name that no other writer has: it tells the process, and the machine that it runs on."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{_host()}.{secrets.token_hex(4)}.{kind}")
+    return path.with_name(f".{_label(path)}.{os.getpid()}-{_host()}.{secrets.token_hex(4)}.{kind}")
+
+
+def _label(path: Path) -> str:
+    """A file's name, or a digest of one so long that nothing can be added to it."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()[:16]
 
 
 def _host() -> str:
@@ -154,9 +178,11 @@ def _host() -> str:
 
 def _mend(path: Path) -> None:
     """Clear away what killed runs have left beside a path; put back a folder moved aside."""
-    if sys.platform == "win32" or not path.parent.is_dir():
+    if sys.platform == "win32" or not os.path.isdir(path.parent):
         return
-    left = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-{_host()}\.[0-9a-f]{{8}}\.(partial|old)")
+    left = re.compile(
+        rf"\.{re.escape(_label(path))}\.(\d+)-{_host()}\.[0-9a-f]{{8}}\.(partial|old)"
+    )
     with suppress(OSError):
         for entry in list(path.parent.iterdir()):
             match = left.fullmatch(entry.name)
@@ -202,13 +228,17 @@ def _cleaned_up(path: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(
-            f"cannot write {path} ({reason}); nothing was changed: free some space or choose "
-            "another place"
-        ) from None
+        raise _failed(path, error) from None
     finally:
         _remove(partial)
+
+
+def _failed(path: Path, error: Exception) -> CheckpointError:
+    """What is said of a target that is as it was."""
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    full = isinstance(error, OSError) and error.errno in FULL
+    advice = "free some space or choose another place" if full else "choose another place"
+    return CheckpointError(f"cannot write {path} ({reason}); nothing was changed: {advice}")
 
 
 def _remove(path: Path) -> None:

@@ -189,6 +189,27 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path, folder):
     assert held(folder) == {"a": "new", "b": "old"}
 
 
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "a")
+    for content in ("new", "newer"):  # where nothing is yet, too
+        write_file(tmp_path / "link", text(content), force=True)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / "a").read_text() == content
+    assert listing(tmp_path) == ["link", "there", "there/a"]
+
+
+def test_a_name_as_long_as_the_system_takes(tmp_path):
+    name = "a" * 250
+    for content in ("new", "newer"):
+        write_file(tmp_path / name, text(content), force=True)
+        assert (tmp_path / name).read_text() == content
+    write_folder(tmp_path / ("d" * 250), {"a": text("1")}, force=True)
+    assert listing(tmp_path) == [name, "d" * 250, "d" * 250 + "/a"]
+    with pytest.raises(CheckpointError, match="too long"):
+        write_file(tmp_path / ("a" * 300), text("new"), force=True)
+
+
 FULL_DISK = """
     import resource, signal, sys
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
