@@ -219,7 +219,7 @@ class LoRAAdapter:
         config: the adapter's configuration.
         config_text: the same, byte for byte as the file had it.
         source: where it was read from; None for one made in memory.
-
+        notes: what was read otherwise than it stands in the file, a sentence each.
     """
 
     modules: tuple[LoRAModule, ...]
@@ -227,6 +227,7 @@ class LoRAAdapter:
     config: Mapping[str, Any]
     config_text: str
     source: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:

@@ -1,10 +1,10 @@
 """What a conversion may not change: ranks within limits, and modules kept as they are."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from lotr_tn.adapters.adapter import LoRAGroup
+from lotr_tn.adapters.adapter import LoRAGroup, LoRAModule
+from lotr_tn.catalogue.expressions import regular_expression
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import RankLimits
 
@@ -30,19 +30,16 @@ def kept_apart(
     """Groups to convert, and groups of the modules, by an expression, that stay as they are."""
     if keep is None:
         return dict(groups), {}
-    try:
-        pattern = re.compile(keep)
-    except re.error as error:
-        raise OptionError(
-            f"--keep takes a regular expression; {keep!r} is none ({error})"
-        ) from None
+    expression = regular_expression(keep, "--keep takes a regular expression")
     apart, kept = {}, {}
     for name, group in groups.items():
-        inside = tuple(m for m in group.modules if pattern.search(m.target.name))
-        if inside:
-            kept[f"{name}.kept"] = LoRAGroup(f"{name}.kept", inside)
-        if others := tuple(m for m in group.modules if not pattern.search(m.target.name)):
-            apart[name] = LoRAGroup(name, others)
+        parts: dict[bool, list[LoRAModule]] = {True: [], False: []}
+        for module in group.modules:
+            parts[expression.search(module.target.name) is not None].append(module)
+        if parts[True]:
+            kept[f"{name}.kept"] = LoRAGroup(f"{name}.kept", tuple(parts[True]))
+        if parts[False]:
+            apart[name] = LoRAGroup(name, tuple(parts[False]))
     if not kept:
         raise OptionError(
             f"--keep {keep!r} is found in no module; see `lotr inspect` for the paths"

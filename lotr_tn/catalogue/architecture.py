@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, final
 
+from lotr_tn.catalogue.expressions import regular_expression
 from lotr_tn.catalogue.grouping import kind_of
 from lotr_tn.catalogue.text_models import described
 from lotr_tn.errors import OptionError
@@ -121,12 +122,9 @@ class Architecture:
         return tuple(m for m in self.modules if any(_ends_in(m.path, t) for t in targets))
 
     def _matching(self, expression: str) -> tuple[ModuleShape, ...]:
-        try:
-            pattern = re.compile(expression)
-        except re.error as error:
-            raise OptionError(
-                f"{expression!r} is not a regular expression ({error}); for names give a list"
-            ) from None
+        pattern = regular_expression(
+            expression, "a target is a regular expression, or names in a list"
+        )
         chosen = tuple(module for module in self.modules if pattern.fullmatch(module.path))
         if not chosen:
             raise self._no_match(

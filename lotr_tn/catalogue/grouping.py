@@ -1,9 +1,8 @@
 """Which modules are stacked together, by their paths and shapes."""
 
-import re
 from collections.abc import Callable, Collection, Sequence
 
-from lotr_tn.errors import OptionError
+from lotr_tn.catalogue.expressions import regular_expression
 
 Shape = tuple[int, int]
 
@@ -46,19 +45,14 @@ def _labeller(by: str) -> Callable[[str, Shape], str]:
         return lambda path, shape: kind_of(path)
     if by == "shape":
         return lambda path, shape: "{}x{}".format(*shape)
-    try:
-        pattern = re.compile(by)
-    except re.error as error:
-        raise OptionError(
-            f"--group-by takes kind, shape or a regular expression; {by!r} is none ({error})"
-        ) from None
+    expression = regular_expression(by, "--group-by takes kind, shape or a regular expression")
 
     def label(path: str, shape: Shape) -> str:
-        match = pattern.search(path)
+        match = expression.search(path)
         if match is None:
             return kind_of(path)
-        captured = [part for part in match.groups() if part is not None]
-        return ".".join(captured) if captured else match.group(0)
+        captured = [part for part in match[1:] if part is not None]
+        return ".".join(captured) if captured else str(match[0])
 
     return label
 

@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lotr_tn.errors import CheckpointError, printable, sentence
+from lotr_tn.files.weights import files_of, weights_in
 
 NOT_MET = 3  # exit status of work that was done, but missed the error or size asked for
 REPLACE = typer.Option("--force", "-f", help="Replace the destination if it exists.")
@@ -151,9 +152,5 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 def file_size(path: Path) -> int:
     """Bytes of a file, or of an adapter folder's weights."""
-    if path.is_file():
-        return path.stat().st_size
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (path / name).is_file():
-            return (path / name).stat().st_size
-    return 0
+    weights = path if path.is_file() else weights_in(path)
+    return 0 if weights is None else sum(part.stat().st_size for part in files_of(weights))

@@ -26,6 +26,7 @@ from lotr_tn.doors import load_adapter, save_adapter
 from lotr_tn.doors.sources import is_collection
 from lotr_tn.errors import OptionError
 from lotr_tn.files.dialects.lotr_peft import save_lotr_peft
+from lotr_tn.files.places import located, name_of
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text
@@ -85,12 +86,13 @@ def convert(
             "lotr convert takes one adapter; several are put into a bank: lotr bank make "
             f"{shlex.join(typed(context))}{named}"
         )
+    source = located(source)
     rule = how_much.any_rule()
     asked = Asked(
         rule, format or "lotr", method, group_by, dtype, asked_limits(min_rank, max_rank), keep
     )
     ending = ".lotr.safetensors" if to == "file" else "-lotr-peft"
-    destination = destination or Path(f"{_plain_name(source)}{ending}")
+    destination = destination or Path(f"{name_of(source)}{ending}")
     refuse_existing(destination, force=out.force)
     converting = Converting.of(load_adapter(source), asked, Where(backend, device))
     with out.progress(converting.steps) as step:
@@ -105,8 +107,3 @@ def convert(
             f"{record['dtype']} cannot hold the error asked for ({asked_text(rule)}); the file has "
             f"{record['relative_error']:.2g}: use --dtype auto or a wider dtype"
         )
-
-
-def _plain_name(source: Path) -> str:
-    """A folder's name, or a weights file's without its ending."""
-    return source.stem if source.is_file() else source.resolve().name

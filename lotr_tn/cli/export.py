@@ -15,6 +15,7 @@ from lotr_tn.cli.questions import DtypeOption
 from lotr_tn.doors import load_adapter
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.peft import save_peft
+from lotr_tn.files.places import name_of
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.records import export_record
 from lotr_tn.report.text import export_text
@@ -57,7 +58,7 @@ def export(
             "lotr export takes one adapter; out of a bank they are taken by lotr bank export "
             f"{shlex.join(words)}{name}"
         )
-    destination = destination or Path(f"{lotr_name(source)}-peft")
+    destination = destination or Path(f"{name_of(source)}-peft")
     refuse_existing(destination, force=out.force)
     read = load_adapter(source)
     if not isinstance(read, LoTRAdapter):
@@ -67,8 +68,3 @@ def export(
     sizes = file_size(source), file_size(destination)
     record = export_record(exported, destination, sizes, out.seconds)
     out.show(record, lambda record: export_text(record, how.ranks == "uniform"))
-
-
-def lotr_name(source: Path) -> str:
-    """A file's name without its endings."""
-    return source.name.removesuffix(".safetensors").removesuffix(".lotr")

@@ -15,6 +15,7 @@ from lotr_tn.cli.questions import GroupByOption
 from lotr_tn.doors import load_adapter
 from lotr_tn.doors.loading import place_in_bank
 from lotr_tn.errors import OptionError
+from lotr_tn.files.places import located
 from lotr_tn.report.records import inspection_record
 from lotr_tn.report.text import inspection_text
 
@@ -43,7 +44,11 @@ def inspect(
         show(source, out=out)
         return
     adapter, place = load_adapter(source), place_in_bank(source)
-    size = file_size(source) if place is None else load_bank(place[0]).figures(place[1]).own_bytes
+    size = (
+        file_size(located(source))
+        if place is None
+        else load_bank(place[0]).figures(place[1]).own_bytes
+    )
     record = inspection_record(adapter, group_by, size)
     lotr = isinstance(adapter, LoTRAdapter)
     config = json.loads(adapter.config_text) if lotr else dict(adapter.config)

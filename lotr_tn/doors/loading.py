@@ -11,6 +11,7 @@ from lotr_tn.files.dialects.contents import Contents
 from lotr_tn.files.dialects.native import save_native
 from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.dialects.table import dialect_of
+from lotr_tn.files.places import located
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
@@ -22,8 +23,9 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
 
     Args:
         path: a folder with adapter_config.json and adapter_model.safetensors (or .bin, which needs
-            torch and runs no code), one such weights file, or a `.lotr.safetensors` file; of a bank
-            the file, a slash, and an adapter's name.
+            torch and runs no code) or their parts with an index, one such weights file, or a
+            `.lotr.safetensors` file; of a bank the file, a slash, and an adapter's name. A
+            repository's folder in the Hub's cache stands for its snapshot, as does `org/name`.
 
     Returns:
         A LoRAAdapter or a LoTRAdapter, whose arrays stay mapped from the file until used.
@@ -36,9 +38,10 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     Cost: the file is read once, to see that every factor is finite.
     """
     path = Path(path)
-    dialect = dialect_of(Contents(path))
     if (place := place_in_bank(path)) is not None:
         return load_bank(place[0]).load(place[1])
+    path = located(path)
+    dialect = dialect_of(Contents(path))
     if is_bank(path):
         names = load_bank(path).names
         name = names[0] if names else "NAME"
@@ -52,7 +55,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 def place_in_bank(path: Path) -> tuple[Path, str] | None:
     """The bank and the adapter that a path names as BANK/NAME; None where it is no such path."""
-    if path.exists():
+    if os.path.exists(path):
         return None
     for bank in path.parents:
         if is_bank(bank):

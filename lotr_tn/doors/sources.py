@@ -17,7 +17,8 @@ from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.doors.loading import load_adapter, place_in_bank
 from lotr_tn.errors import CheckpointError, OptionError, listed
-from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS
+from lotr_tn.files.places import located, name_of
+from lotr_tn.files.weights import CONFIG, WEIGHTS, weights_in
 
 LONGEST_NAME = 200
 """Bytes of a folder's name; most file systems take 255, and while it is written it has more."""
@@ -95,8 +96,9 @@ class _Source:
 def _sources(path: Path, banks: dict[Path, Bank]) -> Iterator[_Source]:
     place = (path, None) if is_bank(path) else place_in_bank(path)
     if place is None:
+        path = located(path)
         for inner in _inner(path) or (path,):
-            yield _Source(plain_name(inner), str(inner), inner, partial(load_adapter, inner))
+            yield _Source(name_of(inner), str(inner), inner, partial(load_adapter, inner))
         return
     file, one = place
     if file not in banks:
@@ -114,7 +116,7 @@ def is_collection(path: Path) -> bool:
 
 def _inner(path: Path) -> list[Path]:
     """The adapters in a folder that is none itself, in their natural order."""
-    if not path.is_dir() or any((path / name).exists() for name in (*WEIGHTS, CONFIG)):
+    if not path.is_dir() or weights_in(path) is not None or (path / CONFIG).exists():
         return []
     found = {weights.parent for name in WEIGHTS for weights in path.glob(f"*/{name}")}
     shown = [folder for folder in found if not folder.name.startswith(".")]
@@ -135,11 +137,6 @@ def _chosen(names: Sequence[str], plain: Sequence[str]) -> list[str]:
                 else "an adapter cannot have an empty name; leave no name empty"
             )
     return list(names)
-
-
-def plain_name(path: Path) -> str:
-    """A folder's name, or a weights file's without its endings."""
-    return path.stem.removesuffix(".lotr") if path.is_file() else path.resolve().name
 
 
 def folder_names(names: Sequence[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -242,7 +243,7 @@ def _release(data: np.ndarray, start: int, end: int) -> None:
 
 def is_container(path: Path) -> bool:
     """Whether a path is a safetensors file that holds a bank; a damaged one is an error."""
-    if not path.is_file() or path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" or not os.path.isfile(path):  # whatever the system says
         return False
     return METADATA_KEY in read_metadata(path)
 

@@ -1,13 +1,13 @@
 """PEFT's adapter_config.json: what it means for the scale, and what we must refuse."""
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lotr_tn.errors import CheckpointError, UnsupportedError
+from lotr_tn.files.json_text import json_object
+from lotr_tn.files.path_patterns import PathPatterns
 
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 """Initialisations of A and B that leave the base weights as they are."""
@@ -26,10 +26,6 @@ _REFUSED = {  # field: (what it is, what to do)
         "replicated layers, which share base weights",
         "merge it into the replicated model",
     ),
-    "target_parameters": (
-        "updates of 3-D parameters (mixtures of experts)",
-        "adapt the experts' linear modules by target_modules",
-    ),
     "use_qalora": ("QALoRA, whose input is pooled", "merge it, or train without use_qalora"),
     "use_bdlora": ("block-diagonal LoRA", "convert it to plain LoRA in PEFT first"),
     "enable_lora": (
@@ -45,12 +41,7 @@ _REFUSED = {  # field: (what it is, what to do)
 
 def parse_config(text: str, path: Path) -> dict[str, Any]:
     """The configuration of a LoRA, checked; features that conversion would not keep are refused."""
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not a JSON object")
+    config = json_object(text, path)
     if "lora_parameters" in config:
         raise UnsupportedError(
             f"{path} belongs to an MLX adapter; needed a PEFT adapter_config.json"
@@ -70,27 +61,35 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
 
 def _check_scale_fields(config: Mapping[str, Any], path: Path) -> None:
     for name in ("r", "lora_alpha"):
-        value = config.get(name)
-        if value is None:
+        if config.get(name) is None:
             raise CheckpointError(
                 f"{path} has no {name}, so the scale of the updates is unknown (PEFT would "
                 "silently take 8); add the value it was trained with"
             )
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise CheckpointError(f"{path}: {name} must be a number; found {value!r}")
-    if not isinstance(config["r"], int) or config["r"] < 1:
-        raise CheckpointError(f"{path}: r must be a whole number above 0; found {config['r']!r}")
-    for name in ("rank_pattern", "alpha_pattern"):
+    _number(config["lora_alpha"], "lora_alpha", path)
+    _rank(config["r"], "r", path)
+    for name, check in (("rank_pattern", _rank), ("alpha_pattern", _number)):
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict):
             raise CheckpointError(f"{path}: {name} must be an object; found {pattern!r}")
         for key, value in pattern.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise CheckpointError(f"{path}: {name}[{key!r}] must be a number; found {value!r}")
+            check(value, f"{name}[{key!r}]", path)
+
+
+def _number(value: Any, name: str, path: Path) -> float:
+    """A value as a finite float."""
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+        if math.isfinite(number):
+            return number
+    except OverflowError:  # a whole number of more digits than any float has
+        pass
+    raise CheckpointError(f"{path}: {name} must be a number; found {value!r}")
+
+
+def _rank(value: Any, name: str, path: Path) -> None:
+    if _number(value, name, path) < 1 or value != int(value) or not isinstance(value, int):
+        raise CheckpointError(f"{path}: {name} must be a whole number above 0; found {value!r}")
 
 
 def _refuse_features(config: Mapping[str, Any], path: Path) -> None:
@@ -100,6 +99,10 @@ def _refuse_features(config: Mapping[str, Any], path: Path) -> None:
                 f"{path} sets {name}: {what}; this is not supported, so {remedy}"
             )
     init = config.get("init_lora_weights", True)
+    if not isinstance(init, bool | str | None):
+        raise CheckpointError(
+            f"{path}: init_lora_weights must be true, false or a word; found {init!r}"
+        )
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
         raise UnsupportedError(
             f"{path} sets init_lora_weights={init!r}, which changes the base weights, so the "
@@ -107,25 +110,20 @@ def _refuse_features(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def module_rank_and_scale(config: Mapping[str, Any], module: str, path: Path) -> tuple[int, float]:
-    """The rank and the scale that the configuration gives a module.
+class ScaleRule:
+    """The ranks and scales that a checked configuration gives to modules.
 
     A pattern must match the path, or an end of it after a dot; as in PEFT the first one counts.
     """
-    rank = _lookup(config.get("rank_pattern") or {}, module, path)
-    alpha = _lookup(config.get("alpha_pattern") or {}, module, path)
-    rank = config["r"] if rank is None else rank
-    alpha = config["lora_alpha"] if alpha is None else alpha
-    return int(rank), alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
+    def __init__(self, config: Mapping[str, Any], path: Path) -> None:
+        self._config = config
+        self._ranks = PathPatterns(config.get("rank_pattern") or {}, path)
+        self._alphas = PathPatterns(config.get("alpha_pattern") or {}, path)
 
-def _lookup(pattern: Mapping[str, Any], module: str, path: Path) -> Any:
-    for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as error:
-            raise CheckpointError(
-                f"{path}: pattern {key!r} is no regular expression ({error})"
-            ) from None
-    return None
+    def rank_and_scale(self, module: str) -> tuple[int, float]:
+        """The rank and the scale of a module."""
+        rank, alpha = self._ranks.first(module), self._alphas.first(module)
+        rank = self._config["r"] if rank is None else rank
+        alpha = self._config["lora_alpha"] if alpha is None else alpha
+        return rank, float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)

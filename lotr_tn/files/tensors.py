@@ -1,46 +1,108 @@
-"""Tensors of a file as they are stored, read without copying.
+"""Tensors of a safetensors file as they are stored, in any dtype, without torch.
 
-Safetensors files are checked by the safetensors library and then mapped into memory: a tensor costs
-nothing until it is used, in any dtype, without torch. Pickles are opened only through torch's
-weights-only loader, which runs no code.
+Small files are read at once, and large ones mapped: what is mapped costs nothing until it is used.
+A file that changes while it is read is refused.
 """
 
-import json
-import pickle
+import os
+import stat
 import struct
-import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
+from safetensors import TensorSpec, serialize_file
 
-from lotr_tn._arrays import STORAGE_DTYPES, to_numpy
-from lotr_tn.adapters.raw_tensor import CODES, DTYPES, RawTensor
+from lotr_tn.adapters.raw_tensor import DTYPES, RawTensor
 from lotr_tn.errors import CheckpointError
+from lotr_tn.files.recognised import LOOKED_AT, what_it_is
+from lotr_tn.files.safetensors_header import LONGEST, HeaderError, parse_header
+
+MAPPED = 64 << 20
+"""Bytes from which on a file is mapped."""
+
+
+def status(path: Path) -> os.stat_result:
+    """The status of a file to read; refused where there is none, or something else."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path} ({reason(error)})") from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+        raise CheckpointError(f"{path} is {kind}, not a file; name the file of the weights")
+    return found
+
+
+def reason(error: Exception) -> str:
+    """What the system, or Python, says of a path that it does not take."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def require_unchanged(path: Path, before: os.stat_result, now: os.stat_result) -> None:
+    """Refuse a file whose size or time stamp is not what it was."""
+    if (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+        raise CheckpointError(
+            f"{path} was changed while it was read; wait until it is written, and try again"
+        )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file."""
+    found = status(path)
+    return dict(_metadata(path, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _metadata(path: Path, size: int, changed: int) -> dict[str, str]:
+    return read_header(path, only=True)[0].get("__metadata__") or {}
+
+
+def read_header(path: Path, *, only: bool = False) -> tuple[dict[str, Any], np.ndarray]:
+    """A safetensors file's header and data, of one file even if replaced meanwhile.
+
+    The data are read, or mapped where they are large, and left out with `only`.
+    """
+    status(path)
     try:
-        with safe_open(path, framework="np") as file:  # checks header, offsets and file size
-            return dict(file.metadata() or {})
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
+        with open(path, "rb") as file:
+            before = os.fstat(file.fileno())
+            header, begin = _header(path, file, before.st_size)
+            if only:
+                data = np.empty(0, np.uint8)
+            elif before.st_size >= MAPPED:
+                data = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)[begin:]
+            else:
+                data = np.frombuffer(file.read(before.st_size - begin), np.uint8)
+            require_unchanged(path, before, os.fstat(file.fileno()))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({reason(error)})") from None
+    return header, data
+
+
+def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The header of an open file, and where its data begin."""
+    begin = file.read(8)
+    if other := what_it_is(begin + file.read(LOOKED_AT)):
+        raise CheckpointError(f"{path} {other}")
+    file.seek(8)
+    try:
+        if len(begin) < 8:
+            raise HeaderError("it ends in the length of its header")
+        (length,) = struct.unpack("<Q", begin)
+        if length > LONGEST:
+            raise HeaderError("it says that its header is too large")
+        if 8 + length > size:
+            raise HeaderError("it ends in its header")
+        return parse_header(file.read(length), size - 8 - length), 8 + length
+    except HeaderError as error:
         raise CheckpointError(
             f"{path} is not a complete safetensors file ({error}); copy or download it again"
         ) from None
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """A safetensors file's header and mapped data, of one file even if replaced meanwhile."""
-    read_metadata(path)
-    mapped = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-    (length,) = struct.unpack("<Q", mapped[:8].tobytes())
-    header: dict[str, Any] = json.loads(mapped[8 : 8 + length].tobytes())
-    return header, mapped[8 + length :]
 
 
 def map_tensors(path: Path, header: Mapping[str, Any], data: np.ndarray) -> dict[str, RawTensor]:
@@ -49,15 +111,13 @@ def map_tensors(path: Path, header: Mapping[str, Any], data: np.ndarray) -> dict
     for key, entry in header.items():
         if key == "__metadata__":
             continue
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: tensor {key} has the unknown dtype {entry['dtype']}")
         start, end = entry["data_offsets"]
         tensors[key] = RawTensor(entry["dtype"], tuple(entry["shape"]), data[start:end])
     return tensors
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
-    """All tensors of a file, mapped, and its metadata."""
+    """All tensors of a file, and its metadata."""
     header, data = read_header(path)
     return map_tensors(path, header, data), dict(header.get("__metadata__") or {})
 
@@ -77,50 +137,3 @@ def write_safetensors(
         for key, tensor in tensors.items()
     }
     serialize_file(specs, str(path), metadata=dict(metadata))
-
-
-def read_pickle(path: Path) -> dict[str, RawTensor]:
-    """All tensors of a torch file, by torch's weights-only loader."""
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            f"{path} is a torch pickle, and torch is not installed; install 'lotr-tn[torch]', or "
-            "save the adapter as safetensors"
-        ) from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about odd pickles: refused below
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} holds more than tensors, or is damaged; it was not loaded, since a pickle can "
-            "run code: ask for a safetensors file"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} is not a complete torch file ({reason}); copy or download it again"
-        ) from None
-    if not isinstance(loaded, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()
-    ):
-        raise CheckpointError(
-            f"{path} holds a {type(loaded).__name__}, not a dictionary of named tensors as PEFT "
-            "writes it"
-        )
-    return {key: _from_torch(path, key, value) for key, value in loaded.items()}
-
-
-def _from_torch(path: Path, key: str, tensor: Any) -> RawTensor:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in CODES:
-        raise CheckpointError(f"{path}: tensor {key} has the unsupported dtype {name}")
-    if name in STORAGE_DTYPES:
-        return RawTensor.of(to_numpy(tensor))
-    import torch
-
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return RawTensor(CODES[name], tuple(tensor.shape), data)

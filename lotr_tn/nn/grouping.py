@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from lotr_tn.catalogue.expressions import regular_expression
 from lotr_tn.catalogue.grouping import group_paths
 from lotr_tn.catalogue.methods import Site, sites_of
 from lotr_tn.errors import FormatError, OptionError
@@ -71,10 +72,8 @@ def find_targets(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn
     inside = tuple(f"{path}." for path, module in named.items() if hasattr(module, "base_layer"))
     paths = [path for path in named if path and not path.startswith(inside)]
     if isinstance(targets, str):
-        try:
-            found = {path for path in paths if re.fullmatch(targets, path)}
-        except re.error as error:
-            raise OptionError(f"targets {targets!r} is no regular expression ({error})") from None
+        expression = regular_expression(targets, "targets is a regular expression, or names")
+        found = {path for path in paths if expression.fullmatch(path)}
         missing = [] if found else [targets]
     else:
         wanted = list(targets)

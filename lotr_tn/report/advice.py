@@ -6,6 +6,7 @@ from lotr_tn.analysis.forms import FORMS, LOTR
 from lotr_tn.analysis.forms.truncated import FORM as TRUNCATED
 from lotr_tn.report.forms import candidate_of, is_kept, is_pairs, phrase_of
 from lotr_tn.report.numbers import byte_size, counted, error, ratio_text, times
+from lotr_tn.report.text import ALL_ZERO
 
 SHARED = 0.5  # mean overlap from which layers are said to share a subspace
 UNSHARED = 0.1  # mean overlap below which they are said not to
@@ -29,7 +30,7 @@ def question_text(question: dict[str, Any]) -> str:
 def verdict_lines(record: dict[str, Any]) -> list[str]:
     """What a person should read first, a sentence each."""
     if all(group["norm"] == 0 for group in record["groups"]):
-        return ["All updates are zero: there is nothing to keep."]
+        return [ALL_ZERO]
     sentences = [_recommendation(record), *_sharing(record), *_other_stackings(record)]
     if not record["met"]:
         sentences.append(
@@ -42,7 +43,7 @@ def verdict_lines(record: dict[str, Any]) -> list[str]:
 def group_advice(group: dict[str, Any]) -> str:
     """One group in a sentence: what sharing costs, what cutting ranks costs, and why."""
     if group["norm"] == 0:
-        return "All updates are zero: there is nothing to keep."
+        return ALL_ZERO
     layers = group["shape"][0]
     parts = []
     if lotr := candidate_of(group, LOTR.name):

@@ -30,6 +30,7 @@ def conversion_record(
         "seconds": seconds,
         "groups": [_group_record(group) for group in conversion.groups],
         "untouched": list(conversion.adapter.extras),
+        "zero": is_zero(conversion.adapter),
         "destination": str(destination),
     }
 
@@ -93,6 +94,8 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
         "groups": [],
         "untouched": {k: list(t.shape) for k, t in adapter.extras.items()},
         "digests": adapter.digests if isinstance(adapter, LoTRAdapter) else None,
+        "zero": is_zero(adapter),
+        "notes": list(adapter.notes) if isinstance(adapter, LoRAAdapter) else [],
     }
     if isinstance(adapter, LoTRAdapter):
         record["groups"] = [_lotr_group(adapter, name) for name in adapter.groups]
@@ -110,6 +113,14 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
             }
         )
     return record
+
+
+def is_zero(adapter: Adapter) -> bool:
+    """Whether every update is zero: by scales and factors, or by the certified norms."""
+    if isinstance(adapter, LoRAAdapter):
+        return all(m.scale == 0 or not (m.up.any() and m.down.any()) for m in adapter.modules)
+    known = [group.certificate for group in adapter.groups.values()]
+    return all(found is not None and not any(found.layer_norms) for found in known)
 
 
 def _lotr_group(adapter: LoTRAdapter, name: str) -> dict[str, Any]:

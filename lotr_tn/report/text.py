@@ -13,6 +13,8 @@ from lotr_tn.report.numbers import byte_size, count, counted, error, file_growth
 
 WORST = 8
 SHOWN_EXTRAS = 3
+ALL_ZERO = "All updates are zero: there is nothing to keep."
+"""Said of an adapter that changes nothing, wherever it is looked at."""
 
 
 def plain_table(*columns: str) -> Table:
@@ -61,7 +63,9 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
     parts: list[RenderableType] = [table, Text("\n".join(lines))]
-    if not mixed and (warning := verdict_line(record)):
+    if record["zero"]:
+        parts.append(Text("\n" + ALL_ZERO, style="yellow"))
+    elif not mixed and (warning := verdict_line(record)):
         parts.append(Text("\n" + warning, style="yellow"))
     return Group(*parts)
 
@@ -149,6 +153,7 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
     ]
     if lora:
         lines.append(f"Scale           {_scale(config)}, multiplied in wherever factors are used")
+    lines += [f"Names           {note}" for note in record["notes"]]
     extras = list(record["untouched"])
     if extras:
         named = ", ".join(key.removeprefix("base_model.model.") for key in extras[:SHOWN_EXTRAS])
@@ -156,7 +161,9 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
         lines.append(f"Carried along   {named}{rest}")
     if record["digests"] is False:
         lines.append("Digests         none: written by an earlier version, so damage is not seen")
-    return Group(Text("\n".join(lines)), _lora_table(record) if lora else _lotr_table(record))
+    table = _lora_table(record) if lora else _lotr_table(record)
+    zero = [Text(ALL_ZERO, style="yellow")] if record["zero"] else []
+    return Group(Text("\n".join(lines)), table, *zero)
 
 
 def _kinds(record: dict[str, Any]) -> str:

@@ -13,10 +13,11 @@ from lotr_tn.adapters import to_lora
 from lotr_tn.banks.bank import Bank
 from lotr_tn.cli.bank.opening import BankArgument, opened
 from lotr_tn.cli.console import REPLACE, Output, file_size
-from lotr_tn.cli.export import Exporting, lotr_name
+from lotr_tn.cli.export import Exporting
 from lotr_tn.doors.sources import folder_names
 from lotr_tn.errors import CheckpointError, LotrError, OptionError
 from lotr_tn.files.dialects.peft import save_peft
+from lotr_tn.files.places import name_of
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.bank_export import bank_export_record, bank_export_text, bank_exports_text
 
@@ -59,7 +60,7 @@ def export(
         uniform = how.ranks == "uniform"
         out.show(written(name, destination), lambda record: bank_export_text(record, uniform))
         return
-    destination = destination or Path(f"{lotr_name(bank)}-peft")
+    destination = destination or Path(f"{name_of(bank)}-peft")
     refuse_existing(destination, force=out.force)
     if destination.exists() and not destination.is_dir():
         raise CheckpointError(f"{destination} is a file; name a folder to write")

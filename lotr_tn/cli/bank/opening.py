@@ -9,6 +9,7 @@ import typer
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.errors import CheckpointError
+from lotr_tn.files.places import located
 
 BankArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="BANK", help="The bank.")]
 ChangedBankArgument: TypeAlias = Annotated[
@@ -30,5 +31,5 @@ def opened(path: Path) -> Bank:
 def require_paths(paths: Iterable[Path]) -> None:
     """Refuse a path that is not there before hours are spent on others."""
     for path in paths:
-        if not path.exists():
+        if not located(path).exists():
             raise CheckpointError(f"{path}: no such file or folder")

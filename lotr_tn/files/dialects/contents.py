@@ -1,6 +1,5 @@
 """What lies at a path, looked at as far as a dialect asks."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lotr_tn.errors import CheckpointError
-from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS
+from lotr_tn.files.json_text import json_object, json_text
 from lotr_tn.files.tensors import read_metadata
+from lotr_tn.files.weights import CONFIG, WEIGHTS, weights_in
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Contents:
 
     @cached_property
     def weights(self) -> Path | None:
-        """The file of weights: the path itself, or what PEFT calls it in a folder."""
+        """The file of weights, or the index of its parts; the path itself where that is a file."""
         if self.path.is_file():
             return self.path
-        return next((self.path / name for name in WEIGHTS if (self.path / name).is_file()), None)
+        return weights_in(self.path)
 
     @cached_property
     def metadata(self) -> Mapping[str, str]:
@@ -47,7 +47,6 @@ def read_config(path: Path) -> dict[str, Any]:
     """The configuration in a folder, or beside a file of weights."""
     file = (path if path.is_dir() else path.parent) / CONFIG
     try:
-        found = json.loads(file.read_bytes().decode("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {file} ({error}); copy it again") from None
-    return found if isinstance(found, dict) else {}
+        return json_object(json_text(file), file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file") from None

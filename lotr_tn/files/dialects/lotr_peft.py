@@ -28,9 +28,9 @@ from lotr_tn.catalogue.methods import LOTR, METHODS, Method, Site, Tensors, site
 from lotr_tn.decompose import hosvd, random_factors, regauge
 from lotr_tn.errors import CheckpointError, LotrError, UnsupportedError
 from lotr_tn.files.dialects.contents import Contents, read_config
-from lotr_tn.files.dialects.peft import CONFIG, WEIGHTS, write_peft_folder
+from lotr_tn.files.dialects.peft import write_peft_folder
 from lotr_tn.files.peft_keys import PREFIX
-from lotr_tn.files.tensors import read_pickle, read_safetensors
+from lotr_tn.files.weights import CONFIG, WEIGHTS, read_weights
 from lotr_tn.formats import Tucker2
 from lotr_tn.linalg import RelativeError
 from lotr_tn.ops.arithmetic import scale, subtract
@@ -67,8 +67,7 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     config, weights = read_config(path), Contents(path).weights
     if weights is None:
         raise CheckpointError(f"{folder} holds no {WEIGHTS[0]} or {WEIGHTS[1]}")
-    safe = weights.suffix == ".safetensors"
-    tensors = read_safetensors(weights)[0] if safe else read_pickle(weights)
+    tensors = read_weights(weights)
     listed = config.get("groups")
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{folder / CONFIG} names no groups of modules; save it again")

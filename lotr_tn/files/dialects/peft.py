@@ -1,6 +1,7 @@
 """PEFT LoRA checkpoints: folders and single files, in and out."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,88 +12,117 @@ from lotr_tn.adapters.adapter import Layout, LoRAAdapter, LoRAModule, Target
 from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.config_fields import OTHER_TENSORS
 from lotr_tn.adapters.raw_tensor import RawTensor
-from lotr_tn.errors import CheckpointError
-from lotr_tn.files.peft_config import module_rank_and_scale, parse_config
-from lotr_tn.files.peft_keys import factor_key, pair_keys
-from lotr_tn.files.tensors import read_pickle, read_safetensors, write_safetensors
+from lotr_tn.errors import CheckpointError, listed
+from lotr_tn.files.experts import fused_experts, is_experts, require_no_experts
+from lotr_tn.files.json_text import json_text
+from lotr_tn.files.peft_config import ScaleRule, parse_config
+from lotr_tn.files.peft_keys import factor_key, read_keys
+from lotr_tn.files.tensors import read_safetensors, write_safetensors
+from lotr_tn.files.weights import CONFIG, WEIGHTS, read_weights, require_whole, weights_in
 from lotr_tn.files.writing import write_folder
-
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-PICKLES = (".bin", ".pt", ".pth")
 
 
 def load_peft(path: Path) -> LoRAAdapter:
     """Read a PEFT LoRA folder, or a weights file with its adapter_config.json beside it."""
-    weights, config_path = _locate(path)
-    text = _read_config(config_path, weights)
+    weights = _weights(path)
+    config_path = weights.parent / CONFIG
+    text = _config_text(config_path, weights)
     config = parse_config(text, config_path)
-    tensors = read_pickle(weights) if weights.suffix in PICKLES else read_safetensors(weights)[0]
-    pairs = pair_keys(tensors, weights)
-    if not pairs:
+    tensors = read_weights(weights)
+    for key, tensor in tensors.items():
+        if tensor.size == 0:
+            raise CheckpointError(
+                f"{weights}: {key} is empty, of shape {tensor.shape}, as DeepSpeed's ZeRO-3 leaves "
+                "what it has not gathered: gather the parameters, and save the adapter again"
+            )
+    keys = read_keys(tensors, weights, own=_target_parts(config))
+    if not keys.pairs:
         raise CheckpointError(f"{weights} holds no lora_A and lora_B tensors; nothing to convert")
+    require_no_experts(keys.pairs, config, weights)
+    rule = ScaleRule(config, config_path)
     modules = tuple(
-        _module(name, pair, tensors, config, weights, config_path) for name, pair in pairs.items()
+        _module(name, pair, tensors, rule, weights, config_path)
+        for name, pair in keys.pairs.items()
     )
-    used = {key for pair in pairs.values() for key in pair.values()}
-    extras = {key: tensor for key, tensor in tensors.items() if key not in used}
-    return LoRAAdapter(modules, extras, config, text, path)
+    extras = {name: tensors[key] for name, key in keys.extras.items()}
+    return LoRAAdapter(modules, extras, config, text, path, keys.notes)
 
 
-def _locate(path: Path) -> tuple[Path, Path]:
-    """The weights file and the configuration of a path that a user named."""
+def _weights(path: Path) -> Path:
+    """The weights, or the index of their parts, of a path that a user named."""
     if path.is_dir():
-        for name in WEIGHTS:
-            if (path / name).exists():
-                return path / name, path / CONFIG
+        if (found := weights_in(path)) is not None:
+            return found
         raise CheckpointError(f"{path} holds no {WEIGHTS[0]} or {WEIGHTS[1]}{_what_else(path)}")
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    return path, path.parent / CONFIG
+    require_whole(path)
+    return path
 
 
 def _what_else(folder: Path) -> str:
     """What a folder without PEFT's weights holds instead, where that helps."""
-    inner = sorted(p.parent.name for name in WEIGHTS for p in folder.glob(f"*/{name}"))
+    inner = sorted({p.parent.name for name in WEIGHTS for p in folder.glob(f"*/{name}")})
     if inner:
-        return f"; its subfolders {', '.join(inner)} hold adapters: name one"
+        return f"; its subfolders {listed(inner)} hold adapters: name one"
+    if (folder / CONFIG).exists():
+        return f", but their {CONFIG}: download or copy the weights too"
+    if (folder / "config.json").exists():
+        return (
+            ", but the config.json of a model: lotr reads adapters, so name the folder of a LoRA; "
+            "of a fully trained model there is none"
+        )
     for other in sorted(folder.glob("*.safetensors")):
-        pair_keys(read_safetensors(other)[0], other)  # names the format, if it is foreign
+        read_keys(read_safetensors(other)[0], other, configured=False)  # names a foreign format
         return f"; to read {other.name}, name the file itself"
     return ""
 
 
-def _read_config(path: Path, weights: Path) -> str:
+def _config_text(path: Path, weights: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")  # line ends stay as they are
+        return json_text(path)
     except FileNotFoundError:
-        if weights.suffix == ".safetensors":
-            pair_keys(read_safetensors(weights)[0], weights)  # names the format, if it is foreign
+        read_keys(read_weights(weights), weights, configured=False)  # names a foreign format
         raise CheckpointError(
             f"{weights} has no {CONFIG} beside it, so its scale (lora_alpha / r) is unknown; put "
             "the adapter's configuration in the same folder"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path} ({error})") from None
+
+
+def _target_parts(config: Mapping[str, Any]) -> set[str]:
+    """The parts of the paths that the configuration names as targets."""
+    targets = config.get("target_modules")
+    named = targets if isinstance(targets, list) else [targets]
+    return {part for name in named if isinstance(name, str) for part in re.split(r"[\\.]+", name)}
 
 
 def _module(
     name: str,
     pair: Mapping[str, str],
     tensors: Mapping[str, RawTensor],
-    config: Mapping[str, Any],
+    rule: ScaleRule,
     weights: Path,
     config_path: Path,
 ) -> LoRAModule:
     embedding = "embedding_A" in pair
+    a, b = (tensors[key] for _, key in sorted(pair.items()))
+    layout = _layout(name, a.shape, b.shape, embedding, weights)
     down, up = (_finite(tensors[key], key, weights) for _, key in sorted(pair.items()))
-    layout = _layout(name, down.shape, up.shape, embedding, weights)
     rank = down.shape[0]
-    wanted, scale = module_rank_and_scale(config, name, config_path)
+    wanted, scale = rule.rank_and_scale(name)
     if rank != wanted:
+        if is_experts(name) and rank % wanted == 0:
+            raise fused_experts(weights, name, f"rank {rank}, {rank // wanted} times the {wanted}")
         raise CheckpointError(
             f"{weights}: module {name} has rank {rank}, but {config_path.name} gives it {wanted}; "
             "file and configuration do not belong together"
+        )
+    dtypes = {down.dtype.name, up.dtype.name, "float32"}
+    wide = float(np.finfo("float64" if "float64" in dtypes else "float32").max)
+    if abs(scale) > wide:
+        raise CheckpointError(
+            f"{config_path} gives module {name} the scale {scale:.3g}, more than "
+            "float32 holds; give the lora_alpha that it was trained with"
         )
     return LoRAModule(
         Target(name, layout, rank), up.reshape(up.shape[0], -1), down.reshape(rank, -1), scale
@@ -105,8 +135,17 @@ def _finite(tensor: RawTensor, key: str, path: Path) -> np.ndarray:
             f"{path}: {key} has dtype {tensor.dtype}; needed bfloat16, float16, float32 or float64"
         )
     array = tensor.array()
+    if isinstance(_owner(array), np.memmap):
+        array = np.array(array)  # a file that is changed later changes no adapter
     if not np.isfinite(array.astype(np.float32) if array.itemsize < 4 else array).all():
         raise CheckpointError(f"{path}: {key} holds NaN or infinite entries; the adapter is broken")
+    return array
+
+
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory this is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
     return array
 
 
@@ -118,6 +157,8 @@ def _layout(
         f"{path}: module {name} has lora_A of shape {a} and lora_B of shape {b}; needed (r, in) "
         "and (out, r), or (r, in, k…) and (out, r / groups, 1…)"
     )
+    if len(a) == len(b) == 3 and (a[0], a[1]) == (b[0], b[2]):
+        raise fused_experts(path, name, f"lora_A of shape {a} and lora_B of shape {b}")
     if len(a) != len(b) or len(a) < 2 or 0 in a or 0 in b:
         raise problem
     if len(a) == 2:
