@@ -38,7 +38,7 @@ def parse_header(raw: bytes, size: int) -> dict[str, Any]:
     except RecursionError:
         raise HeaderError("its header nests too deep") from None
     except ValueError as error:
-        raise HeaderError(f"its header is no JSON: {error}") from None
+        raise HeaderError(f"its header is invalid: {error}") from None
     places = [_place(key, entry) for key, entry in header.items() if key != "__metadata__"]
     end = 0
     for start, stop, key in sorted(places):

@@ -20,8 +20,11 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.recognised import LOOKED_AT, what_it_is
 from lotr_tn.files.safetensors_header import LONGEST, HeaderError, parse_header
 
-MAPPED = 64 << 20
-"""Bytes from which on a file is mapped."""
+MAPPED = 4 << 20
+"""Bytes from which on a file is mapped, where no more than a part of it may be needed."""
+
+WHOLE = 64 << 20
+"""Bytes up to which an adapter's file is read at once: all of its factors are needed."""
 
 
 def status(path: Path) -> os.stat_result:
@@ -62,11 +65,14 @@ def _metadata(path: Path, size: int, changed: int) -> dict[str, str]:
     return read_header(path, only=True)[0].get("__metadata__") or {}
 
 
-def read_header(path: Path, *, only: bool = False) -> tuple[dict[str, Any], np.ndarray]:
+def read_header(
+    path: Path, *, only: bool = False, whole: int | None = None
+) -> tuple[dict[str, Any], np.ndarray]:
     """A safetensors file's header and data, of one file even if replaced meanwhile.
 
-    The data are read, or mapped where they are large, and left out with `only`.
+    The data are read, or mapped from `whole` bytes on, and left out with `only`.
     """
+    whole = MAPPED if whole is None else whole
     status(path)
     try:
         with open(path, "rb") as file:
@@ -74,7 +80,7 @@ def read_header(path: Path, *, only: bool = False) -> tuple[dict[str, Any], np.n
             header, begin = _header(path, file, before.st_size)
             if only:
                 data = np.empty(0, np.uint8)
-            elif before.st_size >= MAPPED:
+            elif before.st_size >= whole:
                 data = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)[begin:]
             else:
                 data = np.frombuffer(file.read(before.st_size - begin), np.uint8)
@@ -118,7 +124,7 @@ def map_tensors(path: Path, header: Mapping[str, Any], data: np.ndarray) -> dict
 
 def read_safetensors(path: Path) -> tuple[dict[str, RawTensor], dict[str, str]]:
     """All tensors of a file, and its metadata."""
-    header, data = read_header(path)
+    header, data = read_header(path, whole=WHOLE)
     return map_tensors(path, header, data), dict(header.get("__metadata__") or {})
 
 

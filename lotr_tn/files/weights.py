@@ -42,9 +42,17 @@ def files_of(weights: Path) -> list[Path]:
 def read_weights(weights: Path) -> dict[str, RawTensor]:
     """All tensors of a file, or of the parts that an index names."""
     index = _index(weights)
-    if not index:
-        return read_pickle(weights) if weights.suffix in PICKLES else read_safetensors(weights)[0]
     tensors: dict[str, RawTensor] = {}
+    if not index:
+        safe = weights.suffix not in PICKLES
+        tensors = read_safetensors(weights)[0] if safe else read_pickle(weights)
+        for key, tensor in tensors.items():
+            if tensor.size == 0:
+                raise CheckpointError(
+                    f"{weights}: {key} is empty, of shape {tensor.shape}, as DeepSpeed's ZeRO-3 leaves "
+                    "what it has not gathered: gather the parameters, and save the adapter again"
+                )
+        return tensors
     for part in files_of(weights):
         if not part.exists():
             raise CheckpointError(f"{weights} names the part {part.name}, which is not there")

@@ -26,6 +26,7 @@ VALUES = {  # what no other value is like
     "eva_config": {"rho": 3.0}, "corda_config": {"cache_file": "x"}, "lora_ga_config": {"a": 1},
     "megatron_config": {"a": 2}, "megatron_core": "mine.core", "qalora_group_size": 8,
     "peft_version": "0.1", "base_model_name_or_path": "base", "runtime_config": {"a": 3},
+    "target_parameters": ["experts.down_proj"],
 }  # fmt: skip
 
 

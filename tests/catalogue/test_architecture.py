@@ -268,7 +268,7 @@ def test_targets_match_as_in_peft():
         ),
         ([], "matches no module"),
         ("query", "whole paths such as roberta"),
-        ("(", "not a regular expression"),
+        ("(", "a target is a regular expression"),
         ("", "matches no module"),
     ],
 )

@@ -228,7 +228,7 @@ def test_paths_that_no_system_takes(path):
 
 @pytest.mark.parametrize("size", [0, 64 << 20])
 def test_a_file_that_is_changed_later_changes_no_adapter(tmp_path, monkeypatch, size):
-    monkeypatch.setattr("lotr_tn.files.tensors.MAPPED", 1 if size == 0 else size)
+    monkeypatch.setattr("lotr_tn.files.tensors.WHOLE", 1 if size == 0 else size)
     folder = write(tmp_path / "a")
     adapter = lt.load_adapter(folder)
     before = adapter.modules[0].up.copy()
@@ -251,7 +251,7 @@ def test_a_file_that_changes_under_the_reader_is_refused(tmp_path, monkeypatch, 
             more.write(b"x")
         return real(raw, size)
 
-    monkeypatch.setattr(module, "MAPPED", mapped)
+    monkeypatch.setattr(module, "WHOLE", mapped)
     monkeypatch.setattr(module, "parse_header", meanwhile)
     with pytest.raises(CheckpointError, match="was changed while it was read"):
         lt.load_adapter(folder)
