@@ -49,8 +49,8 @@ def read_weights(weights: Path) -> dict[str, RawTensor]:
         for key, tensor in tensors.items():
             if tensor.size == 0:
                 raise CheckpointError(
-                    f"{weights}: {key} is empty, of shape {tensor.shape}, as DeepSpeed's ZeRO-3 leaves "
-                    "what it has not gathered: gather the parameters, and save the adapter again"
+                    f"{weights}: {key} is empty, of shape {tensor.shape}, as DeepSpeed's ZeRO-3 "
+                    "leaves what it has not gathered: gather the parameters, and save it again"
                 )
         return tensors
     for part in files_of(weights):
