@@ -149,7 +149,7 @@ def test_a_bank_is_the_old_or_the_new_one(name, old, fleet, path):
         seen.append(found == new)
         if found != new:
             assert found == old
-        if point and found == old and point % 4 == 1:
+        if point and found == old and point % 8 == 1:
             # another try, amid all that the killed ones have left behind
             assert run_killed_at(change.script, args, 0)
             assert path.read_bytes() == new
@@ -171,7 +171,7 @@ def test_a_first_bank_is_there_whole_or_not_at_all(fleet, path):
         seen.append(path.exists())
         if seen[-1]:
             assert path.read_bytes() == new
-        elif point % 4 == 1:
+        elif point % 8 == 1:
             assert run_killed_at(CONVERT, [path, fleet], 0)
             assert path.read_bytes() == new
         litter(path)

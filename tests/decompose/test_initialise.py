@@ -798,15 +798,15 @@ def test_random_numbers_are_the_same_in_every_library(gauge, dtype):
     ("shape", "ranks"), [((3, 17, 11), (4, 3)), ((2, 6, 13), (6, 1)), ((1, 5, 4), (2, 4))]
 )
 def test_first_step_gain_by_monte_carlo(gauge, shape, ranks):
-    """E‖U Uᵀ D V Vᵀ‖² over 4000 seeds, for two gradients: a flat one and one of rank 1.
+    """E‖U Uᵀ D V Vᵀ‖² over 1500 seeds, for two gradients: a flat one and one of rank 1.
 
-    The mean of the squares has a standard deviation of at most 2%: the margin is five of them.
+    The mean of the squares has a standard deviation of at most 3.3%: the margin is three of them.
     """
     _, m, n = shape
     gradients = np.random.default_rng(0).standard_normal((m, n)), np.zeros((m, n))
     gradients[1][m // 2, 0] = 1.0
     squares = np.zeros(2)
-    count = 4000
+    count = 1500
     for seed in range(count):
         stack = random_factors(shape, ranks, gauge=gauge, seed=seed, dtype="float64")
         for index, gradient in enumerate(gradients):

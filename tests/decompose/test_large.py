@@ -81,7 +81,7 @@ def test_everything_stays_on_its_device():
     """Checks on a fake GPU, in a process of their own: registering one changes torch for good."""
     checks = Path(__file__).with_name("fake_gpu_checks.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)],
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(checks)],
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,7 @@
 """Inputs of every operation: stacks of one shape on one backend, vectors, layers and factors."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,47 +18,74 @@ from tests.conftest import on_backend
 
 FORMATS = {kind.__name__: kind for kind in CORE}
 ROWS = 3
+NUMBERS = st.sampled_from((1.0, -1.0, 0.0, 0.5, 1e-6, 3e4))
 
 
-@dataclass(frozen=True)
 class Case:
-    """What laws are held on."""
+    """What laws are held on; each thing is drawn when a law first asks for it."""
 
-    a: Stack  # of the format that is tested
-    b: Stack  # of any format
-    c: Stack  # of any format
-    near: Stack  # a, but for a share of 1 … 1e-11, in any format
-    x: Array  # (3, n)
-    y: Array  # (3, m)
-    layers: Sequence[int]  # one for each row of x; they may repeat
-    factor: float
-    factors: Sequence[float]  # one for each layer
-    seed: int
+    def __init__(self, draw: Callable[..., Any], kind: type[Stack], backend: str, dtype: str):
+        self._draw = draw
+        self._on = partial(on_backend, backend=backend)
+        self._options: dict[str, Any] = {"dtype": dtype, "array": self._on}
+        self.a: Stack = draw(strategies.stacks_of(kind, **self._options))
 
+    def _same(self) -> Stack:
+        """A stack of any format, of the shape of the first."""
+        return self._draw(strategies.stacks(shapes=st.just(self.a.shape), **self._options))
 
-@st.composite
-def cases(draw: st.DrawFn, kind: type[Stack], backend: str, dtype: str) -> Case:
-    """Cases whose first stack has that format."""
-    options: dict[str, Any] = {"dtype": dtype, "array": partial(on_backend, backend=backend)}
-    a = draw(strategies.stacks_of(kind, **options))
-    layers, m, n = a.shape
-    same = strategies.stacks(shapes=st.just(a.shape), **options)
-    rng = np.random.default_rng(draw(st.integers(0, 99)))
-    x, y = (on_backend(rng.integers(-2, 3, (ROWS, size)).astype(dtype), backend) for size in (n, m))
-    rows = st.lists(st.integers(-layers, layers - 1), min_size=ROWS, max_size=ROWS)
-    numbers = st.sampled_from((1.0, -1.0, 0.0, 0.5, 1e-6, 3e4))
-    return Case(
-        a=a,
-        b=draw(same),
-        c=draw(same),
-        near=convert(_nearly(a, draw(st.integers(0, 11))), draw(st.sampled_from(CORE))),
-        x=x,
-        y=y,
-        layers=draw(rows),
-        factor=draw(numbers),
-        factors=draw(st.lists(numbers, min_size=layers, max_size=layers)),
-        seed=draw(st.integers(0, 99)),
-    )
+    @cached_property
+    def b(self) -> Stack:
+        """A stack of any format."""
+        return self._same()
+
+    @cached_property
+    def c(self) -> Stack:
+        """A stack of any format."""
+        return self._same()
+
+    @cached_property
+    def near(self) -> Stack:
+        """The first, but for a share of 1 … 1e-11, in any format."""
+        digits, kind = self._draw(st.integers(0, 11)), self._draw(st.sampled_from(CORE))
+        return convert(_nearly(self.a, digits), kind)
+
+    @cached_property
+    def x(self) -> Array:
+        """Three inputs, (3, n)."""
+        return self._rows(self.a.shape[2])
+
+    @cached_property
+    def y(self) -> Array:
+        """Three outputs, (3, m)."""
+        return self._rows(self.a.shape[1])
+
+    def _rows(self, size: int) -> Array:
+        rng = np.random.default_rng(self._draw(st.integers(0, 99)))
+        return self._on(rng.integers(-2, 3, (ROWS, size)).astype(self._options["dtype"]))
+
+    @cached_property
+    def layers(self) -> Sequence[int]:
+        """A layer for each row of x; they may repeat."""
+        count = self.a.shape[0]
+        each = st.integers(-count, count - 1)
+        return self._draw(st.lists(each, min_size=ROWS, max_size=ROWS))
+
+    @cached_property
+    def factor(self) -> float:
+        """A number."""
+        return self._draw(NUMBERS)
+
+    @cached_property
+    def factors(self) -> Sequence[float]:
+        """A number for each layer."""
+        count = self.a.shape[0]
+        return self._draw(st.lists(NUMBERS, min_size=count, max_size=count))
+
+    @cached_property
+    def seed(self) -> int:
+        """A seed."""
+        return self._draw(st.integers(0, 99))
 
 
 def _nearly(stack: Stack, digits: int) -> Stack:

@@ -5,11 +5,12 @@ from functools import partial
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from lotr_tn import ops
 from lotr_tn.testing import laws
 from tests.conftest import LAW_BACKENDS
-from tests.ops.cases import FORMATS, cases, largest
+from tests.ops.cases import FORMATS, Case, largest
 from tests.testing.budget import examples, laws_in
 
 LAWS = {
@@ -128,9 +129,9 @@ def test_law_in_float32(law, name, backend):
 
 def hold(law, kind, backend, dtype):
     @examples(backend)
-    @given(case=cases(kind, backend, dtype))
-    def holds(case):
-        LAWS[law](case)
+    @given(data=st.data())
+    def holds(data):
+        LAWS[law](Case(data.draw, kind, backend, dtype))
 
     holds()
 

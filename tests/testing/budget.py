@@ -2,14 +2,14 @@
 
 from hypothesis import settings
 
-SHARES = {"numpy": 3, "read-only numpy": 3, "torch": 3}
-OTHER_SHARE = 6
+SHARES = {"numpy": 5, "read-only numpy": 5, "torch": 5}
+OTHER_SHARE = 8
 SMALL = 100
 """Profiles of more examples than this ask for thoroughness, and get all of them."""
 
 
 def examples(backend: str) -> settings:
-    """A third of a small profile's examples; a sixth where a backend repeats what another shows."""
+    """A fifth of a small profile's examples; fewer where a backend repeats what another shows."""
     allowed = settings.default.max_examples
     if allowed > SMALL:
         return settings(max_examples=allowed)
