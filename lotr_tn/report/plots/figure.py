@@ -3,20 +3,36 @@
 from collections.abc import Sequence
 from pathlib import PurePath
 from textwrap import wrap
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from lotr_tn.report.numbers import byte_size, count, error, times
 from lotr_tn.report.plots.curves import NAME, draw_errors, draw_spectra
 from lotr_tn.report.plots.maps import draw_layers, write
 from lotr_tn.report.plots.style import shortened
 
+Box: TypeAlias = tuple[float, float, float, float]
+
 ROWS = 8  # groups drawn; the others are counted in the title
 WIDTH, HEIGHT, LEGEND, TITLE = 3.4, 2.4, 1.0, 0.18
 """Inches of a panel, of the legends and of a line of the title."""
 
+MARGINS = {
+    "left": 0.62,
+    "right": 0.12,
+    "top": 0.36,
+    "bottom": 0.42,
+    "bar": 0.72,
+    "gap": 0.06,
+    "thickness": 0.09,
+}
+"""Inches around a panel: right of one with a colour bar is `bar`, of which the bar has a part."""
+
+HEADING: dict[str, Any] = {"ha": "left", "va": "top", "size": 9}
 LINE = 130  # characters of a line of the title
 NAMED = 3  # adapters named in the title
 COLUMNS = "Singular values", "Error against parameters", "Error of each layer"
@@ -26,31 +42,58 @@ def draw(record: dict[str, Any]) -> Figure:
     """The figure of an analysis, laid out and not yet written."""
     groups = _shown(record["groups"])
     title = _title(record)
-    height = TITLE * len(title) + LEGEND + HEIGHT * len(groups)
-    figure = Figure(figsize=(3 * WIDTH, height), layout="constrained")
-    figure.suptitle("\n".join(title), x=0.01, ha="left")
-    grid = figure.add_gridspec(
-        1 + len(groups), 3, height_ratios=[LEGEND, *(HEIGHT for _ in groups)]
-    )
-    columns: list[list[Axes]] = [[], [], []]
-    for row, group in enumerate(groups, 1):
-        panels = [figure.add_subplot(grid[row, column]) for column in range(3)]
-        _draw_row(panels, group, record["question"])
-        for column, ax in zip(columns, panels, strict=True):
-            column.append(ax)
-    for index, (heading, column) in enumerate(zip(COLUMNS, columns, strict=True)):
-        _draw_legend(figure.add_subplot(grid[0, index]), heading, column)
-    _settle(figure)
+    head = TITLE * len(title) + LEGEND
+    figure = Figure(figsize=(3 * WIDTH, head + HEIGHT * len(groups)))
+    figure.text(0.01, 1 - 0.05 / figure.get_figheight(), "\n".join(title), **HEADING)
+    rows = []
+    for group in groups:
+        rows.append([figure.add_subplot() for _ in COLUMNS])
+        _draw_row(rows[-1], group, record["question"])
+    columns = [[row[place] for row in rows] for place in range(len(COLUMNS))]
+    for place, (heading, column) in enumerate(zip(COLUMNS, columns, strict=True)):
+        left = MARGINS["left"] + place * WIDTH
+        corner = (left, figure.get_figheight() - head, WIDTH - left + place * WIDTH, LEGEND)
+        _draw_legend(figure.add_axes(_share(figure, corner)), heading, column)
+    for row, panels in enumerate(rows):
+        for place, ax in enumerate(panels):
+            cell = (place * WIDTH, figure.get_figheight() - head - HEIGHT * (row + 1))
+            _place(figure, ax, cell)
     return figure
 
 
-def _settle(figure: Figure) -> None:
-    """Keep the places that the layout found, in round numbers: its last digits vary by run."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for ax in figure.axes:
-        left, bottom, width, height = (round(side, 5) for side in ax.get_position().bounds)
-        ax.set_position((left, bottom, width, height))
+def _share(figure: Figure, box: Box) -> Box:
+    """Left, bottom, width and height in inches as shares of the figure."""
+    (left, bottom, width, height), (wide, high) = box, figure.get_size_inches()
+    return left / wide, bottom / high, width / wide, height / high
+
+
+def _place(figure: Figure, ax: Axes, cell: tuple[float, float]) -> None:
+    """Put a panel, and the colour bar that it may have, into its cell of the figure.
+
+    Margins are measured only where names stand on an axis: matplotlib's own layouts draw every
+    text of the figure several times, which takes longer than all else here.
+    """
+    left, bottom = MARGINS["left"], MARGINS["bottom"]
+    maps = [*ax.images, *ax.collections]
+    bar = next((found.colorbar for found in maps if found.colorbar is not None), None)
+    if bar is not None:
+        left = max(left, 0.3 + max(_extent(label).width for label in ax.get_yticklabels()))
+    if ax.images:
+        bottom = max(bottom, 0.3 + max(_extent(label).height for label in ax.get_xticklabels()))
+    x, y = cell[0] + left, cell[1] + bottom
+    width = WIDTH - left - (MARGINS["bar"] if bar is not None else MARGINS["right"])
+    height = HEIGHT - bottom - MARGINS["top"]
+    ax.set_position(_share(figure, (x, y, width, height)))
+    if bar is not None:
+        box = (x + width + MARGINS["gap"], y, MARGINS["thickness"], height)
+        bar.ax.set_position(_share(figure, box))
+
+
+def _extent(label: Text) -> Bbox:
+    """What a text takes, in inches."""
+    figure = label.get_figure(root=True)
+    assert figure is not None
+    return label.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
 
 
 def _shown(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,8 +128,8 @@ def _draw_legend(ax: Axes, heading: str, column: list[Axes]) -> None:
         title=heading,
         loc="upper left",
         alignment="left",
-        ncols=2 if len(found) > 2 else 1,
-        bbox_to_anchor=(-0.2 if len(found) > 2 else 0.0, 1.0),
+        ncols=2 if len(found) > 3 else 1,
+        bbox_to_anchor=(-0.2 if len(found) > 3 else 0.0, 1.0),
         borderpad=0,
         handlelength=2.2,
         columnspacing=1.0,
