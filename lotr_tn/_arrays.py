@@ -24,8 +24,31 @@ Namespace: TypeAlias = Any
 STORAGE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 
-FLOAT16_LARGEST = 65504
 FLOAT16_SMALLEST_NORMAL = 2.0**-14
+
+LARGEST = {
+    "bfloat16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),
+    "float16": 65504.0,
+    "float32": float(np.finfo(np.float32).max),
+    "float64": float(np.finfo(np.float64).max),
+}
+"""The largest number of each storage dtype."""
+
+HALF_SUBNORMAL = {
+    "bfloat16": 2.0**-134,
+    "float16": 2.0**-25,
+    "float32": 2.0**-150,
+    "float64": float(np.finfo(np.float64).smallest_subnormal),
+}
+"""What rounding may lose of a number however small: half the smallest one (of float64, all of it).
+"""
+
+_EXPONENTS = {"bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
+"""The bits of half-precision exponents: they are all set in NaN and infinity only."""
+
+_PLAIN = (np.ndarray, np.memmap)
+"""NumPy's arrays; other subclasses, such as `np.matrix`, give `*`, `@` and slices a meaning of
+their own."""
 
 BLOCK_ELEMENTS = 2**18
 """Entries widened to float64 at a time: 2 MB."""
@@ -56,7 +79,7 @@ def namespace_of(**arrays: Array) -> Namespace:
         BackendError: the arguments differ in library, dtype or device, or hold no real floats.
     """
     try:
-        kinds = {(type(x), x.dtype, x.device) for x in arrays.values()}
+        kinds = {(type(x), x.dtype, x.device, getattr(x, "layout", None)) for x in arrays.values()}
     except AttributeError:
         return _checked_namespace(arrays)
     found = _CHECKED.get(key := frozenset(kinds))
@@ -65,12 +88,16 @@ def namespace_of(**arrays: Array) -> Namespace:
     return found
 
 
-_CHECKED: dict[frozenset[tuple[type, Any, Any]], Namespace] = {}
+_CHECKED: dict[frozenset[tuple[type, Any, Any, Any]], Namespace] = {}
 """Namespaces of the kinds of arrays that have been checked: a full check takes 30 µs."""
 
 
 def _checked_namespace(arrays: dict[str, Array]) -> Namespace:
+    for name, x in arrays.items():
+        _require_plain(name, x)
     try:
+        if not all(hasattr(x, "dtype") for x in arrays.values()):
+            raise TypeError
         xp = _library(arrays)
     except TypeError:
         found = ", ".join(
@@ -94,6 +121,19 @@ def _checked_namespace(arrays: dict[str, Array]) -> Namespace:
                 f"{name} has dtype {dtype_name(x)}; needed one of {', '.join(STORAGE_DTYPES)}"
             )
     return xp
+
+
+def _require_plain(name: str, x: Array) -> None:
+    """Refuse arrays that keep other than all their entries, or mean something else by them."""
+    kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
+    if isinstance(x, np.ndarray) and type(x) not in _PLAIN:
+        raise BackendError(
+            f"{name} is a {kind}, whose products or entries are not those of a plain array; pass "
+            "np.asarray of it (of a masked array, what its filled() gives)"
+        )
+    layout = str(getattr(x, "layout", "torch.strided"))
+    if layout != "torch.strided":
+        raise BackendError(f"{name} has layout {layout}; needed a dense tensor: call to_dense()")
 
 
 def _library(arrays: dict[str, Array]) -> Namespace:
@@ -123,19 +163,49 @@ def cast(x: Array, dtype: str, *, xp: Namespace) -> Array:
 
 
 def narrow(x: Array, dtype: str, *, xp: Namespace) -> Array:
-    """`cast` for results that are stored: refuses entries that float16 has no room for.
+    """`cast` for results that are stored: entries that it has no room for are refused.
+
+    On devices other than the CPU only float16 is looked at, as one has to wait for the answer.
 
     Raises:
-        FormatError: an entry exceeds 65504 and dtype is float16.
+        FormatError: an entry is NaN, or larger than the largest number of the dtype.
     """
-    if dtype == "float16" and 0 not in x.shape:
-        largest = float(xp.max(xp.abs(x)))
-        if largest > FLOAT16_LARGEST:
-            raise FormatError(
-                f"entries up to {largest:.3g} do not fit float16, whose largest is "
-                f"{FLOAT16_LARGEST}; choose float32 or bfloat16"
-            )
-    return cast(x, dtype, xp=xp)
+    with np.errstate(over="ignore"):
+        stored = cast(x, dtype, xp=xp)
+    if (dtype != "float16" and not on_host(x)) or is_finite(stored):
+        return stored
+    largest = float(xp.max(xp.abs(getattr(x, "detach", lambda: x)())))
+    if not largest > LARGEST[dtype]:
+        raise FormatError(
+            "the result holds NaN: look for NaN and infinity in what it was computed from"
+        )
+    wider = "float64" if dtype == "float32" else "float32 or bfloat16"
+    remedy = "scale the updates down" if dtype == "float64" else f"choose {wider}"
+    raise FormatError(
+        f"entries up to {largest:.3g} do not fit {dtype}, whose largest is "
+        f"{LARGEST[dtype]:.6g}; {remedy}"
+    )
+
+
+def on_host(x: Array) -> bool:
+    """Whether the entries can be looked at without waiting: on the CPU, and there at all."""
+    return device_name(x) == "cpu"
+
+
+def is_finite(x: Array) -> bool:
+    """Whether no entry is NaN or infinite. No wider copy is made, so none can overflow."""
+    if not isinstance(x, np.ndarray | np.generic):
+        return bool(x.detach().isfinite().all()) if hasattr(x, "detach") else _is_finite_other(x)
+    bits = _EXPONENTS.get(x.dtype.name)
+    if bits is None:
+        return bool(np.isfinite(x).all())
+    kind, exponent = bits
+    return bool(((np.asarray(x).view(kind) & exponent) != exponent).all())
+
+
+def _is_finite_other(x: Array) -> bool:
+    xp = array_api_compat.array_namespace(x)
+    return bool(xp.all(xp.isfinite(x)))
 
 
 def float64(x: Array, *, xp: Namespace) -> Array:
@@ -229,4 +299,4 @@ def suits_float16(x: np.ndarray) -> bool:
     if not wide.any():
         return True
     typical = float(np.sqrt(np.mean(wide**2)))
-    return typical >= FLOAT16_SMALLEST_NORMAL and float(np.abs(wide).max()) <= FLOAT16_LARGEST
+    return typical >= FLOAT16_SMALLEST_NORMAL and float(np.abs(wide).max()) <= LARGEST["float16"]

@@ -5,6 +5,7 @@ from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
 from lotr_tn.analysis.division import choose_point, divide
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
+from lotr_tn.decompose.guarded import guarded
 from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Stack
@@ -14,6 +15,7 @@ from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.counts import parameter_count
 
 
+@guarded
 def compress(
     stack: Stack,
     ranks: RankRule | int | tuple[int, int],

@@ -10,11 +10,13 @@ import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, float64, to_numpy
 from lotr_tn.decompose.reduction import reduced
+from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
-from lotr_tn.linalg.factor import qr
+from lotr_tn.linalg.factor import eigh, qr, singular_values, svd, triangle_of
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
 from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.magnitude import in_range, require_finite
 
 WELL_CONDITIONED = 1e-5
 """Smallest over largest singular value down to which eigenvectors of the Gram matrix are used: what
@@ -41,9 +43,9 @@ class Coordinates:
         """The singular values of each layer's update, largest first."""
         left, right = _triangles_of(self.left, self.slices), _triangles_of(self.right, self.slices)
         if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-            return tuple(np.linalg.svd(left @ right.transpose(0, 2, 1), compute_uv=False))
+            return tuple(singular_values(left @ right.transpose(0, 2, 1), xp=xp))
         pairs = zip(left, right, strict=True)
-        return tuple(np.linalg.svd(a @ b.T, compute_uv=False) for a, b in pairs)
+        return tuple(singular_values(a @ b.T, xp=xp) for a, b in pairs)
 
     @cached_property
     def layer_energies(self) -> np.ndarray:
@@ -119,7 +121,17 @@ def coordinates_of(stack: Stack) -> Coordinates:
 
     Cost: 2·(m + n)·R² flops for two triangular factors, on the stack's device; O(R³) on the host.
     Accuracy: 1e-15 of ‖T‖.
+
+    Raises:
+        FormatError: an entry is not finite, or the updates are beyond about 1e±60.
     """
+    require_finite(stack)
+    stack, exponent = in_range(stack)
+    if exponent:
+        raise FormatError(
+            f"updates of about 1e{exponent * 0.30103:.0f} have squares beyond float64, so their "
+            "errors cannot be compared with others; scale them first"
+        )
     small = reduced(stack).small  # what all layers share is reduced to its ranks first
     library = common_namespace(small)
     sides = small.up, library.matrix_transpose(small.down)
@@ -137,7 +149,7 @@ def _triangle_on_device(x: Array, *, xp: Namespace) -> Array:
 
 def triangle(x: np.ndarray) -> np.ndarray:
     """A small T with Tᵀ T = xᵀ x: R of the QR factorisation, or x itself where it is not tall."""
-    return x if x.shape[0] <= x.shape[1] else np.asarray(np.linalg.qr(x, mode="r"))
+    return x if x.shape[0] <= x.shape[1] else triangle_of(x)
 
 
 def _turned(
@@ -156,11 +168,11 @@ def _directions(
     triangles = _triangles_of(y, slices)
     pairs = zip(slices, triangles, strict=True)
     weighed = np.concatenate([x[:, s] @ small.T for s, small in pairs], axis=1)
-    values, vectors = np.linalg.eigh(weighed @ weighed.T)
+    values, vectors = eigh(weighed @ weighed.T, xp=xp)
     values, vectors = values[::-1], np.ascontiguousarray(vectors[:, ::-1])
     if values.size and values[-1] > WELL_CONDITIONED**2 * values[0]:
         return vectors.T @ x, np.sqrt(values)
-    vectors, sigma, _ = np.linalg.svd(weighed, full_matrices=False)
+    vectors, sigma, _ = svd(weighed, xp=xp)
     return vectors.T @ x, sigma
 
 
@@ -171,7 +183,7 @@ def _triangles_of(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray | list
         return [triangle(x[:, s]) for s in slices]
     layers = x.reshape(x.shape[0], len(slices), -1).transpose(1, 0, 2)
     tall = layers.shape[1] > layers.shape[2]
-    return np.asarray(np.linalg.qr(layers, mode="r")) if tall else layers
+    return triangle_of(layers) if tall else layers
 
 
 def _padded(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray:

@@ -10,6 +10,7 @@ from lotr_tn.errors import RankError
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import best_pair, cheapest_pair, pair_parameters
 from lotr_tn.ops.checks import refuse_gradient
+from lotr_tn.ops.magnitude import in_range
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def error_surface(stack: Stack) -> ErrorSurface:
         (4, 4, 248, 0.478)
     """
     refuse_gradient("error_surface", stack)
-    return surface_of(coordinates_of(stack))
+    return surface_of(coordinates_of(in_range(stack)[0]))
 
 
 def surface_of(coordinates: Coordinates) -> ErrorSurface:

@@ -1,5 +1,6 @@
 """Singular values of a stack: along both sides, and of each layer."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from lotr_tn.analysis.subspaces import numerical_rank
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.checks import refuse_gradient
+from lotr_tn.ops.magnitude import in_range, times_power
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Spectra:
     @property
     def norm(self) -> float:
         """‖T‖, the root of the sum of squares of either side's values."""
-        return float(np.linalg.norm(self.left))
+        return math.hypot(*self.left)
 
     @property
     def stable_ranks(self) -> tuple[float, float]:
@@ -77,8 +79,12 @@ def mode_spectra(stack: Stack) -> Spectra:
         ((1, 1), [1, 1])
     """
     refuse_gradient("mode_spectra", stack)
-    found = coordinates_of(stack)
-    return Spectra(found.left_sigma, found.right_sigma, found.layer_values)
+    small, exponent = in_range(stack)
+    found = coordinates_of(small)
+    left, right, *layers = (
+        times_power(x, exponent) for x in (found.left_sigma, found.right_sigma, *found.layer_values)
+    )
+    return Spectra(left, right, tuple(layers))
 
 
 def _stable_rank(values: np.ndarray) -> float:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of, triangle
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
+from lotr_tn.linalg.factor import singular_values, svd
 from lotr_tn.ops.checks import refuse_gradient
+from lotr_tn.ops.magnitude import in_range
 
 NUMERICAL_ZERO = 1e-12  # share of the largest singular value below which one is zero, in float64
 
@@ -58,7 +61,7 @@ def subspace_overlaps(stack: Stack) -> Overlaps:
         (np.float64(0.5), np.float64(0.0))
     """
     refuse_gradient("subspace_overlaps", stack)
-    return overlaps_of(coordinates_of(stack))
+    return overlaps_of(coordinates_of(in_range(stack)[0]))
 
 
 def principal_angles(stack: Stack, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +88,7 @@ def principal_angles(stack: Stack, first: int, second: int) -> tuple[np.ndarray,
     for index in (first, second):
         if not 0 <= index < layers:
             raise FormatError(f"a layer must lie in 0 … {layers - 1}; found {index}")
-    found = coordinates_of(stack)
+    found = coordinates_of(in_range(stack)[0])
     left, right = (_layer_bases(found, side) for side in ("left", "right"))
     return _angles(left[first], left[second]), _angles(right[first], right[second])
 
@@ -131,7 +134,7 @@ def _layer_bases(coordinates: Coordinates, side: str) -> list[np.ndarray]:
     bases = []
     for part in coordinates.slices:
         weighed = near[:, part] @ triangle(far[:, part]).T
-        u, s, _ = np.linalg.svd(weighed, full_matrices=False)
+        u, s, _ = svd(weighed, xp=xp)
         bases.append(u[:, : numerical_rank(s)])
     return bases
 
@@ -159,8 +162,8 @@ def _angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.shape[1] < b.shape[1]:
         a, b = b, a
     inside = a.T @ b
-    cosines = np.clip(np.linalg.svd(inside, compute_uv=False), 0.0, 1.0)
-    sines = np.clip(np.linalg.svd(b - a @ inside, compute_uv=False)[::-1], 0.0, 1.0)
+    cosines = np.clip(singular_values(inside, xp=xp), 0.0, 1.0)
+    sines = np.clip(singular_values(b - a @ inside, xp=xp)[::-1], 0.0, 1.0)
     return np.where(cosines > np.sqrt(0.5), np.arcsin(sines), np.arccos(cosines))
 
 

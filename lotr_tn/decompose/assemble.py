@@ -4,11 +4,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, dtype_name, namespace_of, narrow
+from lotr_tn._arrays import (
+    HALF_SUBNORMAL,
+    UNIT_ROUNDOFF,
+    Array,
+    Namespace,
+    cast,
+    dtype_name,
+    namespace_of,
+    narrow,
+)
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
+from lotr_tn.linalg.factor import pinv
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.conversion import as_tucker2
 from lotr_tn.ops.distance import layer_distances
@@ -55,8 +65,8 @@ def with_best_cores(
     xp = namespace_of(u=u, v=v)
     dtype = dtype_name(u)
     frame = frame_of(u, v, xp=xp)
-    to_u = xp.linalg.pinv(frame.left_factor)  # of less than full rank where u has zero columns
-    to_v = xp.matrix_transpose(xp.linalg.pinv(frame.right_factor))
+    to_u = pinv(frame.left_factor, xp=xp)  # of less than full rank where u has zero columns
+    to_v = xp.matrix_transpose(pinv(frame.right_factor, xp=xp))
     stack, layers = lowered(stack), range(stack.shape[0])
     if not isinstance(stack, LoRAStack):
         inside = cores_in(stack, frame, xp=xp)
@@ -94,6 +104,23 @@ def _certified(
     return Certificate(distances, norms, lower, upper, how.method, subspaces.sweeps, how.weights)
 
 
+def beyond(tail: Array, noise: Array) -> Array:
+    """What a tail of singular values surely is, with so much rounding in it: tail - noise, or 0."""
+    xp = namespace_of(tail=tail)
+    return xp.where(tail <= noise, xp.zeros_like(tail), tail - noise)
+
+
+def underflow(dtype: str, count: int) -> float:
+    """What rounding to the dtype takes at most of so many entries, however small they are."""
+    return 2 * HALF_SUBNORMAL[dtype] * math.sqrt(count)
+
+
+def underflow_of_terms(dtype: str, sizes: tuple[int, int], terms: int, size: Array) -> Array:
+    """The same of a stack of that norm in so many terms, each of whose factors has a root of it."""
+    lost = sum(underflow(dtype, one * terms) for one in sizes)
+    return lost * (size**0.5 + lost)
+
+
 def fix_signs(u: Array, *, xp: Namespace) -> Array:
     """Flip columns so that the entry of largest size is positive: equal spaces, equal factors."""
     return u * signs(u, xp=xp)[None, :]
@@ -120,8 +147,9 @@ def bounds_of(space: CoreSpace, subspaces: Subspaces, dtype: str) -> tuple[Array
     whole = tails
     if space.missed is not None:  # the tail inside a sketch is below the true one
         whole = [root_sum_squares(xp.stack(both)) for both in zip(tails, space.missed, strict=True)]
-    below = xp.stack([xp.clip(t - e, 0.0, None) for t, e in zip(tails, noise, strict=True)])
+    below = xp.stack([beyond(t, e) for t, e in zip(tails, noise, strict=True)])
     rounding = UNIT_ROUNDOFF[dtype] * (1 + math.sqrt(ranks[0]) + math.sqrt(ranks[1]))
     rounding += ARITHMETIC * UNIT_ROUNDOFF["float64"]
     above = root_sum_squares(xp.stack([t + e for t, e in zip(whole, noise, strict=True)]))
-    return xp.max(below), above + rounding * space.norm
+    lost = underflow(dtype, len(space.slices) * ranks[0] * ranks[1])  # of the cores
+    return xp.max(below), above + rounding * space.norm + lost

@@ -9,6 +9,7 @@ import numpy as np
 from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, to_numpy, zeros
 from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.factor import eigh, qr
 from lotr_tn.ops.checks import refuse_gradient
 
 
@@ -83,13 +84,13 @@ def layer_triangles(x: Array, wide: bool, *, xp: Namespace) -> Array:
     if x.shape[1] <= x.shape[2] or x.shape[2] == 0:
         return x[:, : x.shape[2], :]
     if wide:
-        return xp.linalg.qr(x)[1]
+        return qr(x, xp=xp)[1]
     gram = xp.matrix_transpose(x) @ x
     lengths = xp.sqrt(xp.sum(x * x, axis=1))
     positive = lengths > 0
     inverse = xp.where(positive, 1 / xp.where(positive, lengths, xp.ones_like(lengths)), lengths)
-    values, vectors = xp.linalg.eigh(gram * inverse[:, :, None] * inverse[:, None, :])
-    roots = xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))
+    values, vectors = eigh(gram * inverse[:, :, None] * inverse[:, None, :], xp=xp)
+    roots = xp.sqrt(xp.where(values < 0, xp.zeros_like(values), values))
     return roots[:, :, None] * xp.matrix_transpose(vectors) * lengths[:, None, :]
 
 

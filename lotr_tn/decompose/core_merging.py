@@ -53,7 +53,7 @@ def merge_cores(
     if 0 in cores.shape:
         return xp.sum(cores, axis=0)
     nothing = xp.zeros_like(cores)
-    cores = xp.where(xp.abs(cores) > noise, cores, nothing)
+    cores = xp.where(xp.abs(cores) <= noise, nothing, cores)
     if method != "ties":
         drawn = np.random.default_rng(entropy).random(tuple(cores.shape)) < density
         kept = xp.asarray(drawn, device=array_api_compat.device(cores))
@@ -63,11 +63,12 @@ def merge_cores(
     elif density < 1:
         cores = xp.stack([_trimmed(cores[i, ...], density, xp=xp) for i in range(cores.shape[0])])
     total = xp.sum(cores, axis=0)
-    sign = xp.where(xp.abs(total) > noise, xp.sign(total), xp.zeros_like(total))
+    sign = xp.where(xp.abs(total) <= noise, xp.zeros_like(total), xp.sign(total))
     agreeing = cores * sign[None, ...] > 0
     count = xp.sum(xp.astype(agreeing, xp.float64), axis=0)
     kept = xp.sum(xp.where(agreeing, cores, nothing), axis=0)
-    return kept / xp.where(count > 0, count, xp.ones_like(count))
+    merged = kept / xp.where(count > 0, count, xp.ones_like(count))
+    return xp.where(xp.isfinite(total), merged, total)
 
 
 def _trimmed(core: Array, density: float, *, xp: Namespace) -> Array:

@@ -9,7 +9,9 @@ import numpy as np
 from lotr_tn._arrays import narrow
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Tucker2
 from lotr_tn.linalg import triangular_factor
+from lotr_tn.linalg.factor import cholesky, inverse, qr, singular_values, svd
 from lotr_tn.linalg.surface import lost_energy_surface
+from lotr_tn.ops.norms import root_sum_squares
 
 NEARLY = 0.1
 """Distance of a Gram matrix from the identity up to which a basis counts as nearly orthonormal."""
@@ -80,7 +82,7 @@ class Extension:
     def values(self, k1: int, k2: int) -> list[np.ndarray]:
         """The singular values of these cores, as many as a layer has rank terms."""
         sizes = [part.stop - part.start for part in self.slices]
-        found = [np.linalg.svd(core, compute_uv=False) for core in self.cores(k1, k2)]
+        found = [singular_values(core, xp=xp) for core in self.cores(k1, k2)]
         return [values[:size] for values, size in zip(found, sizes, strict=True)]
 
     def directions(self, k1: int, k2: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +104,7 @@ class Extension:
         left, right = self.left.solved(k1), self.right.solved(k2)
         ups, downs = [], []
         for core, rank in zip(self.cores(k1, k2), ranks, strict=True):
-            a, s, b = np.linalg.svd(core, full_matrices=False)
+            a, s, b = svd(core, xp=xp)
             root = np.sqrt(s[:rank])
             ups.append(left @ (a[:, :rank] * root))
             downs.append((root[:, None] * b[:rank]) @ right.T)
@@ -130,8 +132,8 @@ def _split(basis: np.ndarray, x: np.ndarray) -> _Side:
     outside = x - q @ inside
     again = q.T @ outside
     inside, outside = inside + again, outside - q @ again
-    beyond, rest = np.linalg.qr(outside)
-    solve = np.linalg.inv(r) if r.size else r
+    beyond, rest = qr(outside, xp=xp)
+    solve = inverse(r, xp=xp) if r.size else r
     return _Side(basis, solve, beyond, np.concatenate([inside, rest]))
 
 
@@ -141,10 +143,11 @@ def _orthonormal(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # (2015), Roundoff error analysis of the CholeskyQR2 algorithm.
     gram = basis.T @ basis
     if np.abs(gram - np.eye(len(gram))).sum(axis=0).max(initial=0.0) > NEARLY:
-        q, r = np.linalg.qr(basis)
+        q, r = qr(basis, xp=xp)
         return q, r
-    r = np.linalg.cholesky(gram).T
-    return basis @ np.linalg.inv(r), r
+    lower = cholesky(gram, xp=xp)
+    assert lower is not None
+    return basis @ inverse(lower.T, xp=xp), lower.T
 
 
 def _ordered(side: _Side, other: np.ndarray, slices: tuple[slice, ...]) -> _Side:
@@ -152,8 +155,8 @@ def _ordered(side: _Side, other: np.ndarray, slices: tuple[slice, ...]) -> _Side
     rest = side.coordinates[side.own :]
     weighed = [rest[:, s] @ triangular_factor(other[:, s], xp=xp).T for s in slices]
     whole = [side.coordinates[:, s] @ triangular_factor(other[:, s], xp=xp).T for s in slices]
-    largest = float(np.linalg.norm(np.concatenate(whole, axis=1)))
-    w, sigma, _ = np.linalg.svd(np.concatenate(weighed, axis=1), full_matrices=False)
+    largest = float(root_sum_squares(np.concatenate(whole, axis=1)))
+    w, sigma, _ = svd(np.concatenate(weighed, axis=1), xp=xp)
     kept = int((sigma > ROUNDING * largest).sum())
     w = w[:, :kept]
     coordinates = np.concatenate([side.coordinates[: side.own], w.T @ rest])

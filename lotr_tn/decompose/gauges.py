@@ -316,7 +316,7 @@ def _column_lengths(m: int, n: int, r1: int, r2: int, gauge: RandomGauge) -> tup
 
 def _orthonormal(x: np.ndarray) -> np.ndarray:
     """The Q of QR with a positive diagonal in R, which is unique, so the same for every LAPACK."""
-    q, r = np.linalg.qr(x)
+    q, r = qr(x, xp=numpy_namespace)
     return q * np.where(np.diag(r) < 0, -1.0, 1.0)
 
 

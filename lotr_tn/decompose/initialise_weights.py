@@ -34,7 +34,7 @@ from lotr_tn.decompose.initialise import certificate_of
 from lotr_tn.decompose.tucker import hooi
 from lotr_tn.errors import BackendError, DerivativeError, FormatError, RankError
 from lotr_tn.formats import Certificate, Dense, Tucker2
-from lotr_tn.linalg.factor import qr
+from lotr_tn.linalg.factor import pinv, qr
 from lotr_tn.linalg.gram import cross_gram, wide_product
 from lotr_tn.linalg.ranks import FixedRank, as_rule
 from lotr_tn.ops.checks import require_layer
@@ -278,7 +278,7 @@ def _last_pass(reader: _WeightReader, u: Array, v: Array, inside: Certificate) -
     """The best cores for U and V as stored, and the distances of what is stored then."""
     xp = reader.kind.xp
     frame = frame_of(u, v, xp=xp)
-    left, right = xp.linalg.pinv(frame.left_factor), xp.linalg.pinv(frame.right_factor)
+    left, right = (pinv(x, xp=xp) for x in (frame.left_factor, frame.right_factor))
 
     def fitted(index: int) -> tuple[Array, Array, Array]:
         """One layer's core as stored, its distance and its norm."""

@@ -13,15 +13,16 @@ from lotr_tn._arrays import (
     narrow,
     to_numpy,
 )
-from lotr_tn.decompose.assemble import bounds_of, lifted, signs
+from lotr_tn.decompose.assemble import bounds_of, lifted, signs, underflow_of_terms
 from lotr_tn.decompose.core_space import core_space
+from lotr_tn.decompose.guarded import guarded
 from lotr_tn.decompose.search import PairSearch, asked_dtype
 from lotr_tn.decompose.sweeps import leading_axes
 from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.decompose.tucker import hosvd
 from lotr_tn.errors import RankError
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack
-from lotr_tn.linalg.factor import qr, svd
+from lotr_tn.linalg.factor import pinv, qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankLimits
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.checks import refuse_gradient
@@ -33,6 +34,7 @@ from lotr_tn.ops.norms import root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
 
+@guarded
 def low_rank_tucker2(
     stack: Stack,
     ranks: tuple[int, int],
@@ -111,7 +113,7 @@ def _inside_bases(
     frame = frame_of(u, v, xp=xp)
     sides = ((frame.left, frame.left_factor, stack.u), (frame.right, frame.right_factor, stack.v))
     left, right = (
-        xp.linalg.pinv(factor) @ (xp.matrix_transpose(basis) @ float64(own, xp=xp))
+        pinv(factor, xp=xp) @ (xp.matrix_transpose(basis) @ float64(own, xp=xp))
         for basis, factor, own in sides
     )
     bounds = _Bounds(*bounds_of(space, chosen, dtype), space.layer_norms)
@@ -168,5 +170,8 @@ def _certified(
     distances = layer_distances(*(astype(s, "float64") for s in (stack, result)))
     share = 2.5 * UNIT_ROUNDOFF[dtype_name(result.u)] + 2.0**-48
     rounding = share * max(1, *result.ranks) ** 0.5 * root_sum_squares(bounds.norms)
-    upper = root_sum_squares(xp.stack([bounds.upper, tail])) + rounding
+    lost = underflow_of_terms(
+        dtype_name(result.u), result.shared_ranks, sum(result.ranks), root_sum_squares(bounds.norms)
+    )
+    upper = root_sum_squares(xp.stack([bounds.upper, tail])) + rounding + lost
     return Certificate(distances, bounds.norms, bounds.lower, upper, "hosvd, low-rank cores", 0)

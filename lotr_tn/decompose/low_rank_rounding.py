@@ -7,7 +7,7 @@ LoRA is, and carried back in the singular directions of its own unfoldings.
 from dataclasses import dataclass, replace
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, float64, narrow, to_numpy, zeros
-from lotr_tn.decompose.assemble import fix_signs, signs
+from lotr_tn.decompose.assemble import beyond, fix_signs, signs, underflow_of_terms
 from lotr_tn.decompose.reduction import reduced
 from lotr_tn.decompose.search import resolution
 from lotr_tn.decompose.truncation import (
@@ -19,7 +19,7 @@ from lotr_tn.decompose.truncation import (
 from lotr_tn.formats import Certificate, LowRankTucker2
 from lotr_tn.linalg import cross_gram, svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
-from lotr_tn.linalg.factor import svd
+from lotr_tn.linalg.factor import pinv, svd
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule
 from lotr_tn.ops.arrays import common_namespace, differentiable, storage_dtype
 from lotr_tn.ops.distance import layer_distances
@@ -145,7 +145,7 @@ class _Terms:
         size = root_sum_squares(norms)
         wide = UNIT_ROUNDOFF["float64"]
         noise = size * (4 * wide * len(result.ranks) ** 0.5)
-        below = xp.where(tail > noise, tail - noise, xp.zeros_like(tail))
+        below = beyond(tail, noise)
         most, (r1, r2) = max(1, *result.ranks), result.shared_ranks
         terms = 1 + 2.5 * most**0.5 + r1**0.5 + r2**0.5
         rounding = (UNIT_ROUNDOFF[storage_dtype(result)] + 32 * wide) * terms
@@ -153,6 +153,7 @@ class _Terms:
             sum(self.stack.shared_ranks) + sum(self.stack.ranks)
         ) ** 0.5
         above = tail + noise + (rounding + dropped) * size
+        above = above + underflow_of_terms(storage_dtype(result), (r1, r2), sum(result.ranks), size)
         return Certificate(distances, norms, below, above, "truncated-svd", 0)
 
 
@@ -179,7 +180,7 @@ def _stored_basis(basis: Array, axes: Array, dtype: str, *, xp: Namespace) -> tu
     stored = cast(fix_signs(basis, xp=xp), dtype, xp=xp)
     wide = float64(stored, xp=xp)
     # as rounded, the columns are not quite orthonormal
-    inverse = xp.linalg.pinv(cross_gram(wide, wide, xp=xp))
+    inverse = pinv(cross_gram(wide, wide, xp=xp), xp=xp)
     return stored, inverse @ cross_gram(wide, basis, xp=xp) @ xp.matrix_transpose(axes)
 
 

@@ -10,6 +10,7 @@ from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, float64, narr
 from lotr_tn.decompose.assemble import signs
 from lotr_tn.decompose.core_merging import in_common_basis, merge_cores
 from lotr_tn.decompose.gauges import require_count
+from lotr_tn.decompose.guarded import guarded_in_its_format
 from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
@@ -36,6 +37,7 @@ OPPOSITE = 1e-4
 """Angle to the opposite direction below which no way is shortest; there 8 digits are left."""
 
 
+@guarded_in_its_format
 def merge(
     stack: Stack,
     weights: Sequence[float],

@@ -18,14 +18,15 @@ from lotr_tn._arrays import (
     narrow,
     to_numpy,
 )
-from lotr_tn.decompose.assemble import fix_signs
+from lotr_tn.decompose.assemble import beyond, fix_signs
 from lotr_tn.decompose.core_space import core_space
+from lotr_tn.decompose.guarded import guarded
 from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.decompose.tucker import hooi
 from lotr_tn.decompose.weights import Weights, layer_weighting
 from lotr_tn.errors import FormatError, OptionError, RankError
 from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2
-from lotr_tn.linalg.factor import qr, svd
+from lotr_tn.linalg.factor import pinv, qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.checks import refuse_gradient
@@ -41,6 +42,7 @@ Metric: TypeAlias = Array | Sequence[Array]
 INNER_STEPS = 12  # conjugate gradient steps for V in a sweep; each lowers the error
 
 
+@guarded
 def hooi_in_metric(
     stack: Stack,
     ranks: RankRule | int | tuple[int, int],
@@ -263,7 +265,7 @@ def _improved_right(
     wanted = xp.zeros_like(v)
     for x, p, f, g in zip(problem.x, problem.p, problem.factors, cores, strict=True):
         wanted = wanted + _back(f, p @ (xp.matrix_transpose(x) @ (u @ g)))
-    conditioner = xp.linalg.pinv(sum(grams[1:], grams[0]))
+    conditioner = pinv(sum(grams[1:], grams[0]), xp=xp)
     residual = wanted - normal(v)
     direction = scaled = residual @ conditioner
     size = xp.sum(residual * scaled)
@@ -293,12 +295,12 @@ def _certified(
     factors, weighed = metrics
     dtype, sweeps, weights = how
     left, right = float64(u, xp=xp), float64(v, xp=xp)
-    to_u = xp.linalg.pinv(left)
+    to_u = pinv(left, xp=xp)
     cores, distances, norms = [], [], []
     for index, (part, f) in enumerate(zip(stack.slices, factors, strict=True)):
         seen = _seen(f, right, xp=xp)
         y = _seen(f, xp.matrix_transpose(stack.down[part, :]), xp=xp)
-        inside = (to_u @ stack.up[:, part]) @ xp.matrix_transpose(xp.linalg.pinv(seen) @ y)
+        inside = (to_u @ stack.up[:, part]) @ xp.matrix_transpose(pinv(seen, xp=xp) @ y)
         cores.append(narrow(inside, dtype, xp=xp))
         truth = LoRAStack(stack.up[:, part], xp.matrix_transpose(y), (stack.ranks[index],))
         stored = Tucker2(left, xp.stack([float64(cores[-1], xp=xp)]), seen)
@@ -321,5 +323,5 @@ def _bounds(
     noise = space.norm * (4 * UNIT_ROUNDOFF["float64"] * space.left.sigma.shape[0] ** 0.5)
     begun = root_sum_squares(layer_distances(seen, in_metric(start, weighed, xp=xp)))
     rounding = UNIT_ROUNDOFF[dtype] * (1 + sum(rank**0.5 for rank in start.ranks))
-    below = xp.where(tail > noise, tail - noise, xp.zeros_like(tail))
+    below = beyond(tail, noise)
     return below, begun + (rounding + 2.0**-44) * space.norm

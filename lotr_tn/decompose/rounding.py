@@ -4,6 +4,7 @@ from typing import TypeAlias, TypeVar, assert_never, overload
 
 from lotr_tn._arrays import Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.core_space import core_space
+from lotr_tn.decompose.guarded import guarded_in_its_format
 from lotr_tn.decompose.low_rank_rounding import canonical_low_rank_tucker2, round_low_rank_tucker2
 from lotr_tn.decompose.search import asked_dtype, resolution
 from lotr_tn.decompose.truncation import differentiable_rule, truncate, without_null_terms
@@ -23,6 +24,7 @@ CoreKind = TypeVar("CoreKind", bound=Core)  # a core format that a function keep
 Ranks: TypeAlias = RankRule | int | tuple[int, int]
 
 
+@guarded_in_its_format
 def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stack:
     """The stack at lower ranks, in its own format where that has ranks, with the measured error.
 
@@ -98,6 +100,7 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
 def canonicalize(stack: CoreKind) -> CoreKind: ...
 @overload
 def canonicalize(stack: Format) -> Stack: ...
+@guarded_in_its_format
 def canonicalize(stack: Stack) -> Stack:
     """The same stack in the one set of factors that belongs to it.
 

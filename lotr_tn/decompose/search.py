@@ -11,6 +11,7 @@ from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.errors import PrecisionWarning, RankError, warn_outside
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, best_pair, cheapest_pair
 from lotr_tn.linalg.surface import lost_energy_surface
@@ -21,6 +22,9 @@ Fit: TypeAlias = Callable[[CoreSpace, Pair], Subspaces]
 Result = TypeVar("Result", bound="LoRAStack | LowRankTucker2 | Tucker1 | Tucker2")
 
 LOWERING_ATTEMPTS = 4
+
+ONLY_ROUNDING = 16
+"""Unit roundoffs of the storage dtype that a result without loss may differ by."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,17 @@ def meet_error(
         assert result.certificate is not None
         lost = result.certificate.weighted_distance**2
         excess = lost - allowed
-        if excess <= 0 or rule.epsilon == 0:
+        if excess <= 0:
             return result
+        if rule.epsilon == 0:
+            if lost <= (ONLY_ROUNDING * UNIT_ROUNDOFF[dtype]) ** 2 * total:
+                return result
+            break  # numbers too small for the dtype
         if budget <= floor:
             break
         budget = min(budget - 1.01 * excess, budget / 2)
     warn_outside(
-        f"storing in {dtype} leaves a relative error of {(lost / total) ** 0.5:.2g}, above the "
+        f"storing in {dtype} leaves a relative error of {ratio(lost, total) ** 0.5:.2g}, above the "
         f"{rule.epsilon:.2g} asked for; a wider dtype would meet it",
         PrecisionWarning,
     )

@@ -16,7 +16,7 @@ from lotr_tn._arrays import (
     wants_gradient,
     zeros,
 )
-from lotr_tn.decompose.assemble import signs
+from lotr_tn.decompose.assemble import beyond, signs, underflow_of_terms
 from lotr_tn.decompose.search import Result, meet_error, resolution
 from lotr_tn.errors import DerivativeError
 from lotr_tn.formats import Certificate, LoRAStack
@@ -190,10 +190,12 @@ def _certified(stack: LoRAStack, cuts: list[_Cut], dtype: str, *, xp: Namespace)
         return Certificate(distances, norms, nothing, nothing, "truncated-svd", 0)
     tail, size = root_sum_squares(lost), root_sum_squares(norms)
     noise = size * (4 * UNIT_ROUNDOFF["float64"] * len(cuts) ** 0.5)
-    below = xp.where(tail > noise, tail - noise, xp.zeros_like(tail))
+    below = beyond(tail, noise)
     most = max(int(cut.down.shape[0]) for cut in cuts)
     rounding = (2.5 * UNIT_ROUNDOFF[dtype] + 32 * UNIT_ROUNDOFF["float64"]) * max(1, most) ** 0.5
     above = tail + noise + rounding * size
+    terms = sum(int(cut.down.shape[0]) for cut in cuts)
+    above = above + underflow_of_terms(dtype, stack.shape[1:], terms, size)
     return Certificate(distances, norms, below, above, "truncated-svd", 0)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 from lotr_tn.decompose.assemble import Storage, assemble, keep_whole
 from lotr_tn.decompose.core_space import CoreSpace, core_space
+from lotr_tn.decompose.guarded import guarded
 from lotr_tn.decompose.search import Fit, PairSearch, asked_dtype, meet_error, resolution
 from lotr_tn.decompose.sketch import blocked_space, randomised_space
 from lotr_tn.decompose.sweeps import Subspaces, alternate, leading_axes, refit_right
@@ -27,6 +28,7 @@ SMALLEST_SKETCH = 16
 POWER_ITERATIONS = 2
 
 
+@guarded
 def hosvd(
     stack: Stack,
     ranks: Ranks,
@@ -81,6 +83,7 @@ def hosvd(
     return _decompose(stack, options, "hosvd", leading_axes)
 
 
+@guarded
 def st_hosvd(
     stack: Stack,
     ranks: Ranks,
@@ -100,6 +103,7 @@ def st_hosvd(
     return _decompose(stack, options, "st-hosvd", _fit_st_hosvd)
 
 
+@guarded
 def hooi(
     stack: Stack,
     ranks: Ranks,

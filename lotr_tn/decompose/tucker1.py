@@ -6,18 +6,19 @@ from lotr_tn._arrays import (
     Namespace,
     cast,
     float64,
-    namespace_of,
     narrow,
     to_numpy,
 )
-from lotr_tn.decompose.assemble import fix_signs
+from lotr_tn.decompose.assemble import beyond, fix_signs, underflow
 from lotr_tn.decompose.core_space import CoreSpace, Side, core_space
+from lotr_tn.decompose.guarded import guarded
 from lotr_tn.decompose.search import asked_dtype, meet_error, resolution
 from lotr_tn.decompose.weights import Weights, weighted
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Certificate, SharedSide, Stack, Tucker1
 from lotr_tn.linalg import cross_gram
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
+from lotr_tn.linalg.factor import pinv
 from lotr_tn.linalg.ranks import (
     Budget,
     FixedRank,
@@ -36,6 +37,7 @@ from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
 
+@guarded
 def tucker1(
     stack: Stack,
     ranks: RankRule | int,
@@ -122,7 +124,7 @@ def _project(
     axes = xp.eye(count, rank, dtype=sigma.dtype, device=sigma.device)
     shared = cast(fix_signs(side_space.lift(axes, xp=xp), xp=xp), dtype, xp=xp)
     wide = float64(shared, xp=xp)
-    inverse = xp.linalg.pinv(xp.matrix_transpose(wide) @ wide)  # as rounded, not quite orthonormal
+    inverse = pinv(xp.matrix_transpose(wide) @ wide, xp=xp)  # as rounded, not quite orthonormal
     own = [
         narrow(_times(stack, index, shared, side, xp=xp) @ inverse, dtype, xp=xp)
         for index in range(stack.shape[0])
@@ -131,6 +133,7 @@ def _project(
     distances = layer_distances(*(astype(s, "float64") for s in (stack, result)))
     norms = space.layer_norms if weights is None else layer_norms(stack)
     lower, upper = _bounds(space, sigma, rank, dtype)
+    upper = upper + underflow(dtype, stack.shape[0] * result.own.shape[1] * rank)
     certificate = Certificate(distances, norms, lower, upper, "tucker-1", 0, weights)
     return Tucker1(shared, result.own, side, certificate)
 
@@ -155,6 +158,4 @@ def _bounds(space: CoreSpace, sigma: Array, rank: int, dtype: str) -> tuple[Arra
     share = UNIT_ROUNDOFF["float64"] if space.wide else GRAM_RESOLUTION
     noise = space.norm * (4 * share * size**0.5 if rank < size else 0.0)
     rounding = space.norm * (UNIT_ROUNDOFF[dtype] * (2 + rank**0.5) + 2.0**-48)
-    xp = namespace_of(tail=tail)
-    below = xp.where(tail > noise, tail - noise, xp.zeros_like(tail))
-    return below, tail + noise + rounding
+    return beyond(tail, noise), tail + noise + rounding

@@ -1,5 +1,6 @@
 """What a compression lost: measured errors, and bounds that need no trust."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -97,9 +98,9 @@ class Certificate:
 
 def ratio(error: float, size: float) -> float:
     """Error / size, with 0 / 0 = 0: a zero update kept as zero has no error."""
-    if size > 0:
-        return error / size
-    return float("inf") if error > 0 else 0.0
+    if size == 0:
+        return error * math.inf if error != 0 else 0.0
+    return error / size
 
 
 def _numbers(x: Array) -> tuple[float, ...]:
@@ -107,7 +108,4 @@ def _numbers(x: Array) -> tuple[float, ...]:
 
 
 def _root_sum_squares(values: tuple[float, ...]) -> float:
-    largest = max(values, default=0.0)
-    if largest == 0:
-        return 0.0
-    return largest * sum((value / largest) ** 2 for value in values) ** 0.5
+    return math.hypot(*values)  # without over- or underflow, and NaN of NaN

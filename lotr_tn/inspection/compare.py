@@ -1,5 +1,6 @@
 """Two adapters side by side: how far apart, module by module."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import Stack
 from lotr_tn.formats.certificate import ratio
-from lotr_tn.ops import astype, inner, layer_distances, layer_norms, take_layers
+from lotr_tn.ops import astype, cosine, layer_distances, layer_norms, take_layers
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,23 @@ def compare_adapters(a: Adapter, b: Adapter) -> Comparison:
                 f"module {chunk[0]} is {x.shape[1:]} in one adapter and {y.shape[1:]} in the other"
             )
         names += chunk
-        dots = [inner(take_layers(x, [i]), take_layers(y, [i])) for i in range(len(chunk))]
-        rows.append(np.stack([layer_distances(x, y), layer_norms(x), layer_norms(y), dots]))
-    distances, left, right, dots = np.concatenate(rows, axis=1)
+        each = ((take_layers(x, [i]), take_layers(y, [i])) for i in range(len(chunk)))
+        angles = [float(cosine(*pair)) for pair in each]
+        rows.append(np.stack([layer_distances(x, y), layer_norms(x), layer_norms(y), angles]))
+    distances, left, right, cosines = np.concatenate(rows, axis=1)
+    # of an update that cancels to zero a distance is the size of the other, without its rounding
+    distances = np.where((left == 0) | (right == 0), left + right, distances)
     modules = {
-        name: ModuleComparison(name, ratio(float(d), float(p)), _cosine(dot, p, q))
-        for name, d, p, q, dot in zip(names, distances, left, right, dots, strict=True)
+        name: ModuleComparison(name, ratio(float(distance), float(norm)), float(angle))
+        for name, distance, norm, angle in zip(names, distances, left, cosines, strict=True)
     }
-    size = float(np.linalg.norm(left))
+    size, other = math.hypot(*left), math.hypot(*right)
+    shares = (left / size) * (right / other) if size and other else np.zeros(len(names))
     return Comparison(
-        ratio(float(np.linalg.norm(distances)), size),
-        _cosine(dots.sum(), size, float(np.linalg.norm(right))),
+        ratio(math.hypot(*distances), size),
+        max(-1.0, min(1.0, float(cosines @ shares))),
         tuple(modules[name] for name in _names(a)),
     )
-
-
-def _cosine(dot: float, left: float, right: float) -> float:
-    size = float(left) * float(right)
-    return max(-1.0, min(1.0, float(dot) / size)) if size else 0.0
 
 
 def _names(adapter: Adapter) -> list[str]:

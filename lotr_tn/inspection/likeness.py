@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn.adapters.adapter import Adapter, Compressed, LoRAAdapter, LoRAGroup, LoRAModule
@@ -11,6 +12,7 @@ from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.analysis.forms import form_of
 from lotr_tn.analysis.subspaces import NUMERICAL_ZERO
 from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.layers import layer_of, two_factors
 
@@ -274,9 +276,9 @@ def _factors_of_layer(stack: Compressed, index: int) -> tuple[np.ndarray, np.nda
 
 def _thin(left: np.ndarray, right: np.ndarray) -> _Thin:
     """The singular value decomposition of left rightᵀ, without what is only rounding."""
-    q, r = np.linalg.qr(left.astype(np.float64, copy=False))
-    p, s = np.linalg.qr(right.astype(np.float64, copy=False))
-    u, values, vt = np.linalg.svd(r @ s.T, full_matrices=False)
+    q, r = qr(left, xp=xp)
+    p, s = qr(right, xp=xp)
+    u, values, vt = svd(r @ s.T, xp=xp)
     rank = int((values > NUMERICAL_ZERO * values.max(initial=0.0)).sum())
     return _Thin(q @ u[:, :rank], values[:rank], p @ vt[:rank].T)
 

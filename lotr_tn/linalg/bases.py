@@ -17,8 +17,8 @@ def inverse_or_zero(s: Array, *, xp: Namespace) -> Array:
     """1/s where s is above the Gram route's resolution, else 0, for s (k,) descending."""
     if s.shape[0] == 0:
         return s
-    kept = s > 4 * GRAM_RESOLUTION * s[0]
-    return xp.where(kept, 1 / xp.where(kept, s, xp.ones_like(s)), xp.zeros_like(s))
+    noise = s <= 4 * GRAM_RESOLUTION * s[0]  # NaN is not, and stays NaN
+    return xp.where(noise, xp.zeros_like(s), 1 / xp.where(noise, xp.ones_like(s), s))
 
 
 def root_of_gram(gram: Array, *, xp: Namespace) -> Array:

@@ -1,8 +1,33 @@
-"""SVD of a product of two factors, without the product."""
+"""Products of small factors that may cancel, and the SVD of a product without the product."""
 
-from lotr_tn._arrays import Array, namespace_of
+from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, namespace_of
 from lotr_tn.errors import FormatError
 from lotr_tn.linalg.factor import qr, svd
+
+ROUNDING = 32 * UNIT_ROUNDOFF["float64"]
+"""Share of the sizes of its terms below which a product of float64 factors is rounding."""
+
+
+def sizes_of_terms(left: Array, right: Array, *, xp: Namespace) -> Array:
+    """Σ_j ‖x_j‖‖y_j‖ over the columns of left (p, k) and right (q, k): what may cancel."""
+    if 0 in left.shape or 0 in right.shape:
+        return xp.sum(left) * 0.0
+    sizes = []
+    for x in (left, right):
+        largest = xp.max(xp.abs(x))
+        scale = xp.where(largest == 0, xp.ones_like(largest), largest)
+        sizes.append((scale, xp.linalg.vector_norm(x / scale, axis=0)))
+    (a, x), (b, y) = sizes
+    return a * (b * xp.sum(x * y))
+
+
+def product_or_zero(left: Array, right: Array, *, xp: Namespace) -> Array:
+    """The product left rightᵀ of float64 factors (p, k) and (q, k); 0 where it is all rounding."""
+    made = left @ right.mT
+    if 0 in made.shape:
+        return made
+    more = xp.max(xp.abs(made)) > ROUNDING * sizes_of_terms(left, right, xp=xp)
+    return made * xp.astype(more, made.dtype)
 
 
 def svd_of_product(up: Array, down: Array) -> tuple[Array, Array, Array]:
@@ -30,5 +55,5 @@ def svd_of_product(up: Array, down: Array) -> tuple[Array, Array, Array]:
         )
     q_left, r_left = qr(up, xp=xp)
     q_right, r_right = qr(down.mT, xp=xp)
-    u, s, vt = svd(r_left @ r_right.mT, xp=xp)
+    u, s, vt = svd(product_or_zero(r_left, r_right, xp=xp), xp=xp)
     return q_left @ u, s, vt @ q_right.mT

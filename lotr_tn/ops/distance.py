@@ -17,6 +17,7 @@ from lotr_tn.ops.checks import require_same_shape
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.frame import distances_from, frame_of, project
 from lotr_tn.ops.layers import Layer, each_core, layer_of, layer_product
+from lotr_tn.ops.magnitude import measured
 from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import frobenius, layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import by_rule_or_hub
@@ -26,6 +27,7 @@ GRAM_TRUSTED = 1e-4
 """Share of the sizes of the factors above which a squared distance by Gram matrices is trusted."""
 
 
+@measured
 def distance(a: Stack, b: Stack) -> Array:
     """‖a − b‖, the Frobenius norm of the difference of two stacks.
 
@@ -48,6 +50,7 @@ def distance(a: Stack, b: Stack) -> Array:
     return root_sum_squares(layer_distances(a, b))
 
 
+@measured
 def layer_distances(a: Stack, b: Stack) -> Array:
     """‖a_l − b_l‖ of each layer.
 
@@ -183,7 +186,7 @@ def _row_norms(x: Array, *, xp: Namespace) -> Array:
     if 0 in x.shape:
         return xp.sum(x, axis=1)
     largest = xp.max(xp.abs(x), axis=1)
-    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    scale = xp.where(largest == 0, xp.ones_like(largest), largest)
     return scale * xp.sqrt(xp.sum((x / scale[:, None]) ** 2, axis=1))
 
 

@@ -12,10 +12,12 @@ from lotr_tn.linalg import cross_gram
 from lotr_tn.ops.arrays import common_namespace, first_array
 from lotr_tn.ops.checks import require_same_shape
 from lotr_tn.ops.layers import Layer, layer_inner, layer_of, left_times_middle
+from lotr_tn.ops.magnitude import in_range, measured, times_power
 from lotr_tn.ops.norms import norm
 from lotr_tn.ops.primitives import by_rule_or_hub, lowered
 
 
+@measured
 def inner(a: Stack, b: Stack) -> Array:
     """⟨a, b⟩ = Σ_l tr(a_lᵀ b_l), the inner product behind `norm`.
 
@@ -37,22 +39,27 @@ def inner(a: Stack, b: Stack) -> Array:
     if isinstance(a, Format) or isinstance(b, Format):
         return by_rule_or_hub(inner, a, b)
     xp = common_namespace(a, b)
+    (a, p), (b, q) = in_range(a), in_range(b)
     pairs = ([layer_of(x, index, xp=xp) for x in (a, b)] for index in range(a.shape[0]))
-    return xp.sum(xp.stack([layer_inner(x, y, xp=xp) for x, y in pairs]))
+    total = xp.sum(xp.stack([layer_inner(x, y, xp=xp) for x, y in pairs]))
+    return times_power(total, p + q) if p + q else total
 
 
+@measured
 def cosine(a: Stack, b: Stack) -> Array:
     """⟨a, b⟩ / (‖a‖·‖b‖), the cosine of the angle between two stacks; 0 where one is zero.
 
     Returns:
         A float64 number in [-1, 1]. Cost and errors as for `inner`.
     """
+    (a, _), (b, _) = in_range(a), in_range(b)
     dot, size = inner(a, b), norm(a) * norm(b)
     xp = namespace_of(dot=dot)
-    safe = xp.where(size > 0, size, xp.ones_like(size))
-    return xp.clip(xp.where(size > 0, dot / safe, xp.zeros_like(dot)), -1.0, 1.0)
+    safe = xp.where(size == 0, xp.ones_like(size), size)
+    return xp.clip(xp.where(size == 0, xp.zeros_like(dot), dot / safe), -1.0, 1.0)
 
 
+@measured
 def gram(stacks: Sequence[Stack]) -> Array:
     """All inner products of N stacks: entry (i, j) is ⟨stacks[i], stacks[j]⟩.
 

@@ -2,18 +2,25 @@
 
 from typing import Literal, assert_never
 
-from lotr_tn._arrays import Array, Namespace, float64, namespace_of
+from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, on_host
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import triangular_factor
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
+from lotr_tn.linalg.factor import qr, singular_values
+from lotr_tn.linalg.product import product_or_zero, sizes_of_terms
 from lotr_tn.ops.arrays import common_namespace, differentiable
 from lotr_tn.ops.layers import layer_inner, layer_of, left_times_middle
+from lotr_tn.ops.magnitude import measured
 from lotr_tn.ops.primitives import by_rule_or_hub
+
+CANCELLED = 2.0**-20
+"""Share of the sizes of its terms below which a narrow product is computed in full precision."""
 
 NormKind = Literal["frobenius", "spectral", "nuclear"]
 
 
+@measured
 def norm(stack: Stack) -> Array:
     """The Frobenius norm of the whole stack, ‖T‖ = (Σ_l ‖ΔW_l‖²)^½.
 
@@ -29,6 +36,7 @@ def norm(stack: Stack) -> Array:
     return root_sum_squares(layer_norms(stack))
 
 
+@measured
 def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
     """A norm of each layer.
 
@@ -59,6 +67,7 @@ def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
             raise OptionError(f"kind must be frobenius, spectral or nuclear; found {kind!r}")
 
 
+@measured
 def layer_singular_values(stack: Stack) -> list[Array]:
     """The singular values of each layer's update, largest first.
 
@@ -76,7 +85,7 @@ def layer_singular_values(stack: Stack) -> list[Array]:
         return [_singular_values_with_gradient(stack, i, xp=xp) for i in range(stack.shape[0])]
     count = min(stack.shape[1:])
     small = _small_layers(stack, xp=xp)
-    return [xp.linalg.svdvals(float64(x, xp=xp))[: min(count, *x.shape)] for x in small]
+    return [singular_values(x, xp=xp)[: min(count, *x.shape)] for x in small]
 
 
 def _small_layers(stack: Core, *, xp: Namespace) -> list[Array]:
@@ -86,17 +95,16 @@ def _small_layers(stack: Core, *, xp: Namespace) -> list[Array]:
         case Dense():
             return [stack.w[i, ...] for i in layers]
         case Tucker2():
-            left = triangular_factor(stack.u, xp=xp)
-            right = triangular_factor(stack.v, xp=xp).mT
-            return [left @ float64(stack.core[i, ...], xp=xp) @ right for i in layers]
+            left, right = (triangular_factor(x, xp=xp) for x in (stack.u, stack.v))
+            cores = (float64(stack.core[i, ...], xp=xp) for i in layers)
+            return [product_or_zero(left @ core, right, xp=xp) for core in cores]
         case LowRankTucker2():
             up = triangular_factor(stack.u, xp=xp) @ float64(stack.up, xp=xp)
             down = float64(stack.down, xp=xp) @ triangular_factor(stack.v, xp=xp).mT
             cores = LoRAStack(up, down, stack.ranks)
             return [_small_lora(cores, part, xp=xp) for part in cores.slices]
         case Tucker1():
-            shared = triangular_factor(stack.shared, xp=xp)
-            return [triangular_factor(stack.own[i, ...], xp=xp) @ shared.mT for i in layers]
+            return [_small(stack.own[i, ...], stack.shared, xp=xp) for i in layers]
         case LoRAStack():
             return [_small_lora(stack, part, xp=xp) for part in stack.slices]
         case never:
@@ -104,8 +112,20 @@ def _small_layers(stack: Core, *, xp: Namespace) -> list[Array]:
 
 
 def _small_lora(stack: LoRAStack, part: slice, *, xp: Namespace) -> Array:
-    right = triangular_factor(stack.down[part, :].mT, xp=xp)
-    return triangular_factor(stack.up[:, part], xp=xp) @ right.mT
+    return _small(stack.up[:, part], stack.down[part, :].mT, xp=xp)
+
+
+def _small(left: Array, right: Array, *, xp: Namespace) -> Array:
+    """A small matrix with the singular values of left rightᵀ; 0 where all of it cancels."""
+    x, y = (triangular_factor(factor, xp=xp) for factor in (left, right))
+    made = product_or_zero(x, y, xp=xp)
+    if is_wide(left) or 0 in made.shape or not on_host(made):
+        return made
+    # the Gram matrices leave 1e-8 of the terms: where as little is left, it is looked at again
+    if float(xp.max(xp.abs(made))) > CANCELLED * float(sizes_of_terms(x, y, xp=xp)):
+        return made
+    x, y = (qr(factor, xp=xp)[1] for factor in (left, right))
+    return product_or_zero(x, y, xp=xp)
 
 
 def _norms_with_gradient(stack: Core, *, xp: Namespace) -> Array:
@@ -117,7 +137,7 @@ def _norms_with_gradient(stack: Core, *, xp: Namespace) -> Array:
 def _singular_values_with_gradient(stack: Core, index: int, *, xp: Namespace) -> Array:
     layer = layer_of(stack, index, xp=xp)
     if layer.left is None or layer.right is None:
-        return xp.linalg.svdvals(float64(layer.middle, xp=xp))
+        return singular_values(layer.middle, xp=xp)
     left = left_times_middle(layer, xp=xp)
     right = float64(layer.right, xp=xp).mT
     within = stack.shared_ranks if isinstance(stack, LowRankTucker2) else ()
@@ -140,12 +160,12 @@ def root_sum_squares(x: Array) -> Array:
     if 0 in x.shape:
         return xp.sum(x)
     largest = xp.max(xp.abs(x))
-    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    scale = xp.where(largest == 0, xp.ones_like(largest), largest)
     return scale * _safe_root(xp.sum((x / scale) ** 2), xp=xp)
 
 
 def _safe_root(squares: Array, *, xp: Namespace) -> Array:
     """Square roots whose derivative at 0 is 0 instead of infinite."""
-    positive = squares > 0
-    roots = xp.sqrt(xp.where(positive, squares, xp.ones_like(squares)))
-    return xp.where(positive, roots, xp.zeros_like(squares))
+    nothing = squares <= 0  # NaN is not, and stays NaN
+    roots = xp.sqrt(xp.where(nothing, xp.ones_like(squares), squares))
+    return xp.where(nothing, xp.zeros_like(squares), roots)

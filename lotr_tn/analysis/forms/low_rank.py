@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn.analysis.coordinates import Coordinates
@@ -13,6 +14,7 @@ from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.decompose.low_rank_cores import low_rank_tucker2
 from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.formats import LowRankTucker2
+from lotr_tn.linalg.factor import cholesky, eigenvalues, eigh
 from lotr_tn.linalg.ranks import RankLimits
 
 NOTHING = 1e-13  # share of ‖T‖ below which an error is only rounding
@@ -86,12 +88,11 @@ def _cut_cores(coordinates: Coordinates, r1: int, r2: int) -> list[np.ndarray]:
 def core_values(coordinates: Coordinates, r1: int, r2: int) -> np.ndarray:
     """(L, r) singular values of the cores a_l[:r1] b_l[:r2]ᵀ, right to 1e-8 of the largest."""
     left, right = coordinates.grams(r1, side="left"), coordinates.grams(r2, side="right")
-    try:
-        root = np.linalg.cholesky(left)
-    except np.linalg.LinAlgError:  # a layer that does not fill its rank
-        roots, vectors = np.linalg.eigh(left)
+    root = cholesky(left, xp=xp)
+    if root is None:  # a layer that does not fill its rank
+        roots, vectors = eigh(left, xp=xp)
         root = vectors * np.sqrt(np.maximum(roots, 0.0))[:, None, :]
-    squares = np.linalg.eigvalsh(root.transpose(0, 2, 1) @ right @ root)
+    squares = eigenvalues(root.transpose(0, 2, 1) @ right @ root, xp=xp)
     return np.sqrt(np.maximum(squares[:, ::-1], 0.0))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
@@ -28,6 +29,7 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.locking import exclusive
 from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.factor import qr
 from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
@@ -259,7 +261,7 @@ def _orthonormal(group: BankGroup) -> tuple[np.ndarray, np.ndarray]:
     if not group.outputs:
         return np.zeros((group.shape[0], 0)), np.zeros((group.shape[1], 0))
     bases = (group.basis(side, len(group.outputs)) for side in ("outputs", "inputs"))
-    u, v = (np.linalg.qr(basis.astype(np.float64))[0] for basis in bases)
+    u, v = (qr(basis, xp=xp)[0] for basis in bases)
     return u, v
 
 

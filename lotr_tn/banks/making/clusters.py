@@ -7,10 +7,12 @@ is split where two halves with bases of their own take fewer bytes than one set 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn.banks.making.choosing import Wanted, choose
 from lotr_tn.banks.making.stacks import ReducedStack
+from lotr_tn.linalg.factor import svd
 
 MOST_ADAPTERS = 256
 """Adapters up to which all pairs are compared."""
@@ -104,7 +106,7 @@ def _layer_bases(side: np.ndarray, slices: Sequence[slice]) -> np.ndarray:
     widest = max(s.stop - s.start for s in slices)
     found = np.zeros((len(slices), widest, side.shape[0]))
     for at, part in enumerate(slices):
-        u, sigma, _ = np.linalg.svd(side[:, part], full_matrices=False)
+        u, sigma, _ = svd(side[:, part], xp=xp)
         rank = int((sigma > ROUNDING * sigma.max(initial=0.0)).sum())
         found[at, :rank] = u[:, :rank].T
     return found

@@ -11,6 +11,7 @@ import numpy as np
 
 from lotr_tn.banks.making.stacks import FleetStack
 from lotr_tn.decompose.streaming import Bases, project
+from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.layers import each_core
 from lotr_tn.ops.moving import astype
 
@@ -21,8 +22,8 @@ def distances_from(fleet: FleetStack, stored: Any) -> np.ndarray:
     What lies outside of the stored bases and what differs inside are at right angles.
     Cost: every factor is read once; 4·(m + n)·k·R flops for k directions and R rank terms.
     """
-    left, turn_left = np.linalg.qr(stored.u.astype(np.float64))
-    right, turn_right = np.linalg.qr(stored.v.astype(np.float64))
+    left, turn_left = qr(stored.u, xp=xp)
+    right, turn_right = qr(stored.v, xp=xp)
     cores = each_core(stored, xp=xp)
     bases, found = Bases(left, right), np.zeros(len(fleet.layers))
     for rows, block, scales in fleet.blocks():
