@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, from_numpy
+from lotr_tn._arrays import LARGEST, UNIT_ROUNDOFF, from_numpy, is_finite
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
@@ -44,6 +44,10 @@ class Target:
     rank: int
 
 
+FLOAT32_NORMAL = 2.0**-126
+"""The smallest number that float32 holds in full precision."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class LoRAModule:
@@ -61,6 +65,13 @@ class LoRAModule:
     down: np.ndarray
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not -LARGEST["float64"] <= self.scale <= LARGEST["float64"]:
+            raise CheckpointError(
+                f"module {self.target.name} has the scale {self.scale:g}; needed a finite number: "
+                "look at lora_alpha, r and their patterns"
+            )
+
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
@@ -74,14 +85,30 @@ class LoRAModule:
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Up (m, r) with the scale inside, and down (r, n), in float32 or float64.
 
-        A scale that is no power of two rounds once, in that dtype.
+        A scale that is no power of two rounds once, in that dtype. It is float64 where a factor is
+        stored so, and where float32 has no room for the scale, or for what it makes of up.
+
+        Raises:
+            CheckpointError: not even float64 has.
         """
         wide = "float64" in (self.up.dtype.name, self.down.dtype.name)
-        dtype = np.float64 if wide else np.float32
-        up, down = self.up.astype(dtype), self.down.astype(dtype)
+        fits = self.scale == 0 or FLOAT32_NORMAL <= abs(self.scale) <= LARGEST["float32"]
+        up = self._scaled(np.float64 if wide or not fits else np.float32)
+        if not is_finite(up) and up.dtype != np.float64:
+            up = self._scaled(np.float64)
+        if not is_finite(up):
+            raise CheckpointError(
+                f"module {self.target.name} holds NaN or infinite entries, or too large ones for "
+                f"its scale {self.scale:g}"
+            )
+        return up, self.down.astype(up.dtype)
+
+    def _scaled(self, dtype: type[np.floating]) -> np.ndarray:
+        up = self.up.astype(dtype)
         if self.target.layout.groups > 1:
             up = block_diagonal(up, self.target.layout.groups)
-        return (up if self.scale == 1 else up * dtype(self.scale)), down
+        with np.errstate(over="ignore", invalid="ignore"):
+            return up if self.scale == 1 else up * dtype(self.scale)
 
 
 def common_dtype(names: Collection[str]) -> str:

@@ -8,6 +8,9 @@ from functools import cached_property
 import ml_dtypes
 import numpy as np
 
+from lotr_tn._arrays import is_finite
+from lotr_tn.errors import CheckpointError
+
 DTYPES = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),
@@ -78,6 +81,13 @@ class RawTensor:
     def array(self) -> np.ndarray:
         """The entries as a read-only array; only where `is_float`."""
         return self.data.view(_FLOATS[self.code]).reshape(self.shape)
+
+    @staticmethod
+    def of_finite(array: np.ndarray, name: str) -> "RawTensor":
+        """The same of numbers that are to be read again: NaN and infinity are refused."""
+        if not is_finite(array):
+            raise CheckpointError(f"{name} holds NaN or infinite entries, which no reader takes")
+        return RawTensor.of(array)
 
     @staticmethod
     def of(array: np.ndarray) -> "RawTensor":

@@ -7,6 +7,7 @@ from typing import final
 
 import numpy as np
 
+from lotr_tn._arrays import is_finite
 from lotr_tn.adapters.adapter import Compressed, Layout, LoRAGroup, LoRAModule, Target
 from lotr_tn.analysis.forms import FORMS, FormatName, form_of
 from lotr_tn.banks.layout import stack_of_rows, widened
@@ -101,7 +102,7 @@ class BankGroup:
         if known is None:
             arrays = [tensor.array for tensor in getattr(self, side)[:segments]]
             known = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
-            if not np.isfinite(known.astype(np.float32, copy=False)).all():
+            if not is_finite(known):
                 raise CheckpointError(f"the bases of {self.name} hold NaN or infinite entries")
             self._joined[side, segments] = known
         return known
@@ -110,7 +111,7 @@ class BankGroup:
         """Some layers of a part as a stack, certified; views of the file."""
         arrays = part.arrays(rows)
         for name, array in arrays.items():
-            if not np.isfinite(array.astype(np.float32, copy=False)).all():
+            if not is_finite(array):
                 raise CheckpointError(f"{name} of {self.name} holds NaN or infinite entries")
         certificate = _certificate(part, rows)
         form = FORMS[part.format]

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from lotr_tn._arrays import on_host, to_numpy
 from lotr_tn.formats import Core, Format
 from lotr_tn.ops.arithmetic import scale
@@ -27,7 +29,9 @@ def guarded(decompose: Function) -> Function:
     def run(stack: Any, *arguments: Any, **options: Any) -> Any:
         require_finite(stack)
         small, exponent = in_range(lowered(stack))
-        return rescaled(decompose(_without_rounding(small), *arguments, **options), exponent)
+        with np.errstate(all="ignore"):
+            found = decompose(_without_rounding(small), *arguments, **options)
+            return rescaled(found, exponent)
 
     return cast("Function", run)
 

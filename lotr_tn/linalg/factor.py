@@ -93,7 +93,8 @@ def require_finite(x: Array) -> None:
 def _guarded(factorise: Callable[[Array], Any], x: Array) -> Any:
     require_finite(x)
     try:
-        return factorise(x)
+        with np.errstate(all="ignore"):
+            return factorise(x)
     except Exception as error:
         if _is_linear_algebra(error):
             raise FormatError(f"a matrix could not be factorised ({error})") from None

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import assert_never
 
+import numpy as np
+
 from lotr_tn._arrays import Array, Namespace, at_least_float32, dtype_name, narrow
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
@@ -101,7 +103,8 @@ def scale(stack: Kind, factor: float | Sequence[float] | Array) -> Kind:
     match stack:
         case LoRAStack() | LowRankTucker2():
             wide = at_least_float32(stack.up, xp=xp)
-            parts = [wide[:, part] * f for part, f in zip(stack.slices, factors, strict=True)]
+            with np.errstate(over="ignore", invalid="ignore"):
+                parts = [wide[:, part] * f for part, f in zip(stack.slices, factors, strict=True)]
             up = narrow(xp.concat(parts, axis=1), dtype_name(stack.up), xp=xp)
             return with_arrays(stack, up=up)
         case Tucker2():
@@ -153,7 +156,8 @@ def _factors(stack: Stack, factor: float | Sequence[float] | Array, *, xp: Names
 
 def _scaled(x: Array, factors: list, *, xp: Namespace) -> Array:
     wide = at_least_float32(x, xp=xp)
-    parts = [wide[index, ...] * factor for index, factor in enumerate(factors)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = [wide[index, ...] * factor for index, factor in enumerate(factors)]
     return narrow(xp.stack(parts), dtype_name(x), xp=xp)
 
 

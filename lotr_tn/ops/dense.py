@@ -1,6 +1,8 @@
 """Dense matrices on request, and nowhere else."""
 
-from lotr_tn._arrays import Array, cast
+import numpy as np
+
+from lotr_tn._arrays import Array, narrow
 from lotr_tn.errors import PerformanceWarning, warn_outside
 from lotr_tn.formats import Format, Stack
 from lotr_tn.ops.arrays import common_namespace, storage_dtype
@@ -19,6 +21,9 @@ def to_dense(stack: Stack) -> Array:
     Returns:
         (L, m, n) in the stack's dtype; products are formed in float32 or float64.
 
+    Raises:
+        FormatError: an entry is too large for the dtype.
+
     Warns:
         PerformanceWarning: the result has more than 2²⁸ entries.
 
@@ -35,5 +40,6 @@ def to_dense(stack: Stack) -> Array:
         )
     xp = common_namespace(stack)
     each = (layer_of(stack, index, xp=xp) for index in range(layers))
-    products = xp.stack([layer_product(layer, xp=xp) for layer in each])
-    return cast(products, storage_dtype(stack), xp=xp)
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = xp.stack([layer_product(layer, xp=xp) for layer in each])
+    return narrow(products, storage_dtype(stack), xp=xp)

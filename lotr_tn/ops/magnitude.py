@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from lotr_tn._arrays import (
     Array,
     at_least_float32,
@@ -131,7 +133,8 @@ def measured(measure: Function) -> Function:
     @functools.wraps(measure)
     def run(*arguments: Any, **options: Any) -> Any:
         try:
-            found = measure(*arguments, **options)
+            with np.errstate(all="ignore"):
+                found = measure(*arguments, **options)
         except (FormatError, RuntimeError):
             for stack in _stacks_in(arguments):
                 require_finite(stack)
@@ -148,7 +151,7 @@ def measured(measure: Function) -> Function:
     return cast("Function", run)
 
 
-def _stacks_in(arguments: Sequence[Any]) -> list[Stack]:
+def _stacks_in(arguments: Sequence[Any]) -> list[Any]:
     nested = (x if isinstance(x, list | tuple) else [x] for x in arguments)
     return [x for part in nested for x in part if isinstance(x, Operators)]
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, to_numpy
+from lotr_tn._arrays import UNIT_ROUNDOFF, is_finite, narrow, to_numpy
 from lotr_tn.adapters.adapter import Layout, LoRAGroup, LoTRAdapter, LoTRGroup, Target
 from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.config_fields import require_plain_meaning
@@ -169,7 +169,7 @@ class _FolderReader:
         if key not in self.tensors or not self.tensors[key].is_float:
             raise CheckpointError(f"{self.path} has no tensor {key} of floats; save it again")
         array = self.tensors[key].array()
-        if not np.isfinite(array.astype(np.float32, copy=False)).all():
+        if not is_finite(array):
             raise CheckpointError(f"{self.path}: {key} holds NaN or infinite entries")
         return array
 
@@ -221,11 +221,11 @@ def save_lotr_peft(
         ranks[name] = stack.ranks
         shared, owns = LOTR.apart(stack)
         for key, factor in shared.items():
-            tensors[f"base_model.{LOTR.held()}.{name}.{key}"] = RawTensor.of(factor)
+            tensors[f"base_model.{LOTR.held()}.{name}.{key}"] = RawTensor.of_finite(factor, name)
         for target, own in zip(group.targets, owns, strict=True):
             for key, core in own.items():
                 stored = LOTR.kept(key, looks_up=target.layout.kind == "embedding")
-                tensors[f"{PREFIX}{target.name}.{stored}"] = RawTensor.of(core)
+                tensors[f"{PREFIX}{target.name}.{stored}"] = RawTensor.of_finite(core, target.name)
     write_peft_folder(Path(path), tensors, config_text(_as_lotr(adapter, ranks)), force=force)
 
 

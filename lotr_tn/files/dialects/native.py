@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lotr_tn._arrays import is_finite
 from lotr_tn.adapters.adapter import (
     LoRAAdapter,
     LoRAGroup,
@@ -63,7 +64,7 @@ def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
     tensors = {f"extras.{key}": tensor for key, tensor in adapter.extras.items()}
     for name, group in adapter.groups.items():
         for field, array in _arrays(group).items():
-            tensors[f"groups.{name}.{field}"] = RawTensor.of(array)
+            tensors[f"groups.{name}.{field}"] = RawTensor.of_finite(array, f"groups.{name}.{field}")
     entries = {key: Entry.of_raw(tensor) for key, tensor in sorted(tensors.items())}
     try:
         _require_each_once(adapter.groups)
@@ -262,7 +263,7 @@ def _finite(key: str, container: Container) -> np.ndarray:
     if key not in tensors or not tensors[key].is_float:
         raise CheckpointError(f"{path} has no tensor {key} of floats; copy it again")
     array = tensors[key].array()
-    if not np.isfinite(array.astype(np.float32, copy=False)).all():
+    if not is_finite(array):
         raise CheckpointError(f"{path}: {key} holds NaN or infinite entries; the file is broken")
     return array
 

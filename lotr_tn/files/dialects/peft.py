@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lotr_tn._arrays import is_finite
 from lotr_tn.adapters.adapter import Layout, LoRAAdapter, LoRAModule, Target
 from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.config_fields import OTHER_TENSORS
@@ -131,7 +132,7 @@ def _finite(tensor: RawTensor, key: str, path: Path) -> np.ndarray:
     array = tensor.array()
     if isinstance(_owner(array), np.memmap):
         array = np.array(array)  # a file that is changed later changes no adapter
-    if not np.isfinite(array.astype(np.float32) if array.itemsize < 4 else array).all():
+    if not is_finite(array):
         raise CheckpointError(f"{path}: {key} holds NaN or infinite entries; the adapter is broken")
     return array
 
@@ -174,7 +175,7 @@ def save_peft(adapter: LoRAAdapter, path: Path, *, force: bool, extras: bool = T
     for module in adapter.modules:
         for side, array in zip("AB", _stored(module), strict=True):
             key = factor_key(module.target.name, side, module.target.layout)
-            tensors[key] = RawTensor.of(array)
+            tensors[key] = RawTensor.of_finite(array, key)
     text = adapter.config_text
     if not extras:
         text = config_text(dict(adapter.config) | OTHER_TENSORS)
