@@ -24,7 +24,8 @@ Result = TypeVar("Result", bound="LoRAStack | LowRankTucker2 | Tucker1 | Tucker2
 LOWERING_ATTEMPTS = 4
 
 ONLY_ROUNDING = 16
-"""Unit roundoffs of the storage dtype that a result without loss may differ by."""
+"""Unit roundoffs that a result without loss, stored narrower than float64, may differ by; more is
+lost where numbers are too small for the dtype."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def meet_error(
         if excess <= 0:
             return result
         if rule.epsilon == 0:
-            if lost <= (ONLY_ROUNDING * UNIT_ROUNDOFF[dtype]) ** 2 * total:
+            rounding = ONLY_ROUNDING * UNIT_ROUNDOFF[dtype]
+            if dtype == "float64" or lost <= rounding**2 * total:
                 return result
             break  # numbers too small for the dtype
         if budget <= floor:
