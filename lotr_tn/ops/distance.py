@@ -43,10 +43,10 @@ def distance(a: Stack, b: Stack) -> Array:
         BackendError: library, dtype or device differ.
 
     Cost: O((m + n)·r_a·r_b) flops a layer; memory of one layer's factors and O(r_a·r_b).
-    Accuracy: 1e-15·‖a‖ absolute for float64 input (of Σ_j ‖x_j‖‖y_j‖ over the rank terms, where they
-    cancel), 1e-12·‖a‖ for factors stored narrower, where
-    distances of about 1% of ‖a‖ or more are taken from Gram matrices, to 1e-11 relative. Where
-    torch records derivatives, the difference is always taken by Gram matrices: 1e-8·‖a‖ absolute.
+    Accuracy: 1e-15·‖a‖ absolute for float64 input (of Σ_j ‖x_j‖‖y_j‖ over the rank terms, where
+    they cancel), 1e-12·‖a‖ for factors stored narrower, where distances of about 1% of ‖a‖ or more
+    are taken from Gram matrices, to 1e-11 relative. Where torch records derivatives, the difference
+    is always taken by Gram matrices: 1e-8·‖a‖ absolute.
     """
     return root_sum_squares(layer_distances(a, b))
 

@@ -33,7 +33,8 @@ def inner(a: Stack, b: Stack) -> Array:
         BackendError: library, dtype or device differ.
 
     Cost: O((m + n)·r_a·r_b) flops a layer; O(r_a·r_b) memory.
-    Accuracy: 1e-15·‖a‖‖b‖ absolute; it is a product, and 0 below 1e-308. For ‖a − b‖ use `distance`, which does not cancel.
+    Accuracy: 1e-15·‖a‖‖b‖ absolute; a product below 1e-308 is 0. For ‖a − b‖ use
+    `distance`, which does not cancel.
     """
     require_same_shape(a, b)
     if isinstance(a, Format) or isinstance(b, Format):

@@ -30,6 +30,7 @@ def norm(stack: Stack) -> Array:
 
     Cost: O((m + n)·Σ r_l²) flops for LoRA, O((m + n)·r² + L·r³) for Tucker-2; O((m + n)·r² + r²·K)
     for a low-rank one; O(r²) memory.
+
     Raises:
         FormatError: an entry is not finite (its field is named), or the norm is beyond float64.
 
