@@ -35,8 +35,8 @@ def norm(stack: Stack) -> Array:
         FormatError: an entry is not finite (its field is named), or the norm is beyond float64.
 
     Accuracy: 1e-15 relative for float64 input; 1e-8 for factors stored narrower, and where torch
-    records derivatives. What is below 4e-15 of Σ_j ‖x_j‖‖y_j‖ over a layer's rank terms is rounding of
-    terms that cancel, and 0.
+    records derivatives. What is below 4e-15 of Σ_j ‖x_j‖‖y_j‖ over a layer's rank terms is rounding
+    of terms that cancel, and 0.
     """
     return root_sum_squares(layer_norms(stack))
 
