@@ -100,10 +100,9 @@ def test_what_is_not_a_number_is_refused(lotr, tmp_path, places, command):
     assert (tmp_path / places["bank"]).read_bytes() == bank
 
 
-@pytest.mark.parametrize("alpha", [1e39, 1e45])
-def test_a_scale_beyond_float32_is_computed_with(lotr, places, tmp_path, alpha):
+def test_a_scale_at_the_end_of_float32_is_computed_with(lotr, places, tmp_path):
     """Unrelated adapters are not told to be equal."""
-    with_config(tmp_path / "bad", lora_alpha=alpha)
+    with_config(tmp_path / "bad", lora_alpha=1e39)
     status, out, _ = lotr("compare", "bad", "good", "--json")
     assert status == 0
     assert json.loads(out)["relative_error"] == pytest.approx(1)
