@@ -101,7 +101,7 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
         record["groups"] = [_lotr_group(adapter, name) for name in adapter.groups]
         return record
     for name, group in lora_groups(adapter, group_by).items():
-        modules = [m for m in adapter.modules if m.target in group.targets]
+        modules = group.modules
         record["groups"].append(
             {
                 "name": name,
