@@ -17,7 +17,7 @@ from lotr_tn.catalogue.architecture import (
 from lotr_tn.catalogue.counts import count_table
 from lotr_tn.catalogue.families import MODEL_TYPES
 from lotr_tn.cli.console import Output
-from lotr_tn.cli.questions import GroupByOption
+from lotr_tn.cli.questions import GroupByOption, is_whole
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.counts import counts_record, counts_text, models_record, models_text
 
@@ -99,7 +99,7 @@ def _from_file(path: Path) -> Architecture:
 
 def _ranks(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    if not all(map(is_whole, parts)):
         raise typer.BadParameter(f"--rank takes ranks with commas, such as 1,2,4; found {text!r}")
     return [int(part) for part in parts]
 

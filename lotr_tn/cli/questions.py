@@ -71,6 +71,9 @@ MethodOption: TypeAlias = Annotated[
 GroupByOption: TypeAlias = Annotated[
     str, typer.Option(metavar="RULE", help="kind, shape, or a regular expression.")
 ]
+MOST_DIGITS = 30
+"""Digits of a whole number in an option."""
+
 Question: TypeAlias = RelativeError | TotalError | Budget
 
 
@@ -136,7 +139,7 @@ class OrRanks(HowMuch):
         if self.rank is None:
             return self.question()
         parts = self.rank.split(",")
-        if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        if len(parts) > 2 or not all(map(is_whole, parts)):
             raise typer.BadParameter(
                 f"--rank takes R or R1,R2, such as 32 or 32,48; found {self.rank!r}"
             )
@@ -186,7 +189,7 @@ def _by_group(option: str, values: Sequence[str] | None) -> dict[str, int]:
     found: dict[str, int] = {}
     for value in values or ():
         name, equals, rank = value.rpartition("=")
-        if not rank.isdecimal():
+        if not is_whole(rank):
             raise typer.BadParameter(f"{option} takes R or GROUP=R, such as 8; found {value!r}")
         found[name if equals else ""] = int(rank)
     return found
@@ -208,6 +211,11 @@ def asked_text(rule: Question | Energy | FixedRank) -> str:
             return "ranks " + ",".join(str(r) for r in (rule.r1, rule.r2) if r is not None)
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number, of no more digits than any size or rank can have."""
+    return text.strip().isdecimal() and len(text.strip()) <= MOST_DIGITS
+
+
 def _size(text: str) -> int | str:
     """Digits alone are bytes."""
-    return int(text) if text.strip().isdecimal() else text
+    return int(text) if is_whole(text) else text

@@ -183,7 +183,7 @@ def byte_count(size: int | str) -> int:
     """
     if _is_count(size):
         return int(size)
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    found = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", str(size))
     if isinstance(size, bool) or found is None or found[2] not in _UNITS:
         raise RankError(f"a size must be bytes, or such as 5MiB or 800kB; found {size!r}")
     return int(float(found[1]) * _UNITS[found[2]])

@@ -115,3 +115,17 @@ def test_a_stream_of_ascii_takes_everything(monkeypatch, odd):
     )
     assert run.stdout.isascii()
     assert run.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "option", ["--rank", "--max-bytes", "--max-params", "--rel-error", "--max-rank", "--min-rank"]
+)
+@pytest.mark.parametrize("digits", ["9" * 5000, "1e400", "nan", "\u00b2"])
+def test_no_number_in_an_option_is_unexpected(lotr, odd, option, digits):
+    first = ["--rel-error", "0.1"] if option in ("--max-rank", "--min-rank") else []
+    status, _, err = lotr("convert", odd, *first, option, digits, "-o", "n.lotr.safetensors")
+    assert status == 2
+    assert "unexpected" not in err
+    assert len(err) <= 500
+    assert lotr("count", "2x3x4", "--rank", digits)[0] == 2
+    assert lotr("count", f"{digits}x3x4")[0] in (1, 2)

@@ -88,6 +88,11 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     ]
     if strange:
         raise CheckpointError(f"{weights}: {strange[0]!r} belongs to no module of the groups")
+    for key in extras:
+        if not key.startswith(PREFIX):
+            raise CheckpointError(
+                f"{weights}: unknown key {key!r}; PEFT's keys begin with {PREFIX}"
+            )
     dtype = min((g.dtype for g in groups.values()), key=lambda name: UNIT_ROUNDOFF[name])
     origin = {"format": "lotr-peft", "dtype": dtype, "group_by": config.get("group_by", "kind")}
     return LoTRAdapter(groups, extras, config_text(_as_lora(config, groups, method)), origin, path)
