@@ -142,4 +142,7 @@ def write_safetensors(
         )
         for key, tensor in tensors.items()
     }
-    serialize_file(specs, str(path), metadata=dict(metadata))
+    try:
+        serialize_file(specs, str(path), metadata=dict(metadata))
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{error.object!r} holds half a character; rename it") from None
