@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 LONGEST = 480
 """Characters of a message; of a longer one the middle is left out."""
@@ -80,6 +81,22 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     """Names for a message: the first of them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
+
+
+def meant(found: object, names: Iterable[str]) -> str:
+    """Which of some names a mistyped one was to be, for the end of a message; else nothing.
+
+    Examples:
+        >>> meant("tie", ["linear", "ties"]), meant("x", ["linear", "ties"])
+        ('; did you mean ties?', '')
+    """
+    near = get_close_matches(str(found)[:LONGEST], list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def not_among(what: str, found: object, names: Sequence[str]) -> str:
+    """The message on a value that is none of those that there are."""
+    return f"{what} must be one of {', '.join(names)}; found {found!r}{meant(found, names)}"
 
 
 def warn_outside(message: str, category: type[Warning]) -> None:

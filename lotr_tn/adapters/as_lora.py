@@ -14,7 +14,7 @@ from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, suits_float16
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAModule, LoTRAdapter
 from lotr_tn.adapters.own_factors import own_factors
 from lotr_tn.adapters.raw_tensor import RawTensor
-from lotr_tn.errors import CheckpointError
+from lotr_tn.errors import CheckpointError, not_among
 
 EXPORT_MARGIN = 1 / 100
 """A dtype for the factors is chosen when its unit roundoff is at most this share of the error: what
@@ -62,7 +62,7 @@ def to_lora(
     """
     chosen = _export_dtype(adapter) if dtype == "auto" else dtype
     if chosen not in UNIT_ROUNDOFF:
-        raise CheckpointError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {chosen!r}")
+        raise CheckpointError(not_among("dtype", chosen, [*UNIT_ROUNDOFF]))
     modules = [m for group in adapter.groups.values() for m in own_factors(group)]
     return portable_lora(
         modules,

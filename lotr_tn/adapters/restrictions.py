@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from lotr_tn.adapters.adapter import LoRAGroup, LoRAModule
 from lotr_tn.catalogue.expressions import regular_expression
-from lotr_tn.errors import OptionError
+from lotr_tn.errors import OptionError, listed, meant
 from lotr_tn.linalg.ranks import RankLimits
 
 Limits: TypeAlias = RankLimits | Mapping[str, RankLimits] | None
@@ -19,7 +19,9 @@ def limits_of(groups: Iterable[str], limits: Limits) -> dict[str, RankLimits]:
         return dict.fromkeys(names, limits or RankLimits())
     for name in limits:
         if name and name not in names:
-            raise OptionError(f"there is no group {name!r}; the groups are {', '.join(names)}")
+            raise OptionError(
+                f"there is no group {name!r}; the groups are {listed(names)}{meant(name, names)}"
+            )
     others = limits.get("", RankLimits())
     return {name: limits.get(name, others) for name in names}
 

@@ -24,7 +24,7 @@ from lotr_tn.banks.group import (
     exact_stack,
     in_whole_bases,
 )
-from lotr_tn.errors import CheckpointError, OptionError, listed
+from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg.ranks import RelativeError, epsilon_of
@@ -133,6 +133,7 @@ class Bank(Mapping[str, LoTRAdapter]):
         if name not in self._places:
             raise CheckpointError(
                 f"{self.source} holds no adapter {name!r}; it holds {listed(self.names)}"
+                f"{meant(name, self.names)}"
             )
         return self._places[name]
 
@@ -234,6 +235,7 @@ class Bank(Mapping[str, LoTRAdapter]):
         if not stacks:
             raise CheckpointError(
                 f"no adapter of {self.source} updates {module}; it has {listed(self.modules)}"
+                f"{meant(module, self.modules)}"
             )
         return _one_stack(stacks), tuple(self.adapters[place].name for place in places)
 

@@ -9,6 +9,7 @@ import typer
 from lotr_tn.adapters import Adapter
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import MapPrefixOption, asked_prefixes
+from lotr_tn.cli.values import share
 from lotr_tn.doors import load_adapter
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import OptionError
@@ -32,7 +33,9 @@ def compare(
     ],
     max_rel_error: Annotated[
         float | None,
-        typer.Option(metavar="E", help="Of two: exit with status 3 when the error is larger."),
+        typer.Option(
+            metavar="E", parser=share, help="Of two: exit with status 3 when the error is larger."
+        ),
     ] = None,
     map_prefix: MapPrefixOption = None,
     plot: Annotated[

@@ -20,6 +20,7 @@ from lotr_tn.cli.inspect import inspect
 from lotr_tn.cli.merge import merge
 from lotr_tn.cli.moved import MOVED, moved
 from lotr_tn.cli.stopping import Stopped, stoppable
+from lotr_tn.cli.values import of_choice
 from lotr_tn.errors import LotrError, OptionError
 
 app = typer.Typer(
@@ -63,7 +64,9 @@ def _print_version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", "-V", callback=_print_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
 ) -> None:
     """Options of the program itself."""
@@ -100,6 +103,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer hold
 
 
 def _usage(error: Any) -> str:
+    error.message = of_choice(error.message)
     message = error.format_message().rstrip(".")
     return f"{message}; see {error.ctx.command_path} --help" if error.ctx else message
 

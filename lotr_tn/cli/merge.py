@@ -16,6 +16,7 @@ from lotr_tn.cli.questions import (
     asked_prefixes,
     error_rule,
 )
+from lotr_tn.cli.values import share
 from lotr_tn.conversion.merge import merge_adapters
 from lotr_tn.conversion.merging_modules import updates_of
 from lotr_tn.doors.sources import named_adapters
@@ -44,7 +45,10 @@ class Mixing:
         typer.Option(metavar="NAME", help="linear (exact), ties, dare, dare-ties or slerp."),
     ] = "linear"
     density: Annotated[
-        float, typer.Option(metavar="D", help="The share of entries that ties and dare keep.")
+        float,
+        typer.Option(
+            metavar="D", parser=share, help="The share of entries that ties and dare keep."
+        ),
     ] = 1.0
     seed: Annotated[int, typer.Option(metavar="N", help="Of what dare draws.")] = 0
     rank: Annotated[
@@ -53,7 +57,9 @@ class Mixing:
     ] = None
     rel_error: Annotated[
         float | None,
-        typer.Option(metavar="E", help="Keep the smallest rank within this relative error."),
+        typer.Option(
+            metavar="E", parser=share, help="Keep the smallest rank within this relative error."
+        ),
     ] = None
     extras_from: Annotated[
         str | None,

@@ -8,6 +8,7 @@ import typer
 
 from lotr_tn.adapters.restrictions import Limits
 from lotr_tn.analysis.forms import FORMS, form_named
+from lotr_tn.cli.values import share
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import Budget, Energy, FixedRank, RankLimits, RelativeError, TotalError
 
@@ -87,10 +88,18 @@ class HowMuch:
     """The error or the size that is asked for: at most one of these options."""
 
     rel_error: Annotated[
-        float | None, typer.Option(metavar="E", help="Least size within this error, in each group.")
+        float | None,
+        typer.Option(
+            metavar="E",
+            parser=share,
+            help="Least size within this error, in each group. As 0.05 or 5%.",
+        ),
     ] = None
     total_error: Annotated[
-        float | None, typer.Option(metavar="E", help="Least size within this error, of all groups.")
+        float | None,
+        typer.Option(
+            metavar="E", parser=share, help="Least size within this error, of all groups."
+        ),
     ] = None
     max_params: Annotated[
         int | None, typer.Option(metavar="N", help="Least error with so many parameters in all.")
@@ -152,7 +161,9 @@ class OrEnergy(OrRanks):
 
     energy: Annotated[
         float | None,
-        typer.Option(metavar="E", help="Least size that keeps this share of squared norm."),
+        typer.Option(
+            metavar="E", parser=share, help="Least size that keeps this share of squared norm."
+        ),
     ] = None
 
     def any_rule(self) -> Question | FixedRank | Energy:

@@ -9,7 +9,7 @@ import numpy as np
 from lotr_tn.adapters.adapter import Adapter
 from lotr_tn.adapters.config_fields import OTHER_TENSORS, require_same_meaning
 from lotr_tn.adapters.raw_tensor import RawTensor
-from lotr_tn.errors import CheckpointError, OptionError, listed
+from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 
 
 def carried(
@@ -30,7 +30,7 @@ def carried(
     if named and extras_from not in adapters:
         raise OptionError(
             f"there is no adapter {extras_from!r} to keep other tensors of; there are "
-            f"{listed(list(adapters))}, or none"
+            f"{listed(list(adapters))}, or none{meant(extras_from, adapters)}"
         )
     configs = {name: _config(adapter) for name, adapter in used.items()}
     if extras_from is not None and named:

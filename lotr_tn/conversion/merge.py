@@ -26,7 +26,7 @@ from lotr_tn.decompose.merging import (
     require_weights,
     slerp_coefficients,
 )
-from lotr_tn.errors import OptionError, listed
+from lotr_tn.errors import OptionError, listed, meant
 from lotr_tn.formats import LoRAStack
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg import RelativeError, smallest_rank
@@ -318,7 +318,9 @@ def _require_cut(rank: int | None, rule: RelativeError | None, dtype: str) -> No
         require_count("rank", rank, 1)
     if dtype not in ("auto", *UNIT_ROUNDOFF):
         names = ", ".join(UNIT_ROUNDOFF)
-        raise OptionError(f"dtype must be auto or one of {names}; found {dtype!r}")
+        raise OptionError(
+            f"dtype must be auto or one of {names}; found {dtype!r}{meant(dtype, UNIT_ROUNDOFF)}"
+        )
 
 
 def _weights_of(
@@ -332,7 +334,10 @@ def _weights_of(
         return dict.fromkeys(names, 1.0 if method in ("ties", "dare-ties") else 1 / len(names))
     for name in weights:
         if name not in names:
-            raise OptionError(f"there is no adapter {name!r} to weigh; there are {listed(names)}")
+            raise OptionError(
+                f"there is no adapter {name!r} to weigh; there are {listed(names)}"
+                f"{meant(name, names)}"
+            )
     given = [weights.get(name, 0.0) for name in names]
     checked = dict(zip(names, require_weights(given, len(names)), strict=True))
     if method == "slerp" and len(names) == 2:

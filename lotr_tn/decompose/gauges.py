@@ -12,7 +12,7 @@ import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, dtype_name, float64, from_numpy, narrow
 from lotr_tn.decompose.assemble import fix_signs, signs
-from lotr_tn.errors import BackendError, FormatError, OptionError, RankError
+from lotr_tn.errors import BackendError, FormatError, OptionError, RankError, not_among
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.factor import qr, svd
@@ -249,7 +249,7 @@ def random_factors(
     require_gauge(gauge, (*GAUGES, "normal"))
     (layers, m, n), (r1, r2) = _sizes(shape, ranks)
     if dtype not in UNIT_ROUNDOFF:
-        raise BackendError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
+        raise BackendError(not_among("dtype", dtype, [*UNIT_ROUNDOFF]))
     require_count("seed", seed)
     rng = np.random.default_rng(seed)
     u, v = rng.standard_normal((m, r1)), rng.standard_normal((n, r2))

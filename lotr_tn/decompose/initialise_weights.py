@@ -32,7 +32,7 @@ from lotr_tn.decompose.gauges import (
 )
 from lotr_tn.decompose.initialise import certificate_of
 from lotr_tn.decompose.tucker import hooi
-from lotr_tn.errors import BackendError, DerivativeError, FormatError, RankError
+from lotr_tn.errors import BackendError, DerivativeError, FormatError, RankError, not_among
 from lotr_tn.formats import Certificate, Dense, Tucker2
 from lotr_tn.linalg.factor import pinv, qr
 from lotr_tn.linalg.gram import cross_gram, wide_product
@@ -152,7 +152,7 @@ def initial_factors_of_weights(
     require_count("power_iterations", power_iterations)
     require_count("seed", seed)
     if dtype is not None and dtype not in UNIT_ROUNDOFF:
-        raise BackendError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
+        raise BackendError(not_among("dtype", dtype, [*UNIT_ROUNDOFF]))
     rule = as_rule(ranks)
     if not isinstance(rule, FixedRank):
         raise RankError(f"the ranks of weights must be given as numbers; found {rule}")

@@ -12,7 +12,7 @@ from lotr_tn.decompose.core_merging import in_common_basis, merge_cores
 from lotr_tn.decompose.gauges import require_count
 from lotr_tn.decompose.guarded import guarded_in_its_format
 from lotr_tn.decompose.search import asked_dtype
-from lotr_tn.errors import FormatError, OptionError
+from lotr_tn.errors import FormatError, OptionError, not_among
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import smallest_rank, svd_of_product
 from lotr_tn.linalg.ranks import tail_energies
@@ -197,7 +197,7 @@ def require_slerp(weights: Sequence[float]) -> None:
 def require_merging(method: str, density: float, seed: int) -> None:
     """Refuse an unknown method, a density outside (0, 1], or a seed that is none."""
     if method not in MERGE_METHODS:
-        raise OptionError(f"method must be one of {', '.join(MERGE_METHODS)}; found {method!r}")
+        raise OptionError(not_among("method", method, [*MERGE_METHODS]))
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise OptionError(f"density must be above 0 and at most 1; found {density!r}")
     require_count("seed", seed)

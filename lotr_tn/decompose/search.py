@@ -9,7 +9,7 @@ import numpy as np
 from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, namespace_of, to_numpy
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
-from lotr_tn.errors import PrecisionWarning, RankError, warn_outside
+from lotr_tn.errors import PrecisionWarning, RankError, not_among, warn_outside
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
@@ -97,7 +97,7 @@ def asked_dtype(stack: Stack, dtype: str | None) -> str:
     if dtype is None:
         return storage_dtype(stack)
     if dtype not in UNIT_ROUNDOFF:
-        raise RankError(f"dtype must be one of {', '.join(UNIT_ROUNDOFF)}; found {dtype!r}")
+        raise RankError(not_among("dtype", dtype, [*UNIT_ROUNDOFF]))
     return dtype
 
 

@@ -20,7 +20,7 @@ from lotr_tn.analysis.clustering import clusters_of
 from lotr_tn.analysis.division import division_path
 from lotr_tn.analysis.forms import FormatName, Options
 from lotr_tn.analysis.subspaces import overlaps_of
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 from lotr_tn.files.budget import spent_beside
 from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError
@@ -233,7 +233,9 @@ def _restricted(
     known = list(dict.fromkeys(group for groups in grouped.values() for group in groups))
     for name in names:
         if name not in known:
-            raise OptionError(f"there is no group {name!r}; the groups are {', '.join(known)}")
+            raise OptionError(
+                f"there is no group {name!r}; the groups are {listed(known)}{meant(name, known)}"
+            )
     kept = {
         name: tuple(m for group in names if group in groups for m in groups[group].modules)
         for name, groups in grouped.items()

@@ -169,9 +169,9 @@ TIE = 1e-12
 ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 """Bytes of one number, by storage dtype."""
 
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{k}{b}": 1000**p for p, k in ((1, "k"), (2, "M"), (3, "G")) for b in ("", "B")}
-_UNITS |= {f"{k}iB": 1024**p for p, k in ((1, "k"), (2, "M"), (3, "G"))} | {"K": 1000, "KiB": 1024}
+_UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
+for _power, _letter in enumerate("kmgt", 1):
+    _UNITS |= {_letter: 1000**_power, f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power}
 
 
 def byte_count(size: int | str) -> int:
@@ -184,9 +184,9 @@ def byte_count(size: int | str) -> int:
     if _is_count(size):
         return int(size)
     found = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", str(size))
-    if isinstance(size, bool) or found is None or found[2] not in _UNITS:
+    if isinstance(size, bool) or found is None or found[2].casefold() not in _UNITS:
         raise RankError(f"a size must be bytes, or such as 5MiB or 800kB; found {size!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(found[1]) * _UNITS[found[2].casefold()])
 
 
 def _is_count(value: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import nn
 
-from lotr_tn.errors import OptionError
+from lotr_tn.errors import OptionError, meant
 from lotr_tn.formats import Stack
 from lotr_tn.nn.adapted import Switched, adapted
 from lotr_tn.nn.bases import weight_of
@@ -337,7 +337,10 @@ def set_stacks(model: nn.Module, stacks: Mapping[str, Stack], adapter: str = "de
     members = _by_group(model, adapter)
     for group, stack in stacks.items():
         if group not in members:
-            raise OptionError(f"no group is called {group!r}; there are {', '.join(members)}")
+            raise OptionError(
+                f"no group is called {group!r}; there are {', '.join(members)}"
+                f"{meant(group, members)}"
+            )
         own = _unscaled(members[group], adapter)
         if type(stack) is not type(own):
             raise OptionError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lotr_tn.errors import OptionError
+from lotr_tn.errors import OptionError, listed, meant
 from lotr_tn.nn.holding import AdaptedLayer
 
 
@@ -19,8 +19,10 @@ def require_adapter(model: nn.Module, name: str) -> dict[str, AdaptedLayer]:
     layers = lotr_layers(model)
     held = {path: layer for path, layer in layers.items() if name in layer.scaling}
     if not held:
-        known = ", ".join(sorted({n for layer in layers.values() for n in layer.scaling}))
-        raise OptionError(f"no adapter is called {name!r}; the model has {known or 'none'}")
+        known = sorted({n for layer in layers.values() for n in layer.scaling})
+        raise OptionError(
+            f"no adapter is called {name!r}; the model has {listed(known)}{meant(name, known)}"
+        )
     return held
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import array_api_compat
 
 from lotr_tn._arrays import STORAGE_DTYPES, Array, narrow
-from lotr_tn.errors import BackendError
+from lotr_tn.errors import BackendError, not_among
 from lotr_tn.ops.arrays import Kind, arrays_of, common_namespace, with_arrays
 
 
@@ -24,7 +24,7 @@ def astype(stack: Kind, dtype: str) -> Kind:
     Accuracy: each entry is rounded once.
     """
     if dtype not in STORAGE_DTYPES:
-        raise BackendError(f"dtype must be one of {', '.join(STORAGE_DTYPES)}; found {dtype!r}")
+        raise BackendError(not_among("dtype", dtype, [*STORAGE_DTYPES]))
     xp = common_namespace(stack)
     return _mapped(stack, lambda x: narrow(x, dtype, xp=xp))
 

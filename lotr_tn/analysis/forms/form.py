@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from lotr_tn.analysis.coordinates import Coordinates
 from lotr_tn.analysis.curve import Curve
-from lotr_tn.errors import OptionError
+from lotr_tn.errors import OptionError, not_among
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg.ranks import Energy, FixedRank, RankLimits, RelativeError
 
@@ -272,10 +271,7 @@ def form_named(name: FormatName) -> Form:
     found = known_form(name)
     if found is not None:
         return found
-    near = get_close_matches(str(name), FORMS, n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    names = ", ".join(FORMS)
-    raise OptionError(f"format must be one of auto, {names}; found {name!r}{guess}")
+    raise OptionError(not_among("format", name, ("auto", *FORMS)))
 
 
 def known_form(name: FormatName) -> Form | None:

@@ -20,7 +20,7 @@ from lotr_tn.banks.making.joint import BankRule, Job, StackChoice, bank_of
 from lotr_tn.banks.making.stacks import Route
 from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.conversion.convert import Method
-from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.errors import CheckpointError, OptionError, meant, not_among
 from lotr_tn.files.locking import exclusive
 from lotr_tn.files.spool import Spool
 from lotr_tn.files.writing import refuse_existing
@@ -28,6 +28,7 @@ from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
 StackingChoice: TypeAlias = Literal["auto", "adapters", "layers", "all"]
 STACKINGS: tuple[Stacking, ...] = ("adapters", "layers", "all")
+ROUTES: tuple[Route, ...] = ("auto", "whole", "updated", "sketch", "apart")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,12 +170,13 @@ def _check(
     rule: BankRule, stack: str, format: str, method: str, dtype: str, route: str, sketch: int | None
 ) -> None:
     if stack not in ("auto", *STACKINGS):
-        raise OptionError(f"stack must be auto, {', '.join(STACKINGS)}; found {stack!r}")
+        names = ", ".join(STACKINGS)
+        raise OptionError(f"stack must be auto, {names}; found {stack!r}{meant(stack, STACKINGS)}")
     form = None if format == "auto" else form_named(format)
     if form is not None:
         require_layout(form)
-    if route not in ("auto", "whole", "updated", "sketch", "apart"):
-        raise OptionError(f"route must be auto, whole, updated, sketch or apart; found {route!r}")
+    if route not in ROUTES:
+        raise OptionError(not_among("route", route, ROUTES))
     if (route == "sketch") != (sketch is not None):
         raise OptionError(
             "the route sketch, and no other, needs the size of its bases, such as 256"
@@ -192,10 +194,9 @@ def _check(
             f"for the format {format} choose the route whole or apart"
         )
     if method not in DECOMPOSITIONS:
-        raise OptionError(f"method must be one of {', '.join(DECOMPOSITIONS)}; found {method!r}")
+        raise OptionError(not_among("method", method, [*DECOMPOSITIONS]))
     if dtype not in ("auto", *UNIT_ROUNDOFF):
-        names = ", ".join(UNIT_ROUNDOFF)
-        raise OptionError(f"dtype must be auto or one of {names}; found {dtype!r}")
+        raise OptionError(not_among("dtype", dtype, ["auto", *UNIT_ROUNDOFF]))
     if not isinstance(rule, RelativeError | TotalError | FixedRank | Budget):
         raise OptionError(
             f"a bank is asked for an error, a size or ranks; found {type(rule).__name__}"

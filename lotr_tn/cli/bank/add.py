@@ -9,6 +9,7 @@ from lotr_tn.banks.changing.appending import add_adapters
 from lotr_tn.cli.bank.opening import ChangedBankArgument, opened, require_paths
 from lotr_tn.cli.console import Output, missed
 from lotr_tn.cli.questions import AnyBaseOption, MapPrefixOption, asked_prefixes, error_rule
+from lotr_tn.cli.values import share
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.report.bank_changes import appending_record, appending_text
 
@@ -26,7 +27,9 @@ def add(
     rel_error: Annotated[
         float | None,
         typer.Option(
-            metavar="E", help="The error of each new adapter.  [default: as the bank was asked]"
+            metavar="E",
+            parser=share,
+            help="The error of each new adapter.  [default: as the bank was asked]",
         ),
     ] = None,
     name: Annotated[

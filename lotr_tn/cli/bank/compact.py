@@ -8,6 +8,7 @@ from lotr_tn.banks.changing.compacting import compact_bank
 from lotr_tn.cli.bank.opening import ChangedBankArgument, opened
 from lotr_tn.cli.console import Output, missed
 from lotr_tn.cli.questions import error_rule
+from lotr_tn.cli.values import share
 from lotr_tn.report.bank_changes import compacting_record, compacting_text
 
 EVERY = typer.Option("--all", help="Show every adapter.")
@@ -18,7 +19,9 @@ def compact(
     rel_error: Annotated[
         float | None,
         typer.Option(
-            metavar="E", help="What each adapter may lose in all.  [default: as the bank was asked]"
+            metavar="E",
+            parser=share,
+            help="What each adapter may lose in all.  [default: as the bank was asked]",
         ),
     ] = None,
     *,

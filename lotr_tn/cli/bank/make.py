@@ -19,6 +19,7 @@ from lotr_tn.cli.questions import (
     OrRanks,
     asked_prefixes,
 )
+from lotr_tn.cli.values import share
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.writing import refuse_existing
@@ -30,8 +31,8 @@ PANELS = {
     "Which form": "format stack",
     "Where it is written": "destination",
 }
-EACH = typer.Option(metavar="E", help="Least size, each adapter within this error.")
-ALL = typer.Option(metavar="E", help="Least size, all together within this error.")
+EACH = typer.Option(metavar="E", parser=share, help="Least size, each adapter within this error.")
+ALL = typer.Option(metavar="E", parser=share, help="Least size, all together within this error.")
 EVERYONE = typer.Option("--all", help="Show every adapter.")
 EVERY = typer.Option(metavar="R | R1,R2", help="These ranks for every stack.")
 
