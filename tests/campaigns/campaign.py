@@ -1,6 +1,7 @@
 """What a campaign is: numbered cases, what became of each, and the defects that were found."""
 
 import random
+import re
 import signal
 import tempfile
 import time
@@ -44,7 +45,7 @@ class Tally:
 
     def add_defect(self, what: str, number: int) -> None:
         """Count a defect under its words without the numbers that differ from case to case."""
-        key = "".join("#" if c.isdigit() else c for c in what)[:MOST]
+        key = re.sub(r"[0-9.e+-]*[0-9]", "#", what)[:MOST]
         count, first = self.defects.get(key, (0, number))
         self.defects[key] = (count + 1, first)
 
