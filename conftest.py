@@ -2,7 +2,7 @@
 
 In README.md and docs/*.md every ```python block runs, and every ```console block is compared with
 what its commands print. One document is one story: its blocks run in order, in one fresh folder
-that holds the demo adapter. The doctests of the package run too.
+that holds the demo's adapters. The doctests of the package run too.
 
 Tests run on all cores, file by file (`--dist loadfile`); a run of one file starts no workers.
 """
@@ -37,7 +37,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # before numpy loads: each core has a worker of its own
 
-DEMO_ADAPTER = Path(__file__).parent / "lotr_tn" / "demo" / "adapter"
+DEMO = Path(__file__).parent / "lotr_tn" / "demo"
 HELP_LAYOUT = "0.29"
 """The typer whose layout the shown help texts have; under others only the options must agree."""
 
@@ -180,11 +180,14 @@ def _options(text: str) -> set[str]:
 
 
 def enter_folder(namespace: dict[str, Any]) -> None:
-    """Begin a document: a fresh folder with the demo adapter."""
+    """Begin a document: a fresh folder with the demo's adapters."""
     stack = namespace["_leave"] = contextlib.ExitStack()
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     stack.enter_context(contextlib.chdir(folder))
-    shutil.copytree(DEMO_ADAPTER, "lotr-demo/adapter")
+    shutil.copytree(DEMO / "adapter", "lotr-demo/adapter")
+    for folder in DEMO.glob("checkpoint-*"):
+        shutil.copytree(folder, f"lotr-demo/run/{folder.name}")
+    shutil.copytree(DEMO / "adapter", "lotr-demo/run/checkpoint-190")
 
 
 def leave_folder(namespace: dict[str, Any]) -> None:

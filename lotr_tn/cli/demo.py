@@ -11,20 +11,33 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lotr_tn.adapters import LoRAAdapter, to_lora
+from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.cli.console import Output, file_size
-from lotr_tn.conversion import convert_adapter
 from lotr_tn.doors import load_adapter, save_adapter
-from lotr_tn.inspection import compare_adapters
+from lotr_tn.doors.sources import named_adapters
+from lotr_tn.inspection import analyze_adapters, compare_adapters
 from lotr_tn.linalg.ranks import RelativeError
-from lotr_tn.report.records import (
-    comparison_record,
-    conversion_record,
-    export_record,
-    inspection_record,
-)
-from lotr_tn.report.text import comparison_text, conversion_text, export_text, inspection_text
+from lotr_tn.report.analysis import analysis_record
+from lotr_tn.report.analysis_text import sizes_text
+from lotr_tn.report.bank import bank_conversion_record, bank_conversion_text
+from lotr_tn.report.bank_export import bank_export_record, bank_export_text
+from lotr_tn.report.records import comparison_record, inspection_record
+from lotr_tn.report.text import comparison_lines, inspection_text
 
-ERRORS = (0.3, 0.1, 0.01)
+ERROR = 0.1
+SHIPPED = {"adapter": "checkpoint-190", "checkpoint-130": "", "checkpoint-160": ""}
+"""The adapters of the package, and what the last of the run is called as a checkpoint."""
+TAKEN = "checkpoint-160"
+NEXT = (
+    ("Ask first", "lotr analyze MY-LORA --rel-error 0.1"),
+    ("Make it smaller", "lotr convert MY-LORA --format auto --rel-error 0.1"),
+    ("Bank a run", "lotr bank make MY-RUN --rel-error 0.1 -o run.lotr.safetensors"),
+    ("See who is in", "lotr bank show run.lotr.safetensors"),
+    ("Take one out", "lotr bank export run.lotr.safetensors NAME"),
+    ("Add one", "lotr bank add run.lotr.safetensors MY-RUN/NEXT"),
+    ("Compare two", "lotr compare ONE OTHER"),
+    ("Mix two", "lotr merge ONE OTHER --weights 0.5,0.5 -o mean"),
+)
 
 
 def demo(
@@ -34,87 +47,102 @@ def demo(
     *,
     out: Output,
 ) -> None:
-    """Inspect, convert, export and compare a real LoRA adapter that comes with the program."""
+    """Look at the run of a real LoRA that comes with the program, in five screens."""
     out.show(_run(folder), _story)
 
 
 def _run(folder: Path) -> dict[str, Any]:
     """Do the whole job, and return the record of every step."""
-    source = folder / "adapter"
-    with as_file(files("lotr_tn.demo") / "adapter") as packed:
-        shutil.copytree(packed, source, dirs_exist_ok=True)
+    source, run, bank = folder / "adapter", folder / "run", folder / "run.lotr.safetensors"
+    with as_file(files("lotr_tn.demo")) as packed:
+        shutil.copytree(packed / "adapter", source, dirs_exist_ok=True)
+        for name, checkpoint in SHIPPED.items():
+            shutil.copytree(packed / name, run / (checkpoint or name), dirs_exist_ok=True)
     adapter = load_adapter(source)
     assert isinstance(adapter, LoRAAdapter)
     record: dict[str, Any] = {
         "inspect": inspection_record(adapter, "kind", file_size(source)),
         "config": dict(adapter.config),
-        "convert": [_convert(adapter, source, folder, epsilon) for epsilon in ERRORS],
+        "analyze": analysis_record(analyze_adapters([adapter], RelativeError(ERROR))),
     }
-    smallest = folder / f"error-{ERRORS[1]:g}.lotr.safetensors"
     begun = time.perf_counter()
-    lotr = load_adapter(smallest)
-    assert not isinstance(lotr, LoRAAdapter)
-    exported = to_lora(lotr)
-    again = folder / "exported"
+    adapters = named_adapters([run])
+    made = make_bank(adapters, bank, RelativeError(ERROR), force=True)
+    sizes = sum(map(file_size, adapters.files)), file_size(bank)
+    record["bank"] = bank_conversion_record(made, bank, sizes, time.perf_counter() - begun)
+    begun, again = time.perf_counter(), folder / TAKEN
+    exported = to_lora(made.bank.load(TAKEN))
     save_adapter(exported.adapter, again, force=True)
-    sizes = file_size(smallest), file_size(again)
-    record["export"] = export_record(exported, again, sizes, time.perf_counter() - begun)
-    record["compare"] = comparison_record(compare_adapters(adapter, load_adapter(again)))
+    seconds = time.perf_counter() - begun
+    record["export"] = bank_export_record(
+        made.bank, TAKEN, exported, again, file_size(again), seconds
+    )
+    comparison = compare_adapters(load_adapter(run / TAKEN), load_adapter(again))
+    record["compare"] = comparison_record(comparison)
+    record["folder"] = str(folder)
     return record
 
 
-def _convert(adapter: LoRAAdapter, source: Path, folder: Path, epsilon: float) -> dict[str, Any]:
-    begun = time.perf_counter()
-    destination = folder / f"error-{epsilon:g}.lotr.safetensors"
-    conversion = convert_adapter(adapter, RelativeError(epsilon))
-    save_adapter(conversion.adapter, destination, force=True)
-    sizes = file_size(source), file_size(destination)
-    seconds = time.perf_counter() - begun
-    return {"asked": epsilon} | conversion_record(conversion, destination, sizes, seconds)
-
-
 def _story(record: dict[str, Any]) -> RenderableType:
-    """The steps in plain words, each with what it printed."""
-    parts: list[RenderableType] = [
-        *_chapter(
-            "1. What the adapter holds",
-            "A LoRA of a small Llama, trained with peft. Each module has two factors of its own.",
-            f"lotr inspect {record['inspect']['source']}",
+    """The steps in plain words, each with what it printed: at most 24 rows of 80 columns each."""
+    folder = record["folder"]
+    bank = record["bank"]["destination"]
+    return Group(
+        *_screen(
+            "1. What is in the adapter",
+            "A LoRA of a small Llama, trained with PEFT. Every layer has two factors of its own.",
+            f"lotr inspect {folder}/adapter",
         ),
         inspection_text(record["inspect"], record["config"]),
-    ]
-    for step, done in enumerate(record["convert"]):
-        why = (
-            "LoTR lets all layers of a kind share two factors, and keeps one small core a layer. "
-            "Of all ranks within the error, the cheapest are taken."
-            if step == 0
-            else "A smaller error needs more shared directions."
-        )
-        parts += _chapter(
-            f"{step + 2}. Convert, losing at most {done['asked']:.0%}",
-            why,
-            f"lotr convert {record['inspect']['source']} --rel-error {done['asked']:g} "
-            f"-o {done['destination']}",
-        )
-        parts.append(conversion_text(done, f"at most {done['asked']:g}"))
-    parts += _chapter(
-        "5. Back to LoRA, for PEFT and every server",
-        "Each U G V' is written as a pair of LoRA factors of its own, scale inside.",
-        f"lotr export {record['convert'][1]['destination']} -o {record['export']['destination']}",
+        *_screen(
+            "2. What each form would cost",
+            "As shares of this LoRA, by the error allowed. Its layers hardly use the same "
+            "directions: sharing factors between them (lotr) pays only where much may be lost, "
+            "and cutting each layer's own rank (truncated) saves more.",
+            f"lotr analyze {folder}/adapter --rel-error {ERROR:g}",
+        ),
+        sizes_text(record["analyze"]),
+        *_screen(
+            "3. A run of checkpoints in one file: a bank",
+            "Checkpoints of one run do use the same directions. What all share is stored once.",
+            f"lotr bank make {folder}/run --rel-error {ERROR:g} -o {bank}",
+        ),
+        bank_conversion_text(record["bank"], show_all=False),
+        *_screen(
+            "4. Take one out",
+            "It becomes a LoRA folder that PEFT loads, as large as any LoRA of its rank. The "
+            "saving lasts as long as adapters stay in the bank.",
+            f"lotr bank export {bank} {TAKEN} -o {record['export']['destination']}",
+        ),
+        bank_export_text(record["export"], uniform=True),
+        Text(),
+        _command(f"lotr compare {folder}/run/{TAKEN} {folder}/{TAKEN} | head -2"),
+        Text(comparison_lines(record["compare"])),
+        *_next(folder),
     )
-    parts.append(export_text(record["export"], uniform=True))
-    parts += _chapter(
-        "6. Compare with the original",
-        "The error measured after the round trip is the one that the conversion reported.",
-        f"lotr compare {record['inspect']['source']} {record['export']['destination']}",
-    )
-    parts.append(comparison_text(record["compare"], show_all=False))
-    return Group(*parts)
 
 
-def _chapter(title: str, why: str, command: str) -> list[RenderableType]:
+def _screen(title: str, why: str, command: str) -> list[RenderableType]:
     return [
         Text(f"\n{title}", style="bold"),
         Text(why),
-        Text(f"$ {command}\n", style="cyan", overflow="fold"),
+        _command(command),
+    ]
+
+
+def _command(line: str) -> Text:
+    """A command in one line, which the terminal breaks: so it can be copied."""
+    return Text(f"$ {line}\n", style="cyan", overflow="ignore", no_wrap=True)
+
+
+def _next(folder: str) -> list[RenderableType]:
+    width = max(len(what) for what, _ in NEXT) + 2
+    return [
+        Text("\n5. Now your own", style="bold"),
+        *(Text.assemble(what.ljust(width), (command, "cyan")) for what, command in NEXT),
+        Text(
+            "\nAn error of 0.1 is a tenth of the update's size, which is not a tenth of what it "
+            "learnt: try what you take out before you delete what you put in. The files of this "
+            f"demo are in {folder}. lotr --help lists every command."
+        ),
     ]

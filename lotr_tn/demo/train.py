@@ -2,8 +2,9 @@
 
 Usage: ``python -m lotr_tn.demo.train OUT_DIR [--seed N]``
 
-It pretrains on generated English sentences, then fine-tunes with PEFT on a shifted style, and
-writes the adapter (float32) and ``training.json``. The text comes from a seeded grammar, every draw
+It pretrains on generated English sentences, then fine-tunes with PEFT on a shifted style. It writes
+the ``adapter`` (float32) with its ``training.json``, and beside it two checkpoints on the way there
+(float16). The text comes from a seeded grammar, every draw
 from an explicit generator, and all is computed in float64, so that machines differ in the saved
 weights by no more than about 1e-7 of their size.
 """
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -52,6 +53,7 @@ HELD_OUT_WINDOWS = 128
 HELD_OUT_SEED_OFFSET = 1_000_000
 PRETRAIN_STEPS = 230
 FINETUNE_STEPS = 190
+CHECKPOINT_STEPS = (130, 160)  # of the fine-tune
 PRETRAIN_RATE = 2e-3
 FINETUNE_RATE = 5e-3  # Much higher rates amplify rounding differences between machines.
 WARMUP_STEPS = 10
@@ -227,10 +229,22 @@ def _rate_factor(step: int, steps: int) -> float:
     return rise * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def optimise(model: nn.Module, corpus: Tensor, steps: int, rate: float, seed: int) -> None:
-    """Run ``steps`` AdamW steps on the trainable parameters, with batches drawn from ``seed``."""
+def optimise(
+    model: nn.Module,
+    corpus: Tensor,
+    steps: int,
+    rate: float,
+    seed: int,
+    after: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Run AdamW steps on the trainable parameters, with batches drawn from ``seed``.
+
+    ``after`` is called after each step with the number of steps done.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimiser.param_groups:
@@ -239,6 +253,7 @@ def optimise(model: nn.Module, corpus: Tensor, steps: int, rate: float, seed: in
         language_model_loss(model, _random_batch(corpus, generator)).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+        after(step + 1)
 
 
 @contextmanager
@@ -261,11 +276,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _save_adapter(model: PeftModel, out: Path) -> None:
-    """Write the adapter's configuration and float32 weights, and none of PEFT's other files."""
+def _save_adapter(model: PeftModel, out: Path, dtype: torch.dtype) -> None:
+    """Write the adapter's configuration and weights, and none of PEFT's other files."""
     out.mkdir(parents=True, exist_ok=True)
+    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
-        model.float().save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
         config = json.loads(Path(folder, CONFIG_FILE).read_text(encoding="utf-8"))
         shutil.copyfile(Path(folder, WEIGHTS_FILE), out / WEIGHTS_FILE)
     config["target_modules"] = sorted(config["target_modules"])
@@ -283,8 +299,12 @@ def train(
     seed: int = 0,
     pretrain_steps: int = PRETRAIN_STEPS,
     finetune_steps: int = FINETUNE_STEPS,
+    checkpoint_steps: tuple[int, ...] = CHECKPOINT_STEPS,
 ) -> TrainingRecord:
-    """Pretrain the base model, fine-tune the adapter, and write the adapter to ``out``."""
+    """Pretrain the base model, fine-tune the adapter, and write it and its checkpoints to ``out``.
+
+    The folders are ``adapter`` and, after each of ``checkpoint_steps``, ``checkpoint-STEP``.
+    """
     held_out = _held_out_batch(seed, shifted=True)
     with _reproducible_computation():
         base = build_base_model(seed)
@@ -293,21 +313,26 @@ def train(
         loss_before = evaluate(base, held_out)
         adapted = add_adapter(base, seed)
         shifted = make_corpus(seed, shifted=True, length=CORPUS_LENGTH)
-        optimise(adapted, shifted, finetune_steps, FINETUNE_RATE, seed)
+
+        def after(done: int) -> None:
+            if done in checkpoint_steps:
+                _save_adapter(adapted, out / f"checkpoint-{done}", torch.float16)
+
+        optimise(adapted, shifted, finetune_steps, FINETUNE_RATE, seed, after)
         loss_after = evaluate(adapted, held_out)
-    _save_adapter(adapted, out)
+    _save_adapter(adapted, out / "adapter", torch.float32)
     record = TrainingRecord(
         seed, pretrain_steps, finetune_steps, loss_before, loss_after, _versions()
     )
-    _write_json(out / RECORD_FILE, asdict(record))
+    _write_json(out / "adapter" / RECORD_FILE, asdict(record))
     return record
 
 
 def main(
-    out_dir: Annotated[Path, typer.Argument(help="Folder that receives the adapter.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder that receives the adapters.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the text and the weights.")] = 0,
 ) -> None:
-    """Train the demo adapter and write it to OUT_DIR."""
+    """Train the demo adapter, and write it and its checkpoints to OUT_DIR."""
     record = train(out_dir, seed)
     change = 1.0 - record.loss_after / record.loss_before
     typer.echo("Loss on held-out shifted text, in nats per byte:")

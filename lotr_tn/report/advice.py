@@ -44,23 +44,23 @@ def group_advice(group: dict[str, Any]) -> str:
     """One group in a sentence: what sharing costs, what cutting ranks costs, and why."""
     if group["norm"] == 0:
         return ALL_ZERO
-    layers = group["shape"][0]
+    layers, member = group["shape"][0], group["member"]
     parts = []
     if lotr := candidate_of(group, LOTR.name):
-        these = "one layer" if layers == 1 else f"these {layers} layers"
+        these = f"one {member}" if layers == 1 else f"these {layers} {member}s"
         parts.append(
             f"sharing U and V across {these} costs {ratio_text(lotr['ratio'])} the LoRA at "
             f"{_percent(lotr['relative_error'])} error"
         )
     if cut := candidate_of(group, TRUNCATED.name):
         loss = _percent(cut["relative_error"])
-        parts.append(f"cutting each layer's rank costs {ratio_text(cut['ratio'])} at {loss}")
+        parts.append(f"cutting each {member}'s rank costs {ratio_text(cut['ratio'])} at {loss}")
     if layers > 1:
         parts.append(_subspaces(group))
     least = min((candidate["params"] for candidate in group["candidates"]), default=0)
     if len(group["clusters"]) > 1 and group["clustered_params"] < least:
         parts.append(
-            f"apart, in {len(group['clusters'])} sets of layers, they would take "
+            f"apart, in {len(group['clusters'])} sets of {member}s, they would take "
             f"{times(group['clustered_params'], group['params'])}"
         )
     text = "; ".join(parts) + "."
@@ -107,6 +107,7 @@ def _sharing(record: dict[str, Any]) -> list[str]:
     if all(is_pairs(group["recommended"]) for group in record["groups"]):
         return []
     total = sum(candidate["params"] for candidate in lotr)
+    member = record["groups"][0]["member"]
     words = f"LoTR for all groups would take {times(total, record['params'])}"
     means = [
         max(group["overlap"]["means"])
@@ -114,9 +115,9 @@ def _sharing(record: dict[str, Any]) -> list[str]:
         if group["shape"][0] > 1 and group["norm"]
     ]
     if means and max(means) < UNSHARED:
-        words += ": these layers do not share a subspace"
+        words += f": these {member}s do not share a subspace"
     elif means and total > record["params"]:
-        words += ": these layers share too little"
+        words += f": these {member}s share too little"
     return [words + "."]
 
 
@@ -152,7 +153,8 @@ def _subspaces(group: dict[str, Any]) -> str:
         what = "do not share a subspace"
     random = " and ".join(f"{value:.1g}" for value in chance)
     return (
-        f"these layers {what} (outputs overlap {left:.2g}, inputs {right:.2g}; chance is {random})"
+        f"these {group['member']}s {what} (outputs overlap {left:.2g}, inputs {right:.2g}; chance "
+        f"is {random})"
     )
 
 

@@ -22,6 +22,7 @@ ERRORS = (0.3, 0.1, 0.05, 0.01)  # errors at which every group says what each fo
 FRONT_POINTS = 64
 CURVE_POINTS = 200
 SURFACE_RANKS = 97
+MEMBERS = {"adapters": "adapter", "adapters-layers": "update"}  # of stacks by ways of stacking
 BEYOND = 2.5  # how far beyond the LoRA's own size the LoTR front is listed
 
 
@@ -107,6 +108,7 @@ def _group(group: GroupAnalysis, analysis: Analysis) -> dict[str, Any]:
         "modules": [target.name for target in targets],
         "labels": [group.stacked.labels[i] for i in order],
         "shape": list(group.shape),
+        "member": _member(analysis),
         "layer_ranks": [target.rank for target in targets],
         "params": subject.stored,
         "bytes": subject.bytes_of(LORA.name, subject.stored, analysis.dtype),
@@ -146,6 +148,12 @@ def _group(group: GroupAnalysis, analysis: Analysis) -> dict[str, Any]:
     }
     record["advice"] = group_advice(record)
     return record
+
+
+def _member(analysis: Analysis) -> str:
+    """What one slice of a stack is called: a layer, or where adapters are stacked, an adapter."""
+    chosen = next((cost.stacking for cost in analysis.stackings if cost.chosen), "")
+    return MEMBERS.get(chosen, "layer")
 
 
 def _candidate(candidate: Candidate, group: GroupAnalysis) -> dict[str, Any]:

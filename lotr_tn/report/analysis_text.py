@@ -22,7 +22,7 @@ MOST_ROWS = 12
 def analysis_text(record: dict[str, Any], written: list[Path], *, show_all: bool) -> RenderableType:
     """The outcome of `lotr analyze`; files were written beside."""
     parts: list[RenderableType] = [_head(record), Text()]
-    parts += [Padding(Text(sentence, style="bold"), (0, 0, 0, 2)) for sentence in record["verdict"]]
+    parts += _verdict(record)
     if any(group["norm"] for group in record["groups"]):
         parts += [_groups(record, show_all), _at_errors(record)]
         if len(record["stackings"]) > 1:
@@ -31,6 +31,15 @@ def analysis_text(record: dict[str, Any], written: list[Path], *, show_all: bool
         parts.append(_next_step(record))
     parts += [Text(f"Written         {path}") for path in written]
     return Group(*parts)
+
+
+def sizes_text(record: dict[str, Any]) -> RenderableType:
+    """The verdict of an analysis, and what each form would take at several errors."""
+    return Group(*_verdict(record), _at_errors(record))
+
+
+def _verdict(record: dict[str, Any]) -> list[RenderableType]:
+    return [Padding(Text(words, style="bold"), (0, 0, 0, 2)) for words in record["verdict"]]
 
 
 def _head(record: dict[str, Any]) -> Text:
@@ -133,12 +142,12 @@ def _candidates(record: dict[str, Any], show_all: bool) -> list[RenderableType]:
 
 
 def _next_step(record: dict[str, Any]) -> Text:
-    """The command that does what is recommended."""
-    if len(record["sources"]) > 1:
-        return Text()
+    """The command that does what is recommended, in one line to be copied."""
     question = record["question"]
     option = "--" + question["kind"].replace("_", "-")
     value = f"{question['value']:g}" if "error" in question["kind"] else str(question["value"])
-    source = shlex.quote(record["sources"][0])
-    line = f"lotr convert {source} --format auto {option} {value}"
-    return Text(f"Next            {line}", overflow="fold")
+    sources = shlex.join(record["sources"])
+    line = f"lotr convert {sources} --format auto {option} {value}"
+    if len(record["sources"]) > 1:
+        line = f"lotr bank make {sources} {option} {value} -o bank.lotr.safetensors"
+    return Text(f"Next            {line}", overflow="ignore", no_wrap=True)

@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lotr_tn.analysis.forms import FORMS
-from lotr_tn.report.emphasis import FigureTable, emphasised
 from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.numbers import byte_size, count, counted, error, file_growth, rank_range, times
 
@@ -20,7 +19,7 @@ ALL_ZERO = "All updates are zero: there is nothing to keep."
 
 def plain_table(*columns: str) -> Table:
     """A plain table: the first column is text, the others are figures."""
-    table = FigureTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     first, *figures = columns
     table.add_column(first, overflow="fold")
     for column in figures:
@@ -63,7 +62,7 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
         lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
-    parts: list[RenderableType] = [table, emphasised("\n".join(lines))]
+    parts: list[RenderableType] = [table, Text("\n".join(lines))]
     if record["zero"]:
         parts.append(Text("\n" + ALL_ZERO, style="yellow"))
     elif not mixed and (warning := verdict_line(record)):
@@ -135,10 +134,14 @@ def comparison_text(record: dict[str, Any], show_all: bool) -> RenderableType:
     for module in shown:
         table.add_row(module["name"], error(module["relative_error"]), f"{module['cosine']:.6f}")
     left = len(modules) - len(shown)
-    title = f"Relative error  {error(record['relative_error'])}   (norm of A - B over norm of A)\n"
-    title += f"Cosine          {record['cosine']:.8f}"
     more = f"The {len(shown)} largest errors; --all shows {left} more modules."
-    return Group(Text(title), table, *([Text(more)] if left else []))
+    return Group(Text(comparison_lines(record)), table, *([Text(more)] if left else []))
+
+
+def comparison_lines(record: dict[str, Any]) -> str:
+    """How far two adapters lie apart as a whole, in two lines."""
+    title = f"Relative error  {error(record['relative_error'])}   (norm of A - B over norm of A)\n"
+    return title + f"Cosine          {record['cosine']:.8f}"
 
 
 def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> RenderableType:

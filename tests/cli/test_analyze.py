@@ -15,7 +15,7 @@ GROUP = {
     "name", "modules", "labels", "shape", "layer_ranks", "params", "bytes", "norm", "spectra",
     "stable_ranks", "numerical_ranks", "candidates", "recommended", "front", "curves", "overlap",
     "clusters", "clustered_params", "clustered_error", "params_within", "break_even_layers",
-    "advice",
+    "advice", "member",
 }  # fmt: skip
 CANDIDATE = {
     "format", "label", "params", "bytes", "ratio", "relative_error", "ranks", "measured",
@@ -205,11 +205,19 @@ def test_several_adapters(lotr, two):
     assert chosen["bytes"] == min(s["bytes"] for s in record["stackings"])
     assert record["params"] == sum(lt.load_adapter(folder).parameters for folder in two)
     assert record["verdict"][-1].startswith(f"Best stacked: {chosen['label']}, ")
+    member = {"layers": "layer", "adapters": "adapter", "adapters-layers": "update"}[chosen["name"]]
+    for group in record["groups"]:
+        assert group["member"] == member
+        assert f"across these {group['shape'][0]} {member}s costs" in group["advice"]
+        assert f"these {member}s " in group["advice"].partition(";")[2]
     _, out, _ = lotr("analyze", one, other)
     words = " ".join(out.split())
     assert "2 adapters: one, other" in words
     assert "each module over the adapters" in words
     assert "lotr convert" not in words, "there is no one file to convert"
+    assert words.endswith(
+        f"Next lotr bank make {one} {other} --rel-error 0.05 -o bank.lotr.safetensors"
+    )
 
 
 def test_adapters_of_different_bases(lotr, two, demo_adapter, tmp_path):

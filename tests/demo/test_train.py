@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 import lotr_tn as lt
 from lotr_tn.demo import train
 
-SHIPPED = Path(lt.__file__).parent / "demo" / "adapter"
+DEMO = Path(lt.__file__).parent / "demo"
+SHIPPED = DEMO / "adapter"
+CHECKPOINTS = [f"checkpoint-{step}" for step in train.CHECKPOINT_STEPS]
 
 
 def quietly(out, **options):
@@ -24,21 +27,31 @@ def test_the_shipped_adapter_learnt_something():
     assert sum(f.stat().st_size for f in SHIPPED.iterdir()) <= 500_000
 
 
+def test_the_run_is_small():
+    folders = [SHIPPED, *(DEMO / name for name in CHECKPOINTS)]
+    assert {lt.load_adapter(folder).dtype for folder in folders} == {"float32", "float16"}
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) <= 700_000
+
+
 def test_a_few_steps_lower_the_loss(tmp_path):
-    record = quietly(tmp_path / "adapter", seed=0, pretrain_steps=3, finetune_steps=3)
+    record = quietly(tmp_path, seed=0, pretrain_steps=3, finetune_steps=3, checkpoint_steps=(1, 2))
     assert record.loss_after < record.loss_before
-    assert lt.load_adapter(tmp_path / "adapter").parameters == 81920
+    run = [lt.load_adapter(tmp_path / name) for name in ("checkpoint-1", "checkpoint-2", "adapter")]
+    assert [adapter.dtype for adapter in run] == ["float16", "float16", "float32"]
+    assert {adapter.parameters for adapter in run} == {81920}
+    assert all(lt.compare_adapters(a, b).relative_error > 0.1 for a, b in pairwise(run))
 
 
 @pytest.mark.slow
-def test_the_script_reproduces_the_shipped_adapter(tmp_path):
+def test_the_script_reproduces_the_shipped_run(tmp_path):
     """Float64 training: another machine gives the same weights to rounding (about 40 s)."""
     record = json.loads((SHIPPED / "training.json").read_text())
     quietly(
-        tmp_path / "adapter",
+        tmp_path,
         seed=record["seed"],
         pretrain_steps=record["pretrain_steps"],
         finetune_steps=record["finetune_steps"],
     )
-    found = lt.compare_adapters(lt.load_adapter(SHIPPED), lt.load_adapter(tmp_path / "adapter"))
-    assert found.relative_error < 1e-4
+    for name in ("adapter", *CHECKPOINTS):
+        found = lt.compare_adapters(lt.load_adapter(DEMO / name), lt.load_adapter(tmp_path / name))
+        assert found.relative_error < 1e-4, name
