@@ -14,12 +14,21 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from lotr_tn.errors import CheckpointError, printable, sentence
 from lotr_tn.files.weights import files_of, weights_in
 
 NOT_MET = 3  # exit status of work that was done, but missed the error or size asked for
+SHOWN_AFTER = 1.0  # seconds of work without a bar
 REPLACE = typer.Option("--force", "-f", help="Replace the destination if it exists.")
 """What a command that writes says of `Output.force`."""
 
@@ -119,17 +128,24 @@ def _jsonable(value: Any) -> Any:
 
 @contextmanager
 def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function to call with the name of each step: a bar on stderr once work takes a second."""
+    """A function to call with the name of each step: a bar on stderr once work takes a second.
+
+    It shows what is worked on, the time that has passed, and the time that is left.
+    """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda name: None
         return
     bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
+        expand=True,
     )
     task = bar.add_task("", total=total)
     begun, done = time.monotonic(), -1
@@ -140,7 +156,7 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         bar.update(task, completed=done, description=printable(name))
         if done >= total:
             bar.tasks[0].total = None  # nobody knows how many are left: it runs to and fro
-        if time.monotonic() - begun > 1 and not bar.live.is_started:
+        if time.monotonic() - begun > SHOWN_AFTER and not bar.live.is_started:
             bar.start()
 
     try:

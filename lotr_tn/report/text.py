@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lotr_tn.analysis.forms import FORMS
+from lotr_tn.report.emphasis import FigureTable, emphasised
 from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.numbers import byte_size, count, counted, error, file_growth, rank_range, times
 
@@ -19,7 +20,7 @@ ALL_ZERO = "All updates are zero: there is nothing to keep."
 
 def plain_table(*columns: str) -> Table:
     """A plain table: the first column is text, the others are figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = FigureTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     first, *figures = columns
     table.add_column(first, overflow="fold")
     for column in figures:
@@ -62,7 +63,7 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
         lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
-    parts: list[RenderableType] = [table, Text("\n".join(lines))]
+    parts: list[RenderableType] = [table, emphasised("\n".join(lines))]
     if record["zero"]:
         parts.append(Text("\n" + ALL_ZERO, style="yellow"))
     elif not mixed and (warning := verdict_line(record)):
