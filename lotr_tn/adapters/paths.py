@@ -56,8 +56,9 @@ def require_common(
         theirs = _moved(mine, old, new)
         option = " ".join(f"--map-prefix {a}={b}" for a, b in prefixes.items())
         raise CheckpointError(
-            f"{name} has {mine} and {known[theirs][0]} has {theirs}: paths differ in a prefix; if "
-            f"they mean the same modules, give {option} (lotr_tn.adapters.map_prefix in Python)"
+            f"only {name} has {mine} and only {known[theirs][0]} has {theirs}: paths differ in a "
+            f"prefix; if they mean the same modules, give {option} (lotr_tn.adapters.map_prefix in "
+            "Python)"
         )
     if not common and not apart:
         path, (owner, _) = next(iter(known.items()))
