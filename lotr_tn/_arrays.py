@@ -170,6 +170,8 @@ def narrow(x: Array, dtype: str, *, xp: Namespace) -> Array:
     Raises:
         FormatError: an entry is NaN, or larger than the largest number of the dtype.
     """
+    if dtype_name(x) in ("float16", "bfloat16") and dtype in ("float32", "float64"):
+        return cast(x, dtype, xp=xp)  # has room for all, and stays in a compiled graph
     with np.errstate(over="ignore"):
         stored = cast(x, dtype, xp=xp)
     if (dtype != "float16" and not on_host(x)) or is_finite(stored):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lotr_tn._arrays import Array, Namespace, dtype_name, namespace_of, wants_gradient
-from lotr_tn.formats import Certificate, Stack
+from lotr_tn.formats import Certificate, Core, Stack
 
 Kind = TypeVar("Kind", bound=Stack)  # a stack whose format a function keeps
 
@@ -103,3 +103,7 @@ def _holds_arrays(hint: Any) -> bool:
     if get_origin(hint) in (Union, types.UnionType, tuple):
         return any(_is_array(part) for part in get_args(hint))
     return _is_array(hint)
+
+
+for _core in get_args(Core):  # what is found for the first time is not found in a compiled graph
+    _fields_of(_core)
