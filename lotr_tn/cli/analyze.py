@@ -8,6 +8,7 @@ import typer
 from lotr_tn.adapters.asked import Asked
 from lotr_tn.adapters.paths import map_prefix as moved
 from lotr_tn.analysis.forms import all_forms
+from lotr_tn.cli.commands import told
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     DtypeOption,
@@ -28,10 +29,12 @@ from lotr_tn.report.analysis_text import analysis_text
 from lotr_tn.report.page import page_html
 from lotr_tn.report.plots import refuse_plot, save_plot
 
+TOLD = ("group_by", "min_rank", "max_rank", "map_prefix", "dtype", "group", "formats")
 EVERY = typer.Option("--all", help="Show every group's candidates.")
 
 
 def analyze(
+    context: typer.Context,
     sources: Annotated[
         list[Path],
         typer.Argument(metavar="PATH...", help="One adapter, or several of one base model."),
@@ -82,7 +85,7 @@ def analyze(
     if plot is not None:
         save_plot(record, plot, force=out.force)
     if html is not None:
-        page = page_html(with_surfaces(record, analysis))
+        page = page_html(with_surfaces(record, analysis), told(context, *TOLD))
         write_file(html, lambda path: path.write_text(page, encoding="utf-8"), force=out.force)
     written = [path for path in (plot, html) if path is not None]
     out.show(record, lambda record: analysis_text(record, written, show_all=out.all))

@@ -70,6 +70,18 @@ def typed(context: typer.Context) -> tuple[str, ...]:
     return context.meta[TYPED]
 
 
+def told(context: typer.Context, *names: str) -> dict[str, list[str]]:
+    """The values of those of these options that were typed, by the options' names."""
+    found = {}
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = context.params[name]
+            values = value if isinstance(value, list | tuple) else [value]
+            found["--" + name.replace("_", "-")] = [str(one) for one in values]
+    return found
+
+
 def register(
     app: typer.Typer,
     command: Callable[..., None],

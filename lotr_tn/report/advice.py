@@ -5,7 +5,7 @@ from typing import Any
 from lotr_tn.analysis.forms import FORMS, LOTR
 from lotr_tn.analysis.forms.truncated import FORM as TRUNCATED
 from lotr_tn.report.forms import candidate_of, is_kept, is_pairs, phrase_of
-from lotr_tn.report.numbers import byte_size, counted, error, ratio_text, times
+from lotr_tn.report.numbers import byte_size, counted, percent, ratio_text, times
 from lotr_tn.report.text import ALL_ZERO
 
 SHARED = 0.5  # mean overlap from which layers are said to share a subspace
@@ -50,10 +50,10 @@ def group_advice(group: dict[str, Any]) -> str:
         these = f"one {member}" if layers == 1 else f"these {layers} {member}s"
         parts.append(
             f"sharing U and V across {these} costs {ratio_text(lotr['ratio'])} the LoRA at "
-            f"{_percent(lotr['relative_error'])} error"
+            f"{percent(lotr['relative_error'])} error"
         )
     if cut := candidate_of(group, TRUNCATED.name):
-        loss = _percent(cut["relative_error"])
+        loss = percent(cut["relative_error"])
         parts.append(f"cutting each {member}'s rank costs {ratio_text(cut['ratio'])} at {loss}")
     if layers > 1:
         parts.append(_subspaces(group))
@@ -70,7 +70,7 @@ def group_advice(group: dict[str, Any]) -> str:
 def _recommendation(record: dict[str, Any]) -> str:
     before, found = record["params"], record["recommended"]
     forms = {group["recommended"] for group in record["groups"] if group["norm"]}
-    loses = f"at {_percent(found['relative_error'])} error, measured"
+    loses = f"at {percent(found['relative_error'])} error, measured"
     of_size = record["question"]["kind"] in ("max_params", "max_bytes")
     if all(map(is_kept, forms)):
         if of_size:
@@ -131,7 +131,7 @@ def _other_stackings(record: dict[str, Any]) -> list[str]:
 
     def figure(way: dict[str, Any]) -> str:
         if by_error:
-            return f"{_percent(way['relative_error'])} error"
+            return f"{percent(way['relative_error'])} error"
         return times(way["params"], record["params"])
 
     if len(record["sources"]) > 1:
@@ -156,8 +156,3 @@ def _subspaces(group: dict[str, Any]) -> str:
         f"these {group['member']}s {what} (outputs overlap {left:.2g}, inputs {right:.2g}; chance "
         f"is {random})"
     )
-
-
-def _percent(value: float) -> str:
-    """An error as a percentage with three digits; small ones as they are."""
-    return f"{value * 100:.3g}%" if value >= 1e-4 or value == 0 else error(value)

@@ -29,6 +29,13 @@ def error(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def percent(value: float | None) -> str:
+    """An error as a percentage with three digits, 9.65%; small ones as they are."""
+    if value is None or 0 < value < 1e-4:
+        return error(value)
+    return f"{100 * value:.3g}%"
+
+
 def times(after: int, before: int) -> str:
     """A ratio: 0.35x."""
     return f"{after / before:.2f}x" if before else "-"

@@ -42,8 +42,11 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
     file = tmp_path / "report.html"
 
-    def opened(record: dict[str, Any], width: int = 1280, **options: Any) -> Any:
-        file.write_text(page_html(record), encoding="utf-8")
+    def opened(
+        record: dict[str, Any] | Path, width: int = 1280, told: Any = None, **options: Any
+    ) -> Any:
+        text = record.read_text("utf-8") if isinstance(record, Path) else page_html(record, told)
+        file.write_text(text, encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
         contexts.append(context)
         page = context.new_page()

@@ -16,6 +16,7 @@ def test_everything_has_an_accessible_name(page):
         'combobox "Group"',
         'spinbutton "Error at most"',
         'button "Find the cheapest"',
+        'button "Copy"',
         'link "Skip to the answer"',
         'img "Error of the whole adapter against its parameters"',
         'img "Error against parameters of gate_proj"',
@@ -101,7 +102,8 @@ def test_texts_and_lines_stand_out_in_light_and_dark(show, record, scheme):
     )
     for selector in ("body", ".asked", "figcaption", "summary", "dt", "thead th"):
         assert contrast(selector, "color") >= 4.5, selector
-    assert contrast(".badge", "color", raised) >= 4.5
+    for selector in (".badge", "#command"):
+        assert contrast(selector, "color", raised) >= 4.5, selector
     for selector in ("#front-chart .tick", "#front-chart .name"):
         assert contrast(selector, "fill") >= 4.5, selector
     for form in ("lotr", "truncated", "shared-in", "shared-out"):

@@ -386,4 +386,5 @@ def test_names_are_text_and_never_markup(show, record):
     page = show(only(record["groups"][0] | {"name": name}) | {"sources": [name]})
     assert page.locator("#group option").inner_text() == name
     assert page.locator("img").count() == 0
-    assert name in page.title()
+    assert page.title() == page.locator("h1").inner_text() == name.rpartition("/")[2]
+    assert name in page.locator(".present .facts").inner_text()

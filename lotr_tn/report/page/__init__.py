@@ -7,16 +7,19 @@ What a reader must not miss is plain HTML, written here; the script adds what mo
 import base64
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from lotr_tn.report.forms import forms_in, look_of
+from lotr_tn.report.page.command import command_html, command_parts
 from lotr_tn.report.page.payload import payload
 from lotr_tn.report.page.tables import (
     facts,
     group_sections,
     question,
+    saving,
     stackings,
     summary,
     title,
@@ -25,29 +28,33 @@ from lotr_tn.report.page.tables import (
 
 __all__ = ["page_html"]
 
-SCRIPTS = ("numbers.js", "drawing.js", "chart.js", "heat.js", "panels.js", "page.js")
+SCRIPTS = ("numbers.js", "drawing.js", "chart.js", "heat.js", "panels.js", "command.js", "page.js")
 """In the order in which they are joined into one script."""
 
 
-def page_html(record: dict[str, Any]) -> str:
+def page_html(record: dict[str, Any], told: Mapping[str, Sequence[str]] | None = None) -> str:
     """The page that `lotr analyze --html` writes, of a record with surfaces.
 
     A group without a surface is shown by its front alone. The document has no address of anything
-    outside itself, and its policy forbids the browser to ask for one.
+    outside itself, and its policy forbids the browser to ask for one. `told` holds the values of
+    other options of the analysis by their names, for the commands that the page shows.
 
     Raises:
         ValueError: the record holds a number that is not finite.
     """
+    told = told or {}
     style = _asset("page.css") + _form_styles(record)
     script = "(() => {\n'use strict';\n" + "\n".join(map(_asset, SCRIPTS)) + "\n})();\n"
     parts = {
         "policy": _policy(style, script),
         "style": style,
         "script": script,
-        "record": payload(record),
+        "record": payload(record | {"command": command_parts(record, told)}),
         "title": escape(title(record)),
         "question": question(record),
+        "saving": saving(record),
         "verdict": verdict_html(record),
+        "command": command_html(record, told),
         "facts": facts(record),
         "summary": summary(record),
         "groups": group_sections(record),

@@ -64,7 +64,7 @@ function linearScale(low, high, start, end) {
 function logTicks(low, high, most) {
   const first = Math.floor(Math.log10(low) + 1e-9);
   const last = Math.ceil(Math.log10(high) - 1e-9);
-  for (const steps of [[1, 2, 5], [1]]) {
+  for (const steps of [[1, 2, 5], [1, 3], [1]]) {
     const found = [];
     for (let k = first; k <= last; k++) {
       for (const step of steps) found.push(Number(`${step}e${k}`));

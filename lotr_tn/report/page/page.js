@@ -9,6 +9,7 @@ const QUIET = 500; // milliseconds without a change before a screen reader is to
 let group = 0;
 let drawings = {};
 let wholeChart = null;
+let budgetAt = null;
 
 const view = () => {
   if (!views.has(group)) views.set(group, unpacked(record.groups[group]));
@@ -84,6 +85,7 @@ function showPair(pair) {
     if (drawings.layers) drawings.layers.column(column);
     showLayers(column);
   }
+  pairCommand(pair);
   later("pair", () => tellPair(pair));
 }
 
@@ -142,6 +144,7 @@ function showGroup(index) {
   say("group-notice", notice);
   byId("group-notice").hidden = !notice;
   for (const id of ["now-error", "now-lower", "now-params", "now-bytes", "now-ratio", "now-ranks"]) say(id, "-");
+  pairCommand(null);
   byId("layer-rows").replaceChildren(
     ...it.labels.map((label, i) => tableRow(element("th", { scope: "row" }, label), [it.modules[i] ?? "", ""], 1)),
   );
@@ -238,9 +241,17 @@ function drawWhole() {
   say("whole-caption", `Relative error of all groups together against parameters, ${titleOf}: the best form of each group for every budget. Errors below ${error(rangeY[0])} are drawn at the lower edge.`);
 }
 
+// What is recommended, as a point between the budgets.
+function recommended() {
+  const groups = record.groups.map((it) => it.candidates.find((c) => c.format === it.recommended));
+  return { ...record.recommended, groups };
+}
+
+// A budget by its place; null for what is recommended.
 function showBudget(index) {
-  const budget = record.budgets[index];
-  slide("budget", index, `${thousands(budget.params)} parameters`);
+  const budget = index === null ? recommended() : record.budgets[index];
+  const place = index === null ? nearest(record.budgets.map((b) => b.params), budget.params) : index;
+  slide("budget", place, `${thousands(budget.params)} parameters`);
   say("all-error", error(budget.relative_error));
   say("all-params", thousands(budget.params));
   say("all-bytes", byteSize(budget.bytes));
@@ -254,6 +265,9 @@ function showBudget(index) {
       if (place.textContent !== cell) place.textContent = cell;
     });
   });
+  budgetCommand(index === null ? null : budget.params);
+  byId("whole-groups").hidden = index === null;
+  budgetAt = index;
   later("budget", () => {
     const words = `${thousands(budget.params)} parameters, ${times(budget.params, record.params)} the LoRA: relative error ${error(budget.relative_error)}`;
     say("all-said", words);
@@ -278,6 +292,8 @@ function onEnter(id, act) {
 
 function start() {
   document.documentElement.classList.add("js");
+  watchFrames();
+  for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copy(button.dataset.copies));
   for (const place of document.querySelectorAll(".key[data-form]")) place.append(formKey(place.dataset.form, false));
   if (record.budgets.length) {
     byId("whole").hidden = false;
@@ -286,8 +302,12 @@ function start() {
       ...record.groups.map((it) => tableRow(element("th", { scope: "row" }, it.name), ["", "", "", ""], 2)),
     );
     byId("budget").addEventListener("input", (event) => showBudget(Number(event.target.value)));
+    byId("recommended").addEventListener("click", () => {
+      showBudget(null);
+      byId("budget").focus();
+    });
     drawWhole();
-    showBudget(nearest(record.budgets.map((b) => b.params), record.recommended.params));
+    showBudget(null);
   }
   if (record.groups.length) {
     byId("one").hidden = false;
@@ -312,7 +332,7 @@ function start() {
     later("resize", () => {
       if (record.budgets.length) {
         drawWhole();
-        showBudget(Number(byId("budget").value));
+        showBudget(budgetAt);
       }
       if (record.groups.length) {
         drawGroup();

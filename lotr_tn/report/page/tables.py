@@ -2,21 +2,43 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from lotr_tn.files.places import name_of
 from lotr_tn.report.forms import candidate_of
-from lotr_tn.report.numbers import byte_size, error, rank_range, ratio_text, times
+from lotr_tn.report.numbers import byte_size, count, error, percent, rank_range, ratio_text, times
 from lotr_tn.report.text import shape_text
 
+MOST_NAMES = 3  # adapters that a title names; more are counted
 SHOWN_RUNS = 12  # ranges of a cluster's layers that are named before the rest is counted
 
 
 def title(record: dict[str, Any]) -> str:
-    """What the page is about: the adapters, without their folders where there are many."""
+    """What the page is about: the adapters by their names, or how many there are."""
     sources = record["sources"]
-    if len(sources) <= 3:
-        return f"Ranks and errors of {', '.join(sources)}"
-    return f"Ranks and errors of {len(sources)} adapters"
+    names = [name_of(Path(source)) for source in sources]
+    if len(sources) > MOST_NAMES:
+        return f"{len(sources)} adapters"
+    return ", ".join(names if len(set(names)) == len(names) else sources)
+
+
+def saving(record: dict[str, Any]) -> str:
+    """What the recommended forms store and lose, in figures to be seen first."""
+    best = record["recommended"]
+    figures = (
+        (
+            "Parameters",
+            times(best["params"], record["params"]),
+            f"{count(best['params'])} of {count(record['params'])}",
+        ),
+        ("Size", byte_size(best["bytes"]), f"of {byte_size(record['bytes'])}"),
+        ("Relative error", percent(best["relative_error"]), "of all updates"),
+    )
+    return "".join(
+        f"<div><dt>{name}</dt><dd><strong>{figure}</strong> <span>{more}</span></dd></div>"
+        for name, figure, more in figures
+    )
 
 
 def question(record: dict[str, Any]) -> str:
