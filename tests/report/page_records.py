@@ -121,6 +121,7 @@ def group_of(
         "name": name,
         "modules": modules,
         "labels": [str(i) for i in range(layers)],
+        "member": "layer",
         "shape": list(shape),
         "layer_ranks": [rank] * layers,
         "params": params,

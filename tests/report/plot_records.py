@@ -64,6 +64,7 @@ def group(name: str = "q_proj", layers: int = 12, rank: int = 4, seed: int = 0) 
         "name": name,
         "modules": [f"model.layers.{i}.{name}" for i in range(layers)],
         "labels": [str(i) for i in range(layers)],
+        "member": "layer",
         "shape": [layers, m, n],
         "layer_ranks": [rank] * layers,
         "params": lora,

@@ -98,7 +98,7 @@ function slide(id, position, words) {
 function showLayers(column) {
   const { group: it, layers, layerErrors } = view();
   const point = it.front[column];
-  say("layer-table-caption", `Relative error of each layer at ranks ${point.r1}, ${point.r2}`);
+  say("layer-table-caption", `Relative error of each ${it.member} at ranks ${point.r1}, ${point.r2}`);
   const rows = byId("layer-rows").rows;
   for (let l = 0; l < rows.length; l++) {
     const words = error(layerErrors[column * layers + l]);
@@ -119,7 +119,7 @@ function tellPair(pair) {
     const errors = [...layerErrors.slice(column * layers, (column + 1) * layers)].filter((x) => !Number.isNaN(x));
     const [low, high] = [Math.min(...errors), Math.max(...errors)];
     drawings.layers.describe(
-      errors.length ? `At ${thousands(it.front[column].params)} parameters the layers' errors lie between ${error(low)} and ${error(high)}.` : "No errors.",
+      errors.length ? `At ${thousands(it.front[column].params)} parameters the ${it.member}s' errors lie between ${error(low)} and ${error(high)}.` : "No errors.",
     );
   }
 }
@@ -145,6 +145,9 @@ function showGroup(index) {
   byId("group-notice").hidden = !notice;
   for (const id of ["now-error", "now-lower", "now-params", "now-bytes", "now-ratio", "now-ranks"]) say(id, "-");
   pairCommand(null);
+  say("layer-summary", `Errors of the ${it.member}s as a table`);
+  say("layer-head", it.member[0].toUpperCase() + it.member.slice(1));
+  say("worst-head", `Worst ${it.member}`);
   byId("layer-rows").replaceChildren(
     ...it.labels.map((label, i) => tableRow(element("th", { scope: "row" }, label), [it.modules[i] ?? "", ""], 1)),
   );

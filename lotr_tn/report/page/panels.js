@@ -65,7 +65,7 @@ function extremes(view) {
 function drawLayers(view, subject) {
   const { group, layers, layerErrors } = view;
   const map = heatMap(byId("layer-heat"), {
-    name: `Error of each layer of ${group.name} along the best pairs`,
+    name: `Error of each ${group.member} of ${group.name} along the best pairs`,
     description: "",
     rows: layers,
     columns: group.front.length,
@@ -73,12 +73,12 @@ function drawLayers(view, subject) {
     rowName: (i) => group.labels[i],
     columnName: (i) => shortCount(group.front[i].params),
     labelX: LABEL_PARAMS + " of the best pairs",
-    labelY: "layer",
-    labelKey: "relative error of the layer",
+    labelY: group.member,
+    labelKey: `relative error of the ${group.member}`,
     ticks: ERROR_TICKS,
     marked: "column",
   });
-  say("layer-caption", `Relative error of each layer, ${subject}: one column for each of the best pairs, cheapest first. The framed column is nearest to the parameters chosen.`);
+  say("layer-caption", `Relative error of each ${group.member}, ${subject}: one column for each of the best pairs, cheapest first. The framed column is nearest to the parameters chosen.`);
   return map;
 }
 
@@ -157,21 +157,21 @@ function drawSpectra(view, subject) {
   legend(byId("spectra-legend"), [
     [sample("curve outputs"), "output side of the stack; upright: r1"],
     [sample("curve inputs"), "input side of the stack; upright: r2"],
-    [sample("layer-line"), "single layers"],
+    [sample("layer-line"), `single ${group.member}s`],
   ]);
   say("spectra-caption", `Singular values over the norm of the updates, ${subject}.`);
   return drawnChart;
 }
 
 function drawOverlap(view, subject) {
-  const { overlap, labels, name } = view.group;
+  const { overlap, labels, name, member } = view.group;
   const count = view.layers;
   for (const [side, words] of [["left", "Output"], ["right", "Input"]]) {
     const hundredths = decode(overlap[side]);
     const at = (r, c) => hundredths[r >= c ? (r * (r + 1)) / 2 + c : (c * (c + 1)) / 2 + r];
     heatMap(byId("overlap-" + side), {
-      name: `Overlap of the ${words.toLowerCase()} subspaces of the layers of ${name}`,
-      description: overlapWords(count, labels, at),
+      name: `Overlap of the ${words.toLowerCase()} subspaces of the ${member}s of ${name}`,
+      description: overlapWords(count, labels, at, member),
       rows: count,
       columns: count,
       square: true,
@@ -179,24 +179,24 @@ function drawOverlap(view, subject) {
       rowName: (i) => labels[i],
       columnName: (i) => short(labels[i], 6),
       nameLength: 8,
-      labelX: `${words} side: layer`,
-      labelY: "layer",
+      labelX: `${words} side: ${member}`,
+      labelY: member,
       labelKey: "mean squared cosine",
       ticks: [[0, "0"], [0.5, "0.5"], [1, "1"]],
     });
   }
   const chance = overlap.chance.map((x) => error(x)).join(" and ");
-  say("overlap-caption", `Overlap of the layers' subspaces, ${subject}: mean squared cosine of the principal angles. 1: the same subspace; by chance: ${chance} (output and input side).`);
+  say("overlap-caption", `Overlap of the ${member}s' subspaces, ${subject}: mean squared cosine of the principal angles. 1: the same subspace; by chance: ${chance} (output and input side).`);
 }
 
-function overlapWords(count, labels, at) {
+function overlapWords(count, labels, at, member) {
   let [best, pair] = [-1, null];
   for (let r = 0; r < count; r++) {
     for (let c = 0; c < r; c++) {
       if (at(r, c) < 255 && at(r, c) > best) [best, pair] = [at(r, c), [labels[c], labels[r]]];
     }
   }
-  return pair ? `Largest between two layers: ${error(best / 100)}, of ${pair[0]} and ${pair[1]}.` : "There is one layer only.";
+  return pair ? `Largest between two ${member}s: ${error(best / 100)}, of ${pair[0]} and ${pair[1]}.` : `There is one ${member} only.`;
 }
 
 function frontTable(view) {

@@ -114,16 +114,19 @@ def _group_section(index: int, group: dict[str, Any]) -> str:
 
 
 def _group_facts(group: dict[str, Any]) -> str:
-    layers, m, n = group["shape"]
+    (layers, m, n), member = group["shape"], group["member"]
     fewest = group["break_even_layers"]
     rows = [
-        ("Stack", f"{_plural(layers, 'layer')} of {m} x {n} (out x in)"),
+        ("Stack", f"{_plural(layers, member)} of {m} x {n} (out x in)"),
         ("Ranks of the LoRA", rank_range(group["layer_ranks"]) if group["layer_ranks"] else "-"),
         ("Its parameters", _amount(group)),
         ("Norm of the updates", error(group["norm"])),
         ("Stable rank, out and in", ", ".join(map(error, group["stable_ranks"]))),
         ("Numerical rank, out and in", ", ".join(str(rank) for rank in group["numerical_ranks"])),
-        ("LoTR pays from", "no number of layers" if fewest is None else _plural(fewest, "layer")),
+        (
+            "LoTR pays from",
+            f"no number of {member}s" if fewest is None else _plural(fewest, member),
+        ),
     ]
     return _definitions(rows)
 

@@ -41,7 +41,7 @@ def draw_spectra(ax: Axes, group: dict[str, Any]) -> None:
     """Singular values of both sides of the stack, and the range and median of its layers'."""
     layers, m, n = group["shape"]
     span = rank_range(group["layer_ranks"]).replace("-", " to ")
-    stack = f"{counted(layers, 'layer')} of {m} × {n}, rank {span}"
+    stack = f"{counted(layers, group['member'])} of {m} × {n}, rank {span}"
     ax.set_title(f"{shortened(group['name'], NAME)}\n{stack}")
     ax.set_xlabel("rank index (largest first)")
     ax.set_ylabel("singular value of ΔW")

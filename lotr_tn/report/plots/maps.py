@@ -20,17 +20,17 @@ LABELS, LABEL = 14, 14  # layers named on an axis, and characters of each name
 
 def draw_layers(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> None:
     """The picture by layer that the group has: errors, overlaps, or a sentence."""
-    name = shortened(group["name"], NAME)
+    name, member = shortened(group["name"], NAME), group["member"]
     ax.grid(visible=False)
     if any(point["params"] > 0 for point in group["front"]):
-        ax.set_title(f"{name}: error of each layer\nLoTR by truncated HOSVD")
+        ax.set_title(f"{name}: error of each {member}\nLoTR by truncated HOSVD")
         _draw_errors(ax, group, error_floor(group, question))
     elif group.get("overlap") and group["shape"][0] > 1:
-        ax.set_title(f"{name}: overlap of layers\noutputs below the diagonal, inputs above")
+        ax.set_title(f"{name}: overlap of {member}s\noutputs below the diagonal, inputs above")
         _draw_overlap(ax, group)
     else:
         ax.set_title(f"{name}\n")
-        write(ax, "no LoTR front, and no second\nlayer to overlap with")
+        write(ax, f"no LoTR front, and no second\n{member} to overlap with")
 
 
 def write(ax: Axes, sentence: str) -> None:
@@ -59,12 +59,12 @@ def _draw_errors(ax: Axes, group: dict[str, Any], low: float) -> None:
     )
     if np.ma.is_masked(shown):
         ax.set_facecolor(BAND)
-        ax.fill_between([], [], color=BAND, label="layer without an update")
+        ax.fill_between([], [], color=BAND, label=f"{group['member']} without an update")
     ax.set_xscale("log")
     ax.set_xlim(edges[0], edges[-1])
     log_axis(ax.xaxis, edges[0], edges[-1], short_count)
     ax.set_xlabel(PARAMS_LABEL)
-    ax.set_ylabel("layer")
+    ax.set_ylabel(group["member"])
     _name_layers(ax, [group["labels"][i] for i in order])
     _mark(ax, group["params"], "dotted", "LoRA as it is", edges)
     lotr = next((c for c in group["candidates"] if is_pairs(c["format"])), None)
@@ -72,7 +72,7 @@ def _draw_errors(ax: Axes, group: dict[str, Any], low: float) -> None:
         _mark(ax, lotr["params"], "solid", "LoTR that answers the question", edges)
     below = float(np.nanmin(errors, initial=1.0)) < low
     extend = "min" if below else "neither"
-    bar = _add_bar(ax, mesh, label="relative error of the layer", extend=extend)
+    bar = _add_bar(ax, mesh, label=f"relative error of the {group['member']}", extend=extend)
     log_axis(bar.ax.yaxis, low, high, plain_number)
 
 
@@ -108,8 +108,8 @@ def _draw_overlap(ax: Axes, group: dict[str, Any]) -> None:
     shown = np.ma.masked_invalid(np.tril(left) + np.triu(right, 1))
     mesh = ax.imshow(shown, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     _name_layers(ax, [group["labels"][i] for i in order], both=True)
-    ax.set_xlabel("layer")
-    ax.set_ylabel("layer")
+    ax.set_xlabel(group["member"])
+    ax.set_ylabel(group["member"])
     _add_bar(ax, mesh, label="mean squared cosine")
 
 
