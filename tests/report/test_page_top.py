@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lotr_tn.cli.main import app
 from lotr_tn.report.numbers import error, percent, times
 from lotr_tn.report.page import page_html
-from tests.report.page_records import DEMO, empty_group
+from tests.report.page_records import DEMO, FORMS, empty_group
 from tests.report.test_page_in_browser import MOVE, only
 
 
@@ -178,3 +178,14 @@ def test_several_adapters_are_put_into_a_bank(show, record):
     assert "--format lotr --rank 7,9 --stack=layers --map-prefix" in line(page, "pair-line")
     alone = [way | {"name": "layers"} for way in record["stackings"]]
     assert show(several | {"stackings": alone}).locator("#pair-command").is_hidden()
+
+
+def test_adapters_that_are_stacked_are_not_called_layers(show, record):
+    page = show(only(record["groups"][0] | {"member": "adapter"}))
+    page.locator("#one summary").evaluate_all("all => all.forEach((one) => one.click())")
+    shown = page.locator("#one").inner_text() + page.locator("#group-0").inner_text()
+    assert "Errors of the adapters" in shown
+    assert "Adapters (how many)" in shown
+    for said in (record["groups"][0]["advice"], FORMS["truncated"]):  # not by the page
+        shown = shown.replace(said, "")
+    assert not [line for line in shown.splitlines() if "layer" in line and "layers." not in line]

@@ -92,7 +92,7 @@ def summary(record: dict[str, Any]) -> str:
             figures = error(best["relative_error"]), f"{best['params']:,}"
             shown = [best["label"], *figures, ratio_text(best["ratio"]), str(best["ranks"])]
         rows.append((group["name"], *shown, shape_text(group["shape"])))
-    head = ("Group", "Best form", "Error", "Parameters", "Of LoRA", "Ranks", "Layers x matrix")
+    head = ("Group", "Best form", "Error", "Parameters", "Of LoRA", "Ranks", "Stack")
     return _table("What to do with each group", head, rows, figures=2)
 
 
@@ -164,8 +164,9 @@ def _clusters(group: dict[str, Any]) -> str:
         )
         for cluster in group["clusters"]
     ]
-    head = ("Layers (how many)", "Best form", "Parameters")
-    return _table(f"Layers of {group['name']} that belong together", head, rows, figures=2)
+    members = f"{group['member'].capitalize()}s"
+    head = (f"{members} (how many)", "Best form", "Parameters")
+    return _table(f"{members} of {group['name']} that belong together", head, rows, figures=2)
 
 
 def stackings(record: dict[str, Any]) -> str:
