@@ -30,7 +30,7 @@ from lotr_tn.report.page import page_html
 from lotr_tn.report.plots import refuse_plot, save_plot
 
 TOLD = ("group_by", "min_rank", "max_rank", "map_prefix", "dtype", "group", "formats")
-EVERY = typer.Option("--all", help="Show every group's candidates.")
+EVERY = typer.Option("--all", help="Show other errors, stackings and forms too.")
 
 
 def analyze(

@@ -1,4 +1,4 @@
-"""An analysis as text for a terminal of 80 columns: the verdict first, then tables."""
+"""An analysis as text for a terminal of 80 columns: tables, and the verdict last."""
 
 import shlex
 from pathlib import Path
@@ -11,26 +11,33 @@ from rich.text import Text
 
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.advice import question_text
+from lotr_tn.report.emphasis import emphasised
 from lotr_tn.report.forms import is_kept
 from lotr_tn.report.numbers import byte_size, count, counted, error, ratio_text, times
+from lotr_tn.report.screen import largest, most_rows, rows_of
 from lotr_tn.report.text import bound_text, plain_table, shape_text
 
-SHOWN_GROUPS = 3
-MOST_ROWS = 12
+MORE = "More            --all: other errors, other stackings, every form of each group"
 
 
 def analysis_text(record: dict[str, Any], written: list[Path], *, show_all: bool) -> RenderableType:
     """The outcome of `lotr analyze`; files were written beside."""
-    parts: list[RenderableType] = [_head(record), Text()]
-    parts += _verdict(record)
-    if any(group["norm"] for group in record["groups"]):
-        parts += [_groups(record, show_all), _at_errors(record)]
+    head, parts = _head(record), list[RenderableType]()
+    files = [Text(f"Written         {path}") for path in written]
+    if not any(group["norm"] for group in record["groups"]):
+        return Group(head, Text(), *files, *_verdict(record))
+    more, following = Text(MORE), _next_step(record)
+    told = [text.plain for text in (head, more, *files, Text(), following)]
+    room = most_rows(rows_of(*told, *(f"  {words}" for words in record["verdict"])))
+    parts.append(_groups(record, room, show_all))
+    if show_all:
+        parts.append(_at_errors(record))
         if len(record["stackings"]) > 1:
             parts.append(_stackings(record))
-        parts += _candidates(record, show_all)
-        parts.append(_next_step(record))
-    parts += [Text(f"Written         {path}") for path in written]
-    return Group(*parts)
+        parts += _candidates(record)
+    else:
+        parts.append(more)
+    return Group(head, *parts, *files, Text(), *_verdict(record), following)
 
 
 def sizes_text(record: dict[str, Any]) -> RenderableType:
@@ -39,7 +46,10 @@ def sizes_text(record: dict[str, Any]) -> RenderableType:
 
 
 def _verdict(record: dict[str, Any]) -> list[RenderableType]:
-    return [Padding(Text(words, style="bold"), (0, 0, 0, 2)) for words in record["verdict"]]
+    texts = [emphasised(words) for words in record["verdict"]]
+    for text in texts:
+        text.stylize("bold")
+    return [Padding(text, (0, 0, 0, 2)) for text in texts]
 
 
 def _head(record: dict[str, Any]) -> Text:
@@ -58,11 +68,9 @@ def _head(record: dict[str, Any]) -> Text:
     )
 
 
-def _groups(record: dict[str, Any], show_all: bool) -> Table:
-    """The largest groups, each with the form recommended for it."""
-    shown = record["groups"]
-    if len(shown) > MOST_ROWS and not show_all:
-        shown = sorted(shown, key=lambda group: -group["params"])[:MOST_ROWS]
+def _groups(record: dict[str, Any], room: int, show_all: bool) -> Table:
+    """The largest groups, as many as there is room for, each with its recommended form."""
+    shown = largest(record["groups"], lambda group: group["params"], room, show_all=show_all)
     table = plain_table("Group", "Stack", "Best form", "Ranks", "Error", "Size")
     for group in shown:
         best = next(c for c in group["candidates"] if c["format"] == group["recommended"])
@@ -74,6 +82,8 @@ def _groups(record: dict[str, Any], show_all: bool) -> Table:
             error(best["relative_error"]),
             times(best["params"], group["params"]),
         )
+    if len(shown) < len(record["groups"]):
+        table.add_row(f"and {counted(len(record['groups']) - len(shown), 'more group')}")
     return table
 
 
@@ -113,12 +123,10 @@ def _stackings(record: dict[str, Any]) -> Table:
     return table
 
 
-def _candidates(record: dict[str, Any], show_all: bool) -> list[RenderableType]:
-    """The candidates of the largest groups side by side, each with what they mean."""
-    largest = sorted(record["groups"], key=lambda group: -group["params"])
-    shown = record["groups"] if show_all else largest[:SHOWN_GROUPS]
+def _candidates(record: dict[str, Any]) -> list[RenderableType]:
+    """The candidates of each group side by side, each with what they mean."""
     parts: list[RenderableType] = []
-    for group in shown:
+    for group in record["groups"]:
         parts += [Text(group["name"], style="bold"), Padding(Text(group["advice"]), (0, 0, 0, 2))]
         table = plain_table("Format", "Ranks", "Parameters", "Size", "Error")
         for candidate in group["candidates"]:
@@ -132,12 +140,10 @@ def _candidates(record: dict[str, Any], show_all: bool) -> list[RenderableType]:
                 error(candidate["relative_error"]),
             )
         parts.append(table)
-    left = len(record["groups"]) - len(shown)
     legend = "* recommended."
-    if any(c["least_params"] and not c["measured"] for g in shown for c in g["candidates"]):
+    candidates = [c for group in record["groups"] for c in group["candidates"]]
+    if any(c["least_params"] and not c["measured"] for c in candidates):
         legend += " ≤: by HOSVD; HOOI may need fewer, but not fewer than the recommended form."
-    if left:
-        legend += f" --all shows {counted(left, 'more group')}."
     return [*parts, Text(legend)]
 
 

@@ -14,11 +14,15 @@ from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.group import ADAPTER, BankGroup
 from lotr_tn.banks.making.conversion import BankConversion
 from lotr_tn.files.bank_tensor import BankTensor
-from lotr_tn.report.emphasis import emphasised
 from lotr_tn.report.numbers import byte_size, counted, error, file_growth, times
+from lotr_tn.report.screen import most_rows, rows_of
 from lotr_tn.report.text import plain_table
 
 SHOWN = 12  # rows of a table that are shown unless all are asked for
+HARDLY = (
+    "These adapters hardly share anything: every layer keeps factors of its own, of lower "
+    "rank where the error allows it. One bank takes no less than as many files would."
+)
 VISIBLE = 1e-4  # by how much more than the error a bound must be, relatively, to be shown beside it
 
 
@@ -200,13 +204,13 @@ def _cluster_lines(adapters: list[dict[str, Any]]) -> list[str]:
 
 
 def adapter_table(
-    adapters: list[dict[str, Any]], *, show_all: bool, worst: bool = True
+    adapters: list[dict[str, Any]], *, show_all: bool, worst: bool = True, most: int = SHOWN
 ) -> list[RenderableType]:
     """Adapters, those of the largest errors or the first, and a line on those not shown."""
     shown = adapters
-    if len(adapters) > SHOWN and not show_all:
+    if len(adapters) > most and not show_all:
         ordered = sorted(adapters, key=lambda one: -one["relative_error"]) if worst else adapters
-        shown = ordered[:SHOWN]
+        shown = ordered[:most]
     bounded = any(grown(one["bound"], one["relative_error"]) for one in adapters)
     columns = ("Modules", "Error", *(("At most",) if bounded else ()), "Own size")
     table = plain_table("Adapter", *columns)
@@ -235,14 +239,12 @@ def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> Renderabl
     ]
     if record["contents"]["tensors"]:
         lines.insert(-2, f"Carried along   {_contents_text(record['contents'])}, unchanged")
-    parts = adapter_table(record["adapters"], show_all=show_all)
-    parts.append(emphasised("\n".join(lines)))
-    if not any(FORMS[name].shares for name in record["formats"]):
-        sentence = (
-            "These adapters hardly share anything: every layer keeps factors of its own, of lower "
-            "rank where the error allows it. One bank takes no less than as many files would."
-        )
-        parts.append(Text("\n" + sentence, style="yellow"))
+    hardly = not any(FORMS[name].shares for name in record["formats"])
+    most = min(SHOWN, most_rows(rows_of("--all", "", *lines, *(["", HARDLY] if hardly else []))))
+    parts = adapter_table(record["adapters"], show_all=show_all, most=most)
+    parts.append(Text("\n".join(lines)))
+    if hardly:
+        parts.append(Text("\n" + HARDLY, style="yellow"))
     return Group(*parts)
 
 
