@@ -14,6 +14,7 @@ from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.group import ADAPTER, BankGroup
 from lotr_tn.banks.making.conversion import BankConversion
 from lotr_tn.files.bank_tensor import BankTensor
+from lotr_tn.report.emphasis import emphasised
 from lotr_tn.report.numbers import byte_size, counted, error, file_growth, times
 from lotr_tn.report.screen import most_rows, rows_of
 from lotr_tn.report.text import plain_table
@@ -240,9 +241,9 @@ def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> Renderabl
     if record["contents"]["tensors"]:
         lines.insert(-2, f"Carried along   {_contents_text(record['contents'])}, unchanged")
     hardly = not any(FORMS[name].shares for name in record["formats"])
-    most = min(SHOWN, most_rows(rows_of("--all", "", *lines, *(["", HARDLY] if hardly else []))))
+    most = min(SHOWN, most_rows(rows_of("", *lines, *(["", HARDLY] if hardly else []))))
     parts = adapter_table(record["adapters"], show_all=show_all, most=most)
-    parts.append(Text("\n".join(lines)))
+    parts.append(emphasised("\n".join(lines)))
     if hardly:
         parts.append(Text("\n" + HARDLY, style="yellow"))
     return Group(*parts)

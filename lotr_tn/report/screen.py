@@ -1,17 +1,18 @@
 """What fits on one screen of a terminal, with the verdict on it."""
 
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 from typing import Any
 
 ROWS, COLUMNS = 24, 80
-FRAME = 5  # rows about a table: its head, its margins and the prompt
+FRAME = 6  # rows about a table: its head, its margins, how many more there are, and the prompt
 FEWEST = 3  # rows that a table has, whatever else is told
 
 
 def rows_of(*texts: str) -> int:
     """The rows that lines of text take."""
     lines = [line for text in texts for line in text.split("\n")]
-    return sum(max(1, -(-len(line) // COLUMNS)) for line in lines)
+    return sum(len(wrap(line, COLUMNS)) or 1 for line in lines)
 
 
 def most_rows(beside: int) -> int:
