@@ -83,8 +83,8 @@ def test_what_is_no_plain_lora_is_refused_by_name(folder):
         ("sd-pokemon-diffusers/pytorch_lora_weights.safetensors", "diffusers"),
         ("sd-cloneofsimo/lora_disney.safetensors", "cloneofsimo"),
         ("qwen05b-mlx/0000100_adapters.safetensors", "MLX"),
-        ("roberta-mnli-loralib/roberta_base_lora_mnli.bin", "adapter_config.json"),
-        ("sd-cloneofsimo/lora_pop.pt", "adapter_config.json"),
+        ("roberta-mnli-loralib/roberta_base_lora_mnli.bin", "loralib"),
+        ("sd-cloneofsimo/lora_pop.pt", "cloneofsimo"),
     ],
 )
 def test_other_formats_are_refused_by_name(file, name):
