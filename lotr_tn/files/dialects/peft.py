@@ -60,6 +60,9 @@ def _what_else(folder: Path) -> str:
     inner = sorted({p.parent.name for name in WEIGHTS for p in folder.glob(f"*/{name}")})
     if inner:
         return f"; its subfolders {listed(inner)} hold adapters: name one"
+    others = sorted(folder.glob("*.safetensors"))
+    for other in others[:1]:
+        read_keys(read_safetensors(other)[0], other, configured=False)  # names a foreign format
     if (folder / CONFIG).exists():
         return f", but their {CONFIG}: download or copy the weights too"
     if (folder / "config.json").exists():
@@ -67,9 +70,8 @@ def _what_else(folder: Path) -> str:
             ", but the config.json of a model: lotr reads adapters, so name the folder of a LoRA; "
             "of a fully trained model there is none"
         )
-    for other in sorted(folder.glob("*.safetensors")):
-        read_keys(read_safetensors(other)[0], other, configured=False)  # names a foreign format
-        return f"; to read {other.name}, name the file itself"
+    if others:
+        return f"; to read {others[0].name}, name the file itself"
     return ""
 
 
