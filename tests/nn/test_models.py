@@ -346,7 +346,7 @@ def test_factors_alone_learn_from_zero_u():
 WRONG = [
     ({"targets": ["query"]}, OptionError, "matches query; this model has embed, head, out, q, v"),
     ({"targets": "blocks[.]7.*"}, OptionError, "no module matches blocks"),
-    ({"targets": "("}, OptionError, "is no regular expression"),
+    ({"targets": "("}, OptionError, "a bracket is not closed"),
     ({"targets": []}, OptionError, "none given"),
     ({"targets": ["blocks"]}, FormatError, r"found blocks \(ModuleList\)"),
     ({"r": 13}, RankError, r"r1 of group 'q' must lie in 1 … m = 12, the size of blocks.0.q"),
