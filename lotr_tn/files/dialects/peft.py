@@ -61,18 +61,22 @@ def _what_else(folder: Path) -> str:
     if inner:
         return f"; its subfolders {listed(inner)} hold adapters: name one"
     others = sorted(folder.glob("*.safetensors"))
-    for other in others[:1]:
-        read_keys(read_safetensors(other)[0], other, configured=False)  # names a foreign format
     if (folder / CONFIG).exists():
+        _name_foreign(others)
         return f", but their {CONFIG}: download or copy the weights too"
     if (folder / "config.json").exists():
         return (
             ", but the config.json of a model: lotr reads adapters, so name the folder of a LoRA; "
             "of a fully trained model there is none"
         )
-    if others:
-        return f"; to read {others[0].name}, name the file itself"
-    return ""
+    _name_foreign(others)
+    return f"; to read {others[0].name}, name the file itself" if others else ""
+
+
+def _name_foreign(files: list[Path]) -> None:
+    """Refuse the first of other weights by the name of the program whose keys it has."""
+    for other in files[:1]:
+        read_keys(read_safetensors(other)[0], other, configured=False)
 
 
 def _config_text(path: Path, weights: Path) -> str:
