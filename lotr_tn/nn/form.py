@@ -71,7 +71,7 @@ class Form(nn.Module, ABC):
     def require_start(cls, init: str, trained: str) -> None:
         """Refuse a start that is not known, or from which nothing could be trained."""
         if init not in cls.starts:
-            raise OptionError(f"init must be {listed(cls.starts)}; found {init!r}")
+            raise OptionError(f"init must be {choice_of(cls.starts)}; found {init!r}")
 
     @classmethod
     @abstractmethod
@@ -139,7 +139,7 @@ class Form(nn.Module, ABC):
     def require_trained(cls, what: str) -> None:
         """Refuse a choice of parameters that is not known."""
         if what not in (known := ("all", *reversed(cls.part_names))):
-            raise OptionError(f"train must be {listed(known)}; found {what!r}")
+            raise OptionError(f"train must be {choice_of(known)}; found {what!r}")
 
     def require_fit(self, own: Own, shape: tuple[int, int]) -> None:
         """Refuse a layer of another shape, and own tensors that do not fit the shared ones."""
@@ -156,7 +156,7 @@ class Form(nn.Module, ABC):
                 raise FormatError(f"the {name} must be {wanted[name]}; found {found}")
 
 
-def listed(names: Sequence[str]) -> str:
+def choice_of(names: Sequence[str]) -> str:
     """A choice in a sentence."""
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 

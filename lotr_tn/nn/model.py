@@ -11,7 +11,7 @@ from lotr_tn.errors import OptionError, meant
 from lotr_tn.formats import Stack
 from lotr_tn.nn.adapted import Switched, adapted
 from lotr_tn.nn.bases import weight_of
-from lotr_tn.nn.form import FORMS, Form, listed
+from lotr_tn.nn.form import FORMS, Form, choice_of
 from lotr_tn.nn.forms.tucker2 import Ranks, Tucker2Form
 from lotr_tn.nn.forms.tucker2_starts import TuckerStart
 from lotr_tn.nn.grouping import Group, GroupBy, find_targets
@@ -143,7 +143,7 @@ def add(
         LotrError: all that `add_lotr` raises.
     """
     if isinstance(form, str) and form not in FORMS:
-        raise OptionError(f"form must be {listed(sorted(FORMS))}, or a Form; found {form!r}")
+        raise OptionError(f"form must be {choice_of(sorted(FORMS))}, or a Form; found {form!r}")
     kind = FORMS[form] if isinstance(form, str) else form
     plan = Plan(
         kind, options, group_options or {}, group_by, alpha, root_scale, dropout,
