@@ -191,14 +191,14 @@ def narrow(x: Array, dtype: str, *, xp: Namespace) -> Array:
 
 def on_host(x: Array) -> bool:
     """Whether the entries can be looked at without waiting: on the CPU, and there at all."""
-    return "cpu" in device_name(x).lower()
+    return isinstance(x, np.ndarray) or "cpu" in device_name(x).lower()
 
 
 def is_finite(x: Array) -> bool:
     """Whether no entry is NaN or infinite. No wider copy is made, so none can overflow."""
     if not isinstance(x, np.ndarray | np.generic):
         return bool(x.detach().isfinite().all()) if hasattr(x, "detach") else _is_finite_other(x)
-    bits = _EXPONENTS.get(x.dtype.name)
+    bits = _EXPONENTS.get(dtype_name(x))
     if bits is None:
         return bool(np.isfinite(x).all())
     kind, exponent = bits

@@ -178,12 +178,18 @@ def _directions(
 
 def _triangles_of(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray | list[np.ndarray]:
     """The triangle of each layer's columns; an array (L, r', r) where all ranks are equal."""
-    ranks = {s.stop - s.start for s in slices}
-    if len(ranks) != 1 or 0 in ranks:
-        return [triangle(x[:, s]) for s in slices]
-    layers = x.reshape(x.shape[0], len(slices), -1).transpose(1, 0, 2)
-    tall = layers.shape[1] > layers.shape[2]
-    return triangle_of(layers) if tall else layers
+    ranks = np.array([s.stop - s.start for s in slices])
+    alike = np.unique(ranks)
+    if len(alike) == 1 and alike[0]:
+        layers = x.reshape(x.shape[0], len(slices), -1).transpose(1, 0, 2)
+        return triangle_of(layers) if layers.shape[1] > layers.shape[2] else layers
+    found = [x[:, s] for s in slices]
+    for rank in alike[alike < x.shape[0]]:
+        places = np.flatnonzero(ranks == rank)
+        small = triangle_of(np.stack([found[place] for place in places]))
+        for place, one in zip(places, small, strict=True):
+            found[place] = one
+    return found
 
 
 def _padded(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray:
