@@ -10,6 +10,7 @@ import atexit
 import builtins
 import contextlib
 import functools
+import importlib
 import io
 import itertools
 import json
@@ -113,26 +114,36 @@ def _server() -> subprocess.Popen[str]:
 
 
 def serve() -> None:
-    """Answer each job of the input by forking, running and waiting."""
-    with contextlib.suppress(Exception):  # a package that is broken is for the program to report
-        import lotr_tn.cli  # noqa: F401
+    """Answer each job of the input by forking, running and waiting.
 
+    What one has imported, the next finds imported: a program that is killed twenty times would
+    else spend its time there.
+    """
+    _import("lotr_tn.cli")
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
-        with tempfile.TemporaryFile() as printed:
+        with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as imported:
             child = os.fork()
             if child == 0:
-                _run(job, printed.fileno())
+                _run(job, printed.fileno(), imported.fileno())
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             printed.seek(0)
             output = printed.read().decode(errors="replace")
+            imported.seek(0)
+            for name in imported.read().decode().split():
+                _import(name)
         sys.stdout.write(json.dumps({"status": status, "output": output}) + "\n")
         sys.stdout.flush()
 
 
-def _run(job: dict, printed: int) -> None:
+def _import(name: str) -> None:
+    with contextlib.suppress(Exception):  # a package that is broken is for the program to report
+        importlib.import_module(name)
+
+
+def _run(job: dict, printed: int, imported: int) -> None:
     """Run a job in a forked process, which ends here."""
-    status = 1
+    status, write, known = 1, os.write, set(sys.modules)
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(printed, 1)
@@ -148,6 +159,8 @@ def _run(job: dict, printed: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        with contextlib.suppress(OSError):  # no room, where a program has made it so
+            write(imported, "\n".join(sys.modules.keys() - known).encode())
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -42,7 +42,10 @@ def program(last):
     return START + " " * 4 + last
 
 
-CONVERT = program("make_bank(adapters, bank, RelativeError(0.05))")
+PLAIN = (
+    "stack='adapters', format='lotr'"  # no choice to be made, so that each of many runs is short
+)
+CONVERT = program(f"make_bank(adapters, bank, RelativeError(0.05), {PLAIN})")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Change:
 
 CHANGES = {
     "convert": Change(
-        program("make_bank(adapters, bank, RelativeError(0.02), force=True)"),
+        program(f"make_bank(adapters, bank, RelativeError(0.02), force=True, {PLAIN})"),
         None,
         (0, 1, 2, 3),
     ),
