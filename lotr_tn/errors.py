@@ -53,6 +53,10 @@ class OptionError(LotrError, ValueError):
     """An option has a value that makes no sense, whatever the input."""
 
 
+class ArgumentError(OptionError, TypeError):
+    """An argument is of a type that a function does not take."""
+
+
 class RankError(OptionError):
     """A rank or a rank rule is outside its range."""
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import array_api_compat.numpy as xp
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, suits_float16
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAModule, LoTRAdapter
 from lotr_tn.adapters.own_factors import own_factors
@@ -36,6 +37,7 @@ class Export:
     dtype: str
 
 
+@door
 def to_lora(
     adapter: LoTRAdapter, *, ranks: Literal["uniform", "minimal"] = "uniform", dtype: str = "auto"
 ) -> Export:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from lotr_tn._arguments import door
 from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup, LoTRAdapter, LoTRGroup
 from lotr_tn.catalogue.grouping import group_paths
 
 
+@door
 def group_modules(
     adapter: LoRAAdapter | LoTRAdapter, by: str = "kind"
 ) -> Mapping[str, LoRAGroup] | Mapping[str, LoTRGroup | LoRAGroup]:

@@ -1,8 +1,10 @@
 """How many layers it takes until sharing pays."""
 
+from lotr_tn._arguments import door
 from lotr_tn.errors import OptionError
 
 
+@door
 def break_even_layers(m: int, n: int, rank: int, r1: int, r2: int | None = None) -> int | None:
     """The fewest layers at which Tucker-2 of ranks (r1, r2) stores less than LoRA of a rank.
 

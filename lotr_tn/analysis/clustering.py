@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.analysis.allocation import Menu
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
 from lotr_tn.analysis.curve import Curve
@@ -76,6 +77,7 @@ _Priced: TypeAlias = tuple[float, float, list[_Choice]]
 _Way: TypeAlias = Callable[[_Node, float], _Priced]
 
 
+@door
 def cluster_layers(stack: Stack, rule: RelativeError) -> Clustering:
     """The partition of a stack's layers into clusters that stores least within an error.
 

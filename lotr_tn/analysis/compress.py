@@ -1,5 +1,6 @@
 """One stack in the smallest form there is, or in one that is asked for."""
 
+from lotr_tn._arguments import door
 from lotr_tn.analysis.candidates import Stored, Subject
 from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
@@ -15,6 +16,7 @@ from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.counts import parameter_count
 
 
+@door
 @guarded
 def compress(
     stack: Stack,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
 from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.errors import RankError
@@ -80,6 +81,7 @@ class ErrorSurface:
         return [self.at(int(r1), int(r2)) for r1, r2 in pairs]
 
 
+@door
 def error_surface(stack: Stack) -> ErrorSurface:
     """The exact error of every truncation of a stack's HOSVD, with lower bounds for any Tucker-2.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.analysis.coordinates import coordinates_of
 from lotr_tn.analysis.subspaces import numerical_rank
 from lotr_tn.formats import Stack
@@ -54,6 +55,7 @@ class Spectra:
         return _least_rank(self.left, relative_error), _least_rank(self.right, relative_error)
 
 
+@door
 def mode_spectra(stack: Stack) -> Spectra:
     """The singular values of a stack along both sides, and of each layer.
 

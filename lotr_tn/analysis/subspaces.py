@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import array_api_compat.numpy as xp
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of, triangle
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
@@ -40,6 +41,7 @@ class Overlaps:
         return _mean_of_pairs(self.left), _mean_of_pairs(self.right)
 
 
+@door
 def subspace_overlaps(stack: Stack) -> Overlaps:
     """The overlaps of all pairs of layers, on both sides.
 
@@ -64,6 +66,7 @@ def subspace_overlaps(stack: Stack) -> Overlaps:
     return overlaps_of(coordinates_of(in_range(stack)[0]))
 
 
+@door
 def principal_angles(stack: Stack, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
     """The angles between two layers' output subspaces, and between their input subspaces.
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import to_numpy
 from lotr_tn.decompose.truncation import global_order
 from lotr_tn.formats import LoRAStack
@@ -9,6 +10,7 @@ from lotr_tn.linalg import smallest_rank
 from lotr_tn.ops.norms import layer_singular_values
 
 
+@door
 def truncated_parameters(stack: LoRAStack, relative_error: float) -> int:
     """The fewest LoRA parameters that keep the whole stack within a relative error.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.analysis.forms import FORMS, known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
 from lotr_tn.banks.checking import require_sense
@@ -30,6 +31,7 @@ def is_bank(path: Path) -> bool:
     return is_container(path)
 
 
+@door
 def load_bank(path: str | Path) -> Bank:
     """Open a bank; its tensors stay mapped until they are used.
 
@@ -48,6 +50,7 @@ def load_bank(path: str | Path) -> Bank:
     return read_header_of(container, "a bank", lambda header: _bank(container, header))
 
 
+@door
 def verify_bank(path: str | Path) -> list[str]:
     """The tensors of a bank whose bytes are not those that were written.
 

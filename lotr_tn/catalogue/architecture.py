@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, final
 
+from lotr_tn._arguments import door
 from lotr_tn.catalogue.expressions import regular_expression
 from lotr_tn.catalogue.grouping import kind_of
 from lotr_tn.catalogue.text_models import described
@@ -154,6 +155,7 @@ def known_architectures() -> tuple[str, ...]:
     return tuple(_table())
 
 
+@door
 def architecture(name: str) -> Architecture:
     """A well-known model, by its name, without its files.
 
@@ -180,6 +182,7 @@ def architecture(name: str) -> Architecture:
     return architecture_from_config(_table()[plain], plain)
 
 
+@door
 def architecture_from_config(config: Mapping[str, Any], name: str | None = None) -> Architecture:
     """The model that a transformers `config.json` describes.
 
@@ -207,6 +210,7 @@ def architecture_from_config(config: Mapping[str, Any], name: str | None = None)
     return Architecture(f"{label} (text model)" if found.nested else label, modules, found.targets)
 
 
+@door
 def architecture_from_shapes(shapes: Iterable[str]) -> Architecture:
     """Any model, from the shapes of its modules.
 

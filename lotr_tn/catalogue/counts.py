@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
+from lotr_tn._arguments import door
 from lotr_tn.catalogue.architecture import Architecture
 from lotr_tn.catalogue.grouping import group_paths
 from lotr_tn.errors import RankError
@@ -123,6 +124,7 @@ class CountTable:
         return saved / sum(layers for layers, _, _ in shapes)
 
 
+@door
 def count_table(
     architecture: Architecture,
     targets: str | Iterable[str] | None = None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from operator import index
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, cast, dtype_name, namespace_of
 from lotr_tn.contraction.equation import Sizes, parsed, shape_of, size_of, sizes_of, those
 from lotr_tn.contraction.lowering import Step, lowered
@@ -106,6 +107,7 @@ class ContractionPlan:
         return "\n".join([*lines, f"largest result {self.largest:,} numbers"])
 
 
+@door
 def plan(
     equation: str, *shapes: tuple[int, ...], memory_limit: int | None = None
 ) -> ContractionPlan:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import suits_float16, to_numpy
 from lotr_tn.adapters.adapter import (
     Adapter,
@@ -45,6 +46,7 @@ from lotr_tn.ops.norms import layer_norms
 Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
 
 
+@door
 def convert_adapter(
     adapter: LoRAAdapter,
     ranks: AdapterRule | int | tuple[int, int],

@@ -8,6 +8,7 @@ from typing import final
 import array_api_compat.numpy as xp
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAModule, Target
 from lotr_tn.adapters.as_lora import as_dtype, fits_float16, portable_lora
@@ -99,6 +100,7 @@ class Merged:
         return not self.asked or self.relative_error <= self.asked
 
 
+@door
 def merge_adapters(
     adapters: Mapping[str, Adapter],
     weights: Mapping[str, float] | None = None,

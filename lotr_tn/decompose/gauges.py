@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, assert_never, overload
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, dtype_name, float64, from_numpy, narrow
 from lotr_tn.decompose.assemble import fix_signs, signs
 from lotr_tn.errors import BackendError, FormatError, OptionError, RankError, not_among
@@ -34,9 +35,12 @@ Kind = TypeVar("Kind", LoRAStack, Tucker2)
 
 
 @overload
+@door
 def regauge(stack: Kind, gauge: Gauge) -> Kind: ...
 @overload
+@door
 def regauge(stack: Stack, gauge: Gauge) -> Stack: ...
+@door
 def regauge(stack: Stack, gauge: Gauge) -> Stack:
     """The same updates in another gauge.
 
@@ -198,6 +202,7 @@ def _norm_or_one(x: Array, *, xp: Namespace) -> Array:
     return xp.where(norm > 0, norm, xp.ones_like(norm))
 
 
+@door
 def random_factors(
     shape: tuple[int, int, int],
     ranks: tuple[int, int],
@@ -260,6 +265,7 @@ def random_factors(
     return Tucker2(*(from_numpy(x, backend=backend, device=device) for x in arrays))
 
 
+@door
 def first_step_gain(
     shape: tuple[int, int, int], ranks: tuple[int, int], gauge: RandomGauge = "balanced"
 ) -> float:

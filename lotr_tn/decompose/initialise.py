@@ -6,6 +6,7 @@ W = (W − U G Vᵀ) + U G Vᵀ: a model that keeps the rest computes what it di
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, final
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, namespace_of, narrow
 from lotr_tn.decompose.assemble import with_best_cores
 from lotr_tn.decompose.gauges import GAUGES, Gauge, regauge, require_gauge, require_ranks, widened
@@ -41,6 +42,7 @@ class Initialisation:
     relative_error: float
 
 
+@door
 def initial_factors(
     stack: Stack,
     ranks: RankRule | int | tuple[int, int],

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias, final
 import array_api_compat
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import (
     UNIT_ROUNDOFF,
     Array,
@@ -83,6 +84,7 @@ class WeightInitialisation:
         return xp.concat([narrow(rest, reader.kind.dtype, xp=xp) for _, rest in blocks], axis=0)
 
 
+@door
 def initial_factors_of_weights(
     weights: Dense | Matrices,
     ranks: FixedRank | int | tuple[int, int],

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import (
     UNIT_ROUNDOFF,
     Array,
@@ -34,6 +35,7 @@ from lotr_tn.ops.norms import root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
 
+@door
 @guarded
 def low_rank_tucker2(
     stack: Stack,

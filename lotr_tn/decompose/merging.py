@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, assert_never
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.assemble import signs
 from lotr_tn.decompose.core_merging import in_common_basis, merge_cores
@@ -37,6 +38,7 @@ OPPOSITE = 1e-4
 """Angle to the opposite direction below which no way is shortest; there 8 digits are left."""
 
 
+@door
 @guarded_in_its_format
 def merge(
     stack: Stack,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import (
     UNIT_ROUNDOFF,
     Array,
@@ -42,6 +43,7 @@ Metric: TypeAlias = Array | Sequence[Array]
 INNER_STEPS = 12  # conjugate gradient steps for V in a sweep; each lowers the error
 
 
+@door
 @guarded
 def hooi_in_metric(
     stack: Stack,
@@ -108,6 +110,7 @@ def hooi_in_metric(
     return _certified(lora, u, v, (factors, weighed), (dtype, sweeps, weight), start, xp=xp)
 
 
+@door
 def metric_distances(a: Stack, b: Stack, metric: Metric) -> Array:
     """‖(a_l − b_l) C_l^{1/2}‖ of each layer: (L,) float64.
 

@@ -2,6 +2,7 @@
 
 from typing import TypeAlias, TypeVar, assert_never, overload
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, Namespace, cast, float64, narrow, to_numpy
 from lotr_tn.decompose.core_space import core_space
 from lotr_tn.decompose.guarded import guarded_in_its_format
@@ -24,6 +25,7 @@ CoreKind = TypeVar("CoreKind", bound=Core)  # a core format that a function keep
 Ranks: TypeAlias = RankRule | int | tuple[int, int]
 
 
+@door
 @guarded_in_its_format
 def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stack:
     """The stack at lower ranks, in its own format where that has ranks, with the measured error.
@@ -97,9 +99,12 @@ def round_stack(stack: Stack, ranks: Ranks, *, dtype: str | None = None) -> Stac
 
 
 @overload
+@door
 def canonicalize(stack: CoreKind) -> CoreKind: ...
 @overload
+@door
 def canonicalize(stack: Format) -> Stack: ...
+@door
 @guarded_in_its_format
 def canonicalize(stack: Stack) -> Stack:
     """The same stack in the one set of factors that belongs to it.

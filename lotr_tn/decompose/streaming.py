@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, Namespace, dtype_name, is_wide, namespace_of, to_numpy, zeros
 from lotr_tn.decompose.block_terms import (
     block_terms,
@@ -113,6 +114,7 @@ class Block:
     norms: Array
 
 
+@door
 def grow(
     bases: Bases, block: LoRAStack, allowed: Sequence[float] | Array, *, most: int | None = None
 ) -> tuple[Bases, Block]:
@@ -168,6 +170,7 @@ def grow(
     return _coordinates(bases, block, limits, most)
 
 
+@door
 def project(bases: Bases, block: LoRAStack) -> Block:
     """A block in bases that stay as they are, with what lies outside measured.
 
@@ -176,6 +179,7 @@ def project(bases: Bases, block: LoRAStack) -> Block:
     return _coordinates(bases, block, np.full(block.shape[0], np.inf), 0)[1]
 
 
+@door
 def joined(bases: Bases, blocks: Sequence[Block]) -> tuple[LowRankTucker2, Array]:
     """All layers of blocks in the last bases.
 

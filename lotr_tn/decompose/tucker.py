@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from lotr_tn._arguments import door
 from lotr_tn.decompose.assemble import Storage, assemble, keep_whole
 from lotr_tn.decompose.core_space import CoreSpace, core_space
 from lotr_tn.decompose.guarded import guarded
@@ -28,6 +29,7 @@ SMALLEST_SKETCH = 16
 POWER_ITERATIONS = 2
 
 
+@door
 @guarded
 def hosvd(
     stack: Stack,
@@ -83,6 +85,7 @@ def hosvd(
     return _decompose(stack, options, "hosvd", leading_axes)
 
 
+@door
 @guarded
 def st_hosvd(
     stack: Stack,
@@ -103,6 +106,7 @@ def st_hosvd(
     return _decompose(stack, options, "st-hosvd", _fit_st_hosvd)
 
 
+@door
 @guarded
 def hooi(
     stack: Stack,

@@ -1,5 +1,6 @@
 """One shared side: the best subspace for all layers, in closed form."""
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import (
     UNIT_ROUNDOFF,
     Array,
@@ -37,6 +38,7 @@ from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import lowered
 
 
+@door
 @guarded
 def tucker1(
     stack: Stack,

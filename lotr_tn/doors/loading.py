@@ -4,6 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
+from lotr_tn._arguments import door
 from lotr_tn.adapters.adapter import Adapter, LoTRAdapter
 from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.errors import CheckpointError
@@ -14,6 +15,7 @@ from lotr_tn.files.dialects.table import dialect_of
 from lotr_tn.files.places import located
 
 
+@door
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Read an adapter: a PEFT folder or file of LoRA or of LoTR, or a native LoTR file.
 
@@ -63,6 +65,7 @@ def place_in_bank(path: Path) -> tuple[Path, str] | None:
     return None
 
 
+@door
 def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Write a LoTR adapter as one native file, or a LoRA adapter as a PEFT folder.
 

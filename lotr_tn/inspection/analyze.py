@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter
 from lotr_tn.adapters.as_lora import as_lora_adapter
@@ -29,6 +30,7 @@ LARGEST_STACK = 1024  # rank terms up to which other ways of stacking are measur
 PATH = 100  # whole-adapter budgets that are listed
 
 
+@door
 def analyze_adapters(
     adapters: Sequence[Adapter],
     question: Rule | None = None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoTRAdapter
 from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.errors import CheckpointError
@@ -44,6 +45,7 @@ class Comparison:
     modules: tuple[ModuleComparison, ...]
 
 
+@door
 def compare_adapters(a: Adapter, b: Adapter) -> Comparison:
     """Measure how far two adapters of one base lie apart.
 

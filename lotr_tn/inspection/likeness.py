@@ -7,6 +7,7 @@ from functools import cached_property, partial
 import array_api_compat.numpy as xp
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.adapters.adapter import Adapter, Compressed, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.analysis.forms import form_of
@@ -146,6 +147,7 @@ class _Thin:
     right: np.ndarray  # (n, k)
 
 
+@door
 def compare_many(
     adapters: Mapping[str, Adapter], *, progress: Callable[[str], None] | None = None
 ) -> Likeness:

@@ -1,5 +1,7 @@
 """Products of small factors that may cancel, and the SVD of a product without the product."""
 
+from lotr_tn._arguments import door
+from lotr_tn._arrays import Array, namespace_of
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, namespace_of
 from lotr_tn.errors import FormatError
 from lotr_tn.linalg.factor import qr, svd
@@ -30,6 +32,7 @@ def product_or_zero(left: Array, right: Array, *, xp: Namespace) -> Array:
     return made * xp.astype(more, made.dtype)
 
 
+@door
 def svd_of_product(up: Array, down: Array) -> tuple[Array, Array, Array]:
     """Thin SVD of up @ down by QR, QR and an SVD of the small middle.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import nn
 
+from lotr_tn._arguments import door
 from lotr_tn.errors import OptionError, meant
 from lotr_tn.formats import Stack
 from lotr_tn.nn.adapted import Switched, adapted
@@ -24,6 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Trained: TypeAlias = Literal["all", "cores", "factors"]
 
 
+@door
 def add_lotr(
     model: Model,
     targets: str | Iterable[str],
@@ -91,6 +93,7 @@ def add_lotr(
     )  # fmt: skip
 
 
+@door
 def plan_groups(
     modules: Mapping[str, nn.Module],
     group_by: GroupBy,
@@ -105,6 +108,7 @@ def _ranks_by_group(ranks: Mapping[str, Ranks] | None) -> dict[str, dict[str, Ra
     return {name: {"ranks": pair} for name, pair in (ranks or {}).items()}
 
 
+@door
 def add(
     model: Model,
     targets: str | Iterable[str],
@@ -208,6 +212,7 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), own, module)
 
 
+@door
 def set_active(model: nn.Module, *names: str) -> None:
     """Make these adapters active, and free what they train; without names none is active.
 
@@ -243,6 +248,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = was
 
 
+@door
 def merge(model: nn.Module, *names: str) -> None:
     """Add the updates of adapters to the base weights, of the active ones where none is named.
 
@@ -256,12 +262,14 @@ def merge(model: nn.Module, *names: str) -> None:
         layer.merge(adapter_names=list(names) or None)
 
 
+@door
 def unmerge(model: nn.Module) -> None:
     """Take all merged updates out of the base weights again, to rounding in their dtype."""
     for layer in lotr_layers(model).values():
         layer.unmerge()
 
 
+@door
 def remove_lotr(model: Model, *, merged: bool = False) -> Model:
     """Put the base layers back, in place.
 
@@ -289,6 +297,7 @@ def remove_lotr(model: Model, *, merged: bool = False) -> Model:
     return model
 
 
+@door
 def merged_copy(model: Model) -> Model:
     """A new model of plain layers with the active adapters in its weights; the model stays as is.
 
@@ -297,6 +306,7 @@ def merged_copy(model: Model) -> Model:
     return remove_lotr(copy.deepcopy(model), merged=True)
 
 
+@door
 def stacks_of(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     """The updates of an adapter by group, scale inside, for all functions of the library.
 
@@ -327,6 +337,7 @@ def _unscaled(layers: list[AdaptedLayer], adapter: str) -> Stack:
     return layers[0].form_of(adapter).stack(owns, [layer.sites[adapter] for layer in layers])
 
 
+@door
 def set_stacks(model: nn.Module, stacks: Mapping[str, Stack], adapter: str = "default") -> None:
     """Give the parameters of groups the values of stacks, scale inside.
 

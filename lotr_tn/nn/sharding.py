@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lotr_tn._arguments import door
 from lotr_tn.errors import OptionError
 from lotr_tn.nn.training import lotr_layers, shared_parameters
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@door
 def shard_lotr(model: Model, blocks: Iterable[nn.Module], **options: Any) -> Model:
     """Apply `torch.distributed.fsdp.fully_shard` to blocks and to the model, but for U and V.
 

@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lotr_tn._arguments import door
 from lotr_tn.errors import OptionError, listed, meant
 from lotr_tn.nn.holding import AdaptedLayer
 
 
+@door
 def lotr_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     """The adapted layers of a model, by path, with PEFT or without it."""
     return {path: m for path, m in model.named_modules() if isinstance(m, AdaptedLayer)}
@@ -26,12 +28,14 @@ def require_adapter(model: nn.Module, name: str) -> dict[str, AdaptedLayer]:
     return held
 
 
+@door
 def shared_factors(model: nn.Module, adapter: str = "default") -> dict[str, Any]:
     """What the layers of an adapter share, by group: the one `Form` of each, U and V for LoTR."""
     forms = [layer.form_of(adapter) for layer in require_adapter(model, adapter).values()]
     return {form.group: form for form in forms}
 
 
+@door
 def shared_parameters(model: nn.Module) -> set[nn.Parameter]:
     """All that groups share, of every adapter, each once: U and V for LoTR."""
     return {
@@ -43,6 +47,7 @@ def shared_parameters(model: nn.Module) -> set[nn.Parameter]:
     }
 
 
+@door
 def train_only(model: nn.Module, what: str, adapter: str = "default") -> None:
     """Choose what a training of an adapter changes from now on.
 
@@ -79,6 +84,7 @@ def _parts(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, bool, T
                         yield part, part != form.part_names[0], parameter
 
 
+@door
 def parameter_count(
     model: nn.Module, adapter: str | None = None, *, trainable: bool = False
 ) -> int:
@@ -101,6 +107,7 @@ def parameter_count(
     return sum(p.numel() for p in unique.values())
 
 
+@door
 def parameter_groups(
     model: nn.Module,
     lr: float,

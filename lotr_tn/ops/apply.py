@@ -5,6 +5,7 @@ from typing import Literal, assert_never
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, Namespace, cast, dtype_name, is_wide, namespace_of, to_numpy
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
@@ -26,6 +27,7 @@ GATHERED_ROWS_PER_LAYER = 4
 """Above that many rows a layer, rows of one layer are brought together instead."""
 
 
+@door
 def apply(stack: Stack, x: Array, *, layer: int | Sequence[int] | Array | None = None) -> Array:
     """y_l = x ΔW_lᵀ, in torch's orientation, without forming ΔW_l.
 
@@ -73,6 +75,7 @@ def apply(stack: Stack, x: Array, *, layer: int | Sequence[int] | Array | None =
     return _layer_a_row(stack, x, layer, xp=xp)
 
 
+@door
 def apply_transpose(
     stack: Stack, y: Array, *, layer: int | Sequence[int] | Array | None = None
 ) -> Array:
@@ -114,6 +117,7 @@ def cheapest_order(rows: int, m: int, n: int, r1: int, r2: int) -> tuple[Order, 
     return ("fold right" if best == fold_right else "merge"), best
 
 
+@door
 def merge_break_even(m: int, n: int, r1: int, r2: int | None = None) -> int | None:
     """From how many rows on a merged m × n matrix takes fewer operations than the factors.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import assert_never
 
+from lotr_tn._arguments import door
 import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, at_least_float32, dtype_name, narrow
@@ -22,6 +23,7 @@ from lotr_tn.ops.padding import block_diagonal, on_common_sides
 from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered, primitives_of
 
 
+@door
 def add(a: Stack, b: Stack) -> Stack:
     """A + b as a stack, exactly; ranks add.
 
@@ -69,6 +71,7 @@ def add(a: Stack, b: Stack) -> Stack:
             assert_never(never)
 
 
+@door
 def subtract(a: Stack, b: Stack) -> Stack:
     """A − b as a stack, exactly; ranks add.
 
@@ -78,6 +81,7 @@ def subtract(a: Stack, b: Stack) -> Stack:
     return add(a, scale(b, -1.0))
 
 
+@door
 def scale(stack: Kind, factor: float | Sequence[float] | Array) -> Kind:
     """The stack times a number, or each layer times a number of its own.
 
@@ -117,6 +121,7 @@ def scale(stack: Kind, factor: float | Sequence[float] | Array) -> Kind:
             assert_never(never)
 
 
+@door
 def transpose(stack: Kind) -> Kind:
     """Every layer transposed: ΔW_lᵀ, of shape (L, n, m).
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, Namespace, at_least_float32, cast, dtype_name, identity, narrow
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import (
@@ -24,6 +25,7 @@ from lotr_tn.ops.padding import placed
 from lotr_tn.ops.primitives import CORE, lowered, primitives_of, registered_formats
 
 
+@door
 def convert(stack: Stack, to: type[Stack], *, side: SharedSide = "in") -> Stack:
     """The same updates in another format, without loss.
 

@@ -2,10 +2,12 @@
 
 import math
 
+from lotr_tn._arguments import door
 from lotr_tn.formats import Stack
 from lotr_tn.ops.arrays import arrays_of
 
 
+@door
 def parameter_count(stack: Stack) -> int:
     """The number of stored entries.
 

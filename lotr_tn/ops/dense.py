@@ -1,5 +1,7 @@
 """Dense matrices on request, and nowhere else."""
 
+from lotr_tn._arguments import door
+from lotr_tn._arrays import Array, cast
 import numpy as np
 
 from lotr_tn._arrays import Array, narrow
@@ -12,6 +14,7 @@ from lotr_tn.ops.primitives import by_rule_or_hub
 WARN_ABOVE_ENTRIES = 2**28  # `to_dense` warns above this many entries: 1 GiB of float32
 
 
+@door
 def to_dense(stack: Stack) -> Array:
     """The updates as plain matrices.
 

@@ -7,6 +7,7 @@ all layers at once; else layer by layer.
 import itertools
 from typing import assert_never
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, row_blocks, zeros
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram
@@ -27,6 +28,7 @@ GRAM_TRUSTED = 1e-4
 """Share of the sizes of the factors above which a squared distance by Gram matrices is trusted."""
 
 
+@door
 @measured
 def distance(a: Stack, b: Stack) -> Array:
     """‖a − b‖, the Frobenius norm of the difference of two stacks.
@@ -51,6 +53,7 @@ def distance(a: Stack, b: Stack) -> Array:
     return root_sum_squares(layer_distances(a, b))
 
 
+@door
 @measured
 def layer_distances(a: Stack, b: Stack) -> Array:
     """‖a_l − b_l‖ of each layer.

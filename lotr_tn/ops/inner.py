@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import array_api_compat
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, Namespace, namespace_of, zeros
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Format, Stack
@@ -17,6 +18,7 @@ from lotr_tn.ops.norms import norm
 from lotr_tn.ops.primitives import by_rule_or_hub, lowered
 
 
+@door
 @measured
 def inner(a: Stack, b: Stack) -> Array:
     """⟨a, b⟩ = Σ_l tr(a_lᵀ b_l), the inner product behind `norm`.
@@ -46,6 +48,7 @@ def inner(a: Stack, b: Stack) -> Array:
     return times_power(total, p + q) if p + q else total
 
 
+@door
 @measured
 def cosine(a: Stack, b: Stack) -> Array:
     """⟨a, b⟩ / (‖a‖·‖b‖), the cosine of the angle between two stacks; 0 where one is zero.
@@ -60,6 +63,7 @@ def cosine(a: Stack, b: Stack) -> Array:
     return xp.clip(xp.where(size == 0, xp.zeros_like(dot), dot / safe), -1.0, 1.0)
 
 
+@door
 @measured
 def gram(stacks: Sequence[Stack]) -> Array:
     """All inner products of N stacks: entry (i, j) is ⟨stacks[i], stacks[j]⟩.

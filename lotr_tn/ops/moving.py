@@ -5,11 +5,13 @@ from typing import Any
 
 import array_api_compat
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import STORAGE_DTYPES, Array, narrow
 from lotr_tn.errors import BackendError, not_among
 from lotr_tn.ops.arrays import Kind, arrays_of, common_namespace, with_arrays
 
 
+@door
 def astype(stack: Kind, dtype: str) -> Kind:
     """The stack stored in another dtype; its certificate, which measured the old one, is dropped.
 
@@ -29,6 +31,7 @@ def astype(stack: Kind, dtype: str) -> Kind:
     return _mapped(stack, lambda x: narrow(x, dtype, xp=xp))
 
 
+@door
 def to_device(stack: Kind, device: Any) -> Kind:
     """The stack on another device, such as "cuda" for torch; its certificate is dropped.
 

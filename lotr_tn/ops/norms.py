@@ -2,6 +2,8 @@
 
 from typing import Literal, assert_never
 
+from lotr_tn._arguments import door
+from lotr_tn._arrays import Array, Namespace, float64, namespace_of
 from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, on_host
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
@@ -20,6 +22,7 @@ CANCELLED = 2.0**-20
 NormKind = Literal["frobenius", "spectral", "nuclear"]
 
 
+@door
 @measured
 def norm(stack: Stack) -> Array:
     """The Frobenius norm of the whole stack, ‖T‖ = (Σ_l ‖ΔW_l‖²)^½.
@@ -41,6 +44,7 @@ def norm(stack: Stack) -> Array:
     return root_sum_squares(layer_norms(stack))
 
 
+@door
 @measured
 def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
     """A norm of each layer.
@@ -72,6 +76,7 @@ def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
             raise OptionError(f"kind must be frobenius, spectral or nuclear; found {kind!r}")
 
 
+@door
 @measured
 def layer_singular_values(stack: Stack) -> list[Array]:
     """The singular values of each layer's update, largest first.

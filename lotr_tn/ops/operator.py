@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, from_numpy, to_numpy
 from lotr_tn.formats import Format, Stack
 from lotr_tn.ops.apply import apply, apply_transpose
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 
+@door
 def as_linear_operator(stack: Stack, layer: int | None = None) -> "LinearOperator":
     """One update, or all of them one below the other, as a `scipy.sparse.linalg.LinearOperator`.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Namespace
 from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import Core, Format, LoRAStack, Stack
@@ -158,6 +159,7 @@ def has_rule(name: str, kind: type) -> bool:
     return (name, kind) in _RULES
 
 
+@door
 def lowered(stack: Stack) -> Core:
     """The stack in a core format: itself, or what it is in its hub.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import assert_never
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Namespace
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
@@ -19,6 +20,7 @@ from lotr_tn.ops.padding import on_common_sides, placed, side_by_side
 from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered
 
 
+@door
 def take_layers(stack: Kind, layers: Sequence[int]) -> Kind:
     """The stack of the layers named, in that order; layers may repeat.
 
@@ -64,6 +66,7 @@ def take_layers(stack: Kind, layers: Sequence[int]) -> Kind:
             assert_never(never)
 
 
+@door
 def concat_layers(stacks: Sequence[Stack]) -> Stack:
     """One stack of the layers of all, in order.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import array_api_compat.numpy as xp
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_same_base
@@ -64,6 +65,7 @@ class Appended:
     met: bool
 
 
+@door
 def add_adapters(
     path: str | Path,
     adapters: Mapping[str, Adapter],

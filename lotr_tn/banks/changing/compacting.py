@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
@@ -44,6 +45,7 @@ class Compacted:
     met: bool
 
 
+@door
 def compact_bank(
     path: str | Path,
     *,

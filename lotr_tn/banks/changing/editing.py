@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, Part
@@ -28,6 +29,7 @@ class Edited:
     bytes_after: int
 
 
+@door
 def drop_adapters(path: str | Path, names: Sequence[str]) -> Edited:
     """Remove adapters from a bank; the others come out as before, bit for bit.
 
@@ -47,6 +49,7 @@ def drop_adapters(path: str | Path, names: Sequence[str]) -> Edited:
     return _edited(path, lambda bank: _without(bank, names))
 
 
+@door
 def rename_adapter(path: str | Path, old: str, new: str) -> Edited:
     """Give an adapter of a bank another name.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Adapter
 from lotr_tn.adapters.storage import storage_dtype_for
@@ -62,6 +63,7 @@ class BankConversion:
         return {name: self.bank.figures(name).relative_error for name in self.bank.names}
 
 
+@door
 def make_bank(
     adapters: Mapping[str, Adapter],
     destination: str | Path,
