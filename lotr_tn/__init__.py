@@ -17,7 +17,7 @@ from lotr_tn.contraction import plan
 from lotr_tn.conversion import convert_adapter, merge_adapters
 from lotr_tn.decompose import canonicalize, hooi, hosvd, low_rank_tucker2, merge, st_hosvd, tucker1
 from lotr_tn.decompose import round_stack as round
-from lotr_tn.doors import load_adapter, save_adapter
+from lotr_tn.doors import load_adapter, load_stack, save_adapter, save_stack
 from lotr_tn.formats import Certificate, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.inspection import analyze_adapters, compare_adapters
 from lotr_tn.linalg import (
@@ -94,6 +94,7 @@ __all__ = [
     "layer_norms",
     "layer_singular_values",
     "load_adapter",
+    "load_stack",
     "low_rank_tucker2",
     "merge",
     "merge_adapters",
@@ -103,6 +104,7 @@ __all__ = [
     "plan",
     "round",
     "save_adapter",
+    "save_stack",
     "scale",
     "st_hosvd",
     "subtract",

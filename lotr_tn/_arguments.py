@@ -23,6 +23,9 @@ Fits = Callable[[Any], bool]
 
 STACK = "take lt.group_modules({x})[name].stack"
 OPENED = "lt.group_modules(lt.load_adapter(path))[name].stack"
+OPEN = ("device", "options")
+"""Parameters that are no arrays, though anything may be given for them."""
+
 HINTS = {
     ("a stack", "adapter"): STACK.format(x="adapter"),
     ("a stack", "result"): STACK.format(x="result.adapter"),
@@ -61,9 +64,7 @@ def door(function: Function) -> Function:
     Cost: about a microsecond a call.
     """
     parameters = inspect.signature(function).parameters.values()
-    checks = {p.name: _wanted(p.annotation) for p in parameters}
-    several = {p.name for p in parameters if p.kind is p.VAR_POSITIONAL}
-    keywords = {name: wanted for name, wanted in checks.items() if wanted and name not in several}
+    checks = {p.name: _wanted(p) for p in parameters}
     places = tuple((p.name, checks[p.name]) for p in parameters if p.kind is not p.KEYWORD_ONLY)
 
     @functools.wraps(function)
@@ -72,7 +73,7 @@ def door(function: Function) -> Function:
             if wanted is not None and not wanted.fits(value):
                 raise wanted.refusal(function.__name__, name, value)
         for name, value in kwargs.items():
-            wanted = keywords.get(name)
+            wanted = checks.get(name)
             if wanted is not None and not wanted.fits(value):
                 raise wanted.refusal(function.__name__, name, value)
         return function(*args, **kwargs)
@@ -193,12 +194,17 @@ _SAID: dict[Any, str] = {
     float: "a number",
     str: "a text",
     bool: "True or False",
-    Any: "anything",
+    Any: "an array",
 }
 
 
-def _wanted(annotation: Any) -> Wanted | None:
-    """The check of an annotation; None where anything may be given."""
+def _wanted(parameter: inspect.Parameter) -> Wanted | None:
+    """The check of a parameter; None where anything may be given."""
+    annotation = parameter.annotation
+    if annotation is Any and parameter.name in OPEN:
+        return None
+    if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        return None
     found = _fits(annotation)
     return None if found is None else Wanted(_words(annotation), found)
 
@@ -208,23 +214,29 @@ def _fits(annotation: Any) -> Fits | None:
         return _SIMPLE[annotation]
     if _is_rule(annotation):
         return None
-    if annotation is Any or annotation is inspect.Parameter.empty:
+    if annotation is Any:
+        return _is_array
+    if annotation is inspect.Parameter.empty:
         return None
     if isinstance(annotation, TypeVar):
         return None if annotation.__bound__ is None else _fits(annotation.__bound__)
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
-        return None if Any in get_args(annotation) else _any_of(get_args(annotation))
+        return _any_of(get_args(annotation))
     if origin is Literal:
         return lambda value: isinstance(value, str)
     if origin in (tuple, Sequence, Iterable, Collection):
-        return _collection(get_args(annotation))
+        members = get_args(annotation)
+        exact = origin is tuple and Ellipsis not in members
+        return _collection(members, len(members) if exact else None)
     if origin is Mapping:
         return _mapping(get_args(annotation)[1])
     if origin is type:
         return lambda value: isinstance(value, type)
     if origin is Callable:
         return callable
+    if getattr(annotation, "_is_protocol", False):
+        return None
     kind = origin or annotation  # os.PathLike[str] is asked about as os.PathLike
     return (lambda value: isinstance(value, kind)) if isinstance(kind, type) else None
 
@@ -235,28 +247,38 @@ def _is_rule(annotation: Any) -> bool:
     return bool(names & {"FixedRank", "RelativeError"})
 
 
+def _is_class(member: Any) -> bool:
+    """Whether `isinstance` alone says what fits."""
+    protocol = getattr(member, "_is_protocol", False)
+    return isinstance(member, type) and not protocol and member not in (Any, *_SIMPLE)
+
+
 def _any_of(members: tuple[Any, ...]) -> Fits | None:
     """Classes are asked about together: most arguments are stacks."""
-    plain = tuple(m for m in members if isinstance(m, type) and m not in (Any, *_SIMPLE))
+    plain = tuple(m for m in members if _is_class(m))
     others = [_fits(member) for member in members if member not in plain]
-    if None in others:
+    checks = [fits for fits in others if fits is not None]
+    if len(checks) < len(others):
         return None
-    checks = cast("list[Fits]", others)
     if not checks:
         return lambda value: isinstance(value, plain)
     return lambda value: isinstance(value, plain) or any(fits(value) for fits in checks)
 
 
-def _collection(members: tuple[Any, ...]) -> Fits:
+def _collection(members: tuple[Any, ...], length: int | None) -> Fits:
     """Lists, arrays, ranges, generators; a text is no list."""
     kinds = {member for member in members if member is not Ellipsis}
     each = _fits(next(iter(kinds))) if len(kinds) == 1 else None
 
     def fits(value: Any) -> bool:
-        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
-            return hasattr(value, "__array__") and not isinstance(value, str | bytes)
+        if isinstance(value, str | bytes | Mapping | type) or not hasattr(value, "__iter__"):
+            return False
+        if hasattr(value, "ndim") and each is not None:  # an array is a list of numbers at most
+            return value.ndim == 1 and each in (_is_whole, is_number)
+        if length is not None and isinstance(value, list | tuple) and len(value) != length:
+            return False
         if each is None or not isinstance(value, list | tuple):
-            return not hasattr(value, "config_text")
+            return not hasattr(value, "config_text") and _sort(value) != "stack"
         return all(map(each, value))
 
     return fits
@@ -273,6 +295,11 @@ def _mapping(member: Any) -> Fits:
     return fits
 
 
+def _is_array(value: Any) -> bool:
+    """Arrays of any library, and what stands for one."""
+    return not isinstance(value, type) and hasattr(value, "shape") and _sort(value) == "array"
+
+
 def _is_whole(value: Any) -> bool:
     if isinstance(value, bool | np.bool_):
         return False
@@ -283,7 +310,7 @@ def _is_whole(value: Any) -> bool:
     return True
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """A real number, also of NumPy's or in an array of no axes."""
     if isinstance(value, numbers.Real):
         return not isinstance(value, bool)
@@ -294,6 +321,6 @@ _SIMPLE: dict[Any, Fits] = {
     type(None): lambda value: value is None,
     None: lambda value: value is None,
     int: _is_whole,
-    float: _is_number,
+    float: is_number,
     bool: lambda value: isinstance(value, bool | np.bool_),
 }

@@ -13,7 +13,7 @@ import array_api_compat
 import ml_dtypes
 import numpy as np
 
-from lotr_tn.errors import BackendError, FormatError
+from lotr_tn.errors import BackendError, FormatError, OptionError, meant
 
 Array: TypeAlias = Any
 """An array of NumPy, torch, or another library of the array API standard."""
@@ -65,6 +65,19 @@ def dtype_name(x: Array) -> str:
 
 _DTYPE_NAMES: dict[tuple[type, Any], str] = {}
 """Names by type and dtype: making one takes as long as a small matrix product."""
+
+
+def require_dtype(dtype: str, *others: str) -> None:
+    """Refuse what is neither a storage dtype nor one of the other words, such as `auto`.
+
+    Raises:
+        OptionError: the one error of all functions that take a dtype.
+    """
+    if dtype not in (*others, *STORAGE_DTYPES):
+        raise OptionError(
+            f"dtype must be {''.join(f'{word} or ' for word in others)}one of "
+            f"{', '.join(STORAGE_DTYPES)}; found {dtype!r:.60}{meant(dtype, STORAGE_DTYPES)}"
+        )
 
 
 def is_wide(x: Array) -> bool:

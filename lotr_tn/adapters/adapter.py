@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 
 from lotr_tn._arrays import LARGEST, UNIT_ROUNDOFF, from_numpy, is_finite
+from lotr_tn._shown import Shown, lines_of
 from lotr_tn.adapters.raw_tensor import RawTensor
-from lotr_tn.errors import CheckpointError
+from lotr_tn.errors import CheckpointError, printable
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.counts import parameter_count
@@ -163,6 +164,11 @@ class LoRAGroup:
         return sum(module.stored for module in self.modules)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return sum(module.up.nbytes + module.down.nbytes for module in self.modules)
+
+    @property
     def dtype(self) -> str:
         """The finest storage dtype of the factors."""
         names = {a.dtype.name for module in self.modules for a in (module.up, module.down)}
@@ -225,6 +231,11 @@ class LoTRGroup:
         return parameter_count(self.stack)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return self.stack.nbytes
+
+    @property
     def dtype(self) -> str:
         """The storage dtype of the factors."""
         return storage_dtype(self.stack)
@@ -236,8 +247,8 @@ class LoTRGroup:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LoRAAdapter:
+@dataclass(frozen=True, eq=False, repr=False)
+class LoRAAdapter(Shown):
     """A LoRA checkpoint.
 
     Attributes:
@@ -256,6 +267,16 @@ class LoRAAdapter:
     source: Path | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        updates = f"{len(self.modules)} modules, {self.parameters:,} parameters"
+        return f"LoRAAdapter({updates}{_dtype_of(self)}{_source_of(self)})"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, the others too."""
+        updates = sum(module.up.nbytes + module.down.nbytes for module in self.modules)
+        return updates + sum(tensor.nbytes for tensor in self.extras.values())
+
     @property
     def dtype(self) -> str:
         """The finest storage dtype of the factors."""
@@ -268,8 +289,8 @@ class LoRAAdapter:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LoTRAdapter:
+@dataclass(frozen=True, eq=False, repr=False)
+class LoTRAdapter(Shown):
     """A LoTR checkpoint: groups of modules, each stored as one compressed stack or kept as it is.
 
     Attributes:
@@ -288,6 +309,17 @@ class LoTRAdapter:
     source: Path | None = None
     digests: bool | None = None
 
+    def __repr__(self) -> str:
+        updates = f"{len(self.groups)} groups, {self.parameters:,} parameters"
+        head = f"LoTRAdapter({updates}{_dtype_of(self)}{_source_of(self)})"
+        return lines_of(head, (_line(group) for group in self.groups.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, the others too."""
+        updates = sum(group.nbytes for group in self.groups.values())
+        return updates + sum(tensor.nbytes for tensor in self.extras.values())
+
     @property
     def dtype(self) -> str:
         """The finest storage dtype of the groups."""
@@ -298,6 +330,23 @@ class LoTRAdapter:
     def parameters(self) -> int:
         """Stored entries of all groups."""
         return sum(group.stored for group in self.groups.values())
+
+
+def _dtype_of(adapter: "Adapter") -> str:
+    empty = isinstance(adapter, LoTRAdapter) and not adapter.groups
+    return "" if empty or adapter.parameters == 0 else f", {adapter.dtype}"
+
+
+def _source_of(adapter: "Adapter") -> str:
+    return "" if adapter.source is None else f", from {printable(str(adapter.source))}"
+
+
+def _line(group: LoTRGroup | LoRAGroup) -> str:
+    layers, m, n = group.shape
+    kind = "LoRA as it was" if isinstance(group, LoRAGroup) else type(group.stack).__name__
+    lost = group.certificate
+    error = "" if lost is None else f", relative error {lost.relative_error:.3g}"
+    return f"{printable(group.name)}: {layers} x {m}x{n}, {kind}{error}"
 
 
 Adapter: TypeAlias = LoRAAdapter | LoTRAdapter

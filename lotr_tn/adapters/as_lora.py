@@ -11,11 +11,10 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, suits_float16
+from lotr_tn._arrays import UNIT_ROUNDOFF, narrow, require_dtype, suits_float16
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAModule, LoTRAdapter
 from lotr_tn.adapters.own_factors import own_factors
 from lotr_tn.adapters.raw_tensor import RawTensor
-from lotr_tn.errors import CheckpointError, not_among
 
 EXPORT_MARGIN = 1 / 100
 """A dtype for the factors is chosen when its unit roundoff is at most this share of the error: what
@@ -57,14 +56,13 @@ def to_lora(
         The LoRA adapter; its alpha equals its rank, and targets are listed in full.
 
     Raises:
-        CheckpointError: the dtype is unknown.
+        OptionError: the dtype is unknown.
         FormatError: float16 was asked for, and an entry is too large for it.
 
     Cost: O((m + n)·r²) flops a group and O((m + n)·r_l·r) a layer; memory of the result.
     """
     chosen = _export_dtype(adapter) if dtype == "auto" else dtype
-    if chosen not in UNIT_ROUNDOFF:
-        raise CheckpointError(not_among("dtype", chosen, [*UNIT_ROUNDOFF]))
+    require_dtype(chosen)
     modules = [m for group in adapter.groups.values() for m in own_factors(group)]
     return portable_lora(
         modules,

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from lotr_tn._arrays import require_dtype
 from lotr_tn.adapters.adapter import LoRAGroup
 from lotr_tn.adapters.restrictions import Limits
 from lotr_tn.adapters.storage import AdapterRule, storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
+from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
+from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 
 
@@ -24,6 +27,10 @@ class Asked:
 
     def options(self, own: str) -> Options:
         """How candidates are made, of a LoRA that is stored in the dtype `own`."""
+        require_dtype(self.dtype, "auto")
+        if self.method not in DECOMPOSITIONS:
+            named = ", ".join(DECOMPOSITIONS)
+            raise OptionError(f"method must be one of {named}; found {self.method!r:.60}")
         forms = auto_forms() if self.form == "auto" else (form_named(self.form).name,)
         forms = tuple(dict.fromkeys([*forms, *(form_named(name).name for name in self.beside)]))
         chosen = storage_dtype_for(own, self.rule) if self.dtype == "auto" else self.dtype

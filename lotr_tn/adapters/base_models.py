@@ -29,7 +29,7 @@ def require_same_base(first: tuple[str, str | None], second: tuple[str, str | No
     if known and base and _last(known) != _last(base):
         raise CheckpointError(
             f"{other} belongs to the base {base} and {one} to {known}; needed adapters of one base "
-            "(--any-base, if both names mean the same model)"
+            "(any_base=True, if both names mean the same model)"
         )
 
 

@@ -32,7 +32,7 @@ def kept_apart(
     """Groups to convert, and groups of the modules, by an expression, that stay as they are."""
     if keep is None:
         return dict(groups), {}
-    expression = regular_expression(keep, "--keep takes a regular expression")
+    expression = regular_expression(keep, "keep takes a regular expression")
     apart, kept = {}, {}
     for name, group in groups.items():
         parts: dict[bool, list[LoRAModule]] = {True: [], False: []}

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, cast, final
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, from_numpy
+from lotr_tn._shown import Shown, lines_of
 from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoTRAdapter, LoTRGroup, common_dtype
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.analysis.forms import FormatName
@@ -24,7 +25,7 @@ from lotr_tn.banks.group import (
     exact_stack,
     in_whole_bases,
 )
-from lotr_tn.errors import CheckpointError, OptionError, listed, meant
+from lotr_tn.errors import CheckpointError, OptionError, listed, meant, printable
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg.ranks import RelativeError, epsilon_of
@@ -71,8 +72,8 @@ class Figures:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Bank(Mapping[str, LoTRAdapter]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Bank(Shown, Mapping[str, LoTRAdapter]):
     """Many adapters of one base in one file; a mapping of names to adapters.
 
     An adapter is read when it is asked for, from the mapped file: the bases that all share once,
@@ -100,6 +101,11 @@ class Bank(Mapping[str, LoTRAdapter]):
     stacking: Stacking
     explanation: Mapping[str, Any] = field(default_factory=dict)
     source: Path | None = None
+
+    def __repr__(self) -> str:
+        source = "" if self.source is None else f", from {printable(str(self.source))}"
+        held = f"{len(self.adapters)} adapters in {len(self.groups)} stacks, {self.nbytes:,} bytes"
+        return lines_of(f"Bank({held}{source})", map(printable, self.names))
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -297,7 +303,7 @@ class Bank(Mapping[str, LoTRAdapter]):
         if asked is None:
             raise OptionError(
                 f"{self.source} was made for a size, not for an error; say which error {whose}, "
-                "such as --rel-error 0.05"
+                "such as rule=RelativeError(0.05)"
             )
         return RelativeError(float(asked))
 

@@ -45,7 +45,7 @@ def _labeller(by: str) -> Callable[[str, Shape], str]:
         return lambda path, shape: kind_of(path)
     if by == "shape":
         return lambda path, shape: "{}x{}".format(*shape)
-    expression = regular_expression(by, "--group-by takes kind, shape or a regular expression")
+    expression = regular_expression(by, "group_by takes kind, shape or a regular expression")
 
     def label(path: str, shape: Shape) -> str:
         match = expression.search(path)

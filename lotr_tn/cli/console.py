@@ -24,6 +24,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from lotr_tn._shown import shown
+from lotr_tn.cli.words import typed_words
 from lotr_tn.errors import CheckpointError, printable, sentence
 from lotr_tn.files.weights import files_of, weights_in
 
@@ -76,20 +78,9 @@ class Output:
             ) from None
 
 
-def shown(value: Any) -> Any:
-    """A record whose texts can be shown as they are, names among the keys too."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {shown(key): shown(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [shown(item) for item in value]
-    return value
-
-
 def say(message: str) -> None:
     """Say one sentence on standard error."""
-    typer.echo(f"lotr: {sentence(message)}", err=True)
+    typer.echo(f"lotr: {sentence(typed_words(message))}", err=True)
 
 
 def missed(message: str) -> NoReturn:

@@ -9,7 +9,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn._arrays import UNIT_ROUNDOFF, require_dtype
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAModule, Target
 from lotr_tn.adapters.as_lora import as_dtype, fits_float16, portable_lora
 from lotr_tn.adapters.base_models import base_model_of, require_same_base
@@ -318,11 +318,7 @@ def _require_cut(rank: int | None, rule: RelativeError | None, dtype: str) -> No
         raise OptionError("give a rank or an error, and not both: each says how much to keep")
     if rank is not None:
         require_count("rank", rank, 1)
-    if dtype not in ("auto", *UNIT_ROUNDOFF):
-        names = ", ".join(UNIT_ROUNDOFF)
-        raise OptionError(
-            f"dtype must be auto or one of {names}; found {dtype!r}{meant(dtype, UNIT_ROUNDOFF)}"
-        )
+    require_dtype(dtype, "auto")
 
 
 def _weights_of(

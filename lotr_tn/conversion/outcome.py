@@ -5,8 +5,10 @@ from typing import Literal
 
 import numpy as np
 
+from lotr_tn._shown import Shown, lines_of
 from lotr_tn.adapters.adapter import LoTRAdapter
 from lotr_tn.analysis.forms import FormatName
+from lotr_tn.errors import printable
 from lotr_tn.formats import Certificate
 
 
@@ -41,8 +43,8 @@ class GroupConversion:
     format: FormatName = "lotr"
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Shown):
     """A converted adapter, and what each group cost and lost.
 
     Attributes:
@@ -62,6 +64,19 @@ class Conversion:
     bound: float | None = None
     bound_unit: Literal["bytes", "relative error"] | None = None
     bound_forms: tuple[FormatName, ...] = ()
+
+    def __repr__(self) -> str:
+        before, after = self.total("parameters_before"), self.total("parameters_after")
+        met = "" if self.met else ", not what was asked"
+        head = f"relative error {self.relative_error:.3g}, {before:,} -> {after:,} parameters{met}"
+        return lines_of(
+            f"Conversion({head})",
+            (
+                f"{printable(group.name)}: {group.format}, ranks {group.ranks}, "
+                f"relative error {group.certificate.relative_error:.3g}"
+                for group in self.groups
+            ),
+        )
 
     @property
     def relative_error(self) -> float:

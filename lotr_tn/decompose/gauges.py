@@ -11,9 +11,18 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, dtype_name, float64, from_numpy, narrow
+from lotr_tn._arrays import (
+    UNIT_ROUNDOFF,
+    Array,
+    Namespace,
+    dtype_name,
+    float64,
+    from_numpy,
+    narrow,
+    require_dtype,
+)
 from lotr_tn.decompose.assemble import fix_signs, signs
-from lotr_tn.errors import BackendError, FormatError, OptionError, RankError, not_among
+from lotr_tn.errors import FormatError, OptionError, RankError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.factor import qr, svd
@@ -253,8 +262,7 @@ def random_factors(
     """
     require_gauge(gauge, (*GAUGES, "normal"))
     (layers, m, n), (r1, r2) = _sizes(shape, ranks)
-    if dtype not in UNIT_ROUNDOFF:
-        raise BackendError(not_among("dtype", dtype, [*UNIT_ROUNDOFF]))
+    require_dtype(dtype)
     require_count("seed", seed)
     rng = np.random.default_rng(seed)
     u, v = rng.standard_normal((m, r1)), rng.standard_normal((n, r2))

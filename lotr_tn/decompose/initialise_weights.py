@@ -18,6 +18,7 @@ from lotr_tn._arrays import (
     float64,
     namespace_of,
     narrow,
+    require_dtype,
     row_blocks,
     wants_gradient,
 )
@@ -33,7 +34,7 @@ from lotr_tn.decompose.gauges import (
 )
 from lotr_tn.decompose.initialise import certificate_of
 from lotr_tn.decompose.tucker import hooi
-from lotr_tn.errors import BackendError, DerivativeError, FormatError, RankError, not_among
+from lotr_tn.errors import BackendError, DerivativeError, FormatError, RankError
 from lotr_tn.formats import Certificate, Dense, Tucker2
 from lotr_tn.linalg.factor import pinv, qr
 from lotr_tn.linalg.gram import cross_gram, wide_product
@@ -153,8 +154,8 @@ def initial_factors_of_weights(
     require_count("oversampling", oversampling)
     require_count("power_iterations", power_iterations)
     require_count("seed", seed)
-    if dtype is not None and dtype not in UNIT_ROUNDOFF:
-        raise BackendError(not_among("dtype", dtype, [*UNIT_ROUNDOFF]))
+    if dtype is not None:
+        require_dtype(dtype)
     rule = as_rule(ranks)
     if not isinstance(rule, FixedRank):
         raise RankError(f"the ranks of weights must be given as numbers; found {rule}")
@@ -200,7 +201,8 @@ class _WeightReader:
     def __init__(self, weights: Dense | Matrices) -> None:
         if isinstance(weights, Dense):
             weights = [weights.w[index, ...] for index in range(weights.shape[0])]  # views
-        if not (hasattr(weights, "__len__") and hasattr(weights, "__getitem__")):
+        listed = hasattr(weights, "__len__") and hasattr(weights, "__getitem__")
+        if not listed or isinstance(weights, dict | type) or getattr(weights, "ndim", 1) == 0:
             found = type(weights).__name__
             raise FormatError(f"weights must be a Dense or a sequence of matrices; found {found}")
         if len(weights) == 0:

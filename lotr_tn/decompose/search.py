@@ -6,10 +6,10 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, namespace_of, to_numpy
+from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, namespace_of, require_dtype, to_numpy
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
-from lotr_tn.errors import PrecisionWarning, RankError, not_among, warn_outside
+from lotr_tn.errors import PrecisionWarning, warn_outside
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
@@ -96,8 +96,7 @@ def asked_dtype(stack: Stack, dtype: str | None) -> str:
     """The storage dtype of a result: the one asked for, or the stack's own."""
     if dtype is None:
         return storage_dtype(stack)
-    if dtype not in UNIT_ROUNDOFF:
-        raise RankError(not_among("dtype", dtype, [*UNIT_ROUNDOFF]))
+    require_dtype(dtype)
     return dtype
 
 

@@ -2,17 +2,26 @@
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
+
+import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn.adapters.adapter import Adapter, LoTRAdapter
+from lotr_tn._arrays import to_numpy
+from lotr_tn.adapters.adapter import Adapter, Compressed, Layout, LoTRAdapter, LoTRGroup, Target
+from lotr_tn.adapters.grouping import group_modules
+from lotr_tn.analysis.forms import form_of
 from lotr_tn.banks.file import is_bank, load_bank
-from lotr_tn.errors import CheckpointError
+from lotr_tn.errors import CheckpointError, listed
 from lotr_tn.files.dialects.contents import Contents
 from lotr_tn.files.dialects.native import save_native
 from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.dialects.table import dialect_of
 from lotr_tn.files.places import located
+from lotr_tn.formats import LoRAStack, Stack
+from lotr_tn.ops.arrays import arrays_of, with_arrays
 
 
 @door
@@ -84,3 +93,50 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str], *, force: bool 
         save_native(adapter, path, force=force)
         return
     save_peft(adapter, path, force=force)
+
+
+@door
+def save_stack(stack: Stack, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write one stack alone as a native file, with its certificate.
+
+    Args:
+        stack: a stack that a file can hold: all but `Dense`, and registered formats with a form.
+        path: the file to make, such as `name.lotr.safetensors`.
+        force: whether an existing file may be replaced.
+
+    Raises:
+        OptionError: a file has no form for such a stack.
+        CheckpointError: the target exists, or writing failed; then nothing was changed.
+
+    Cost: a copy on NumPy of a stack of another library.
+    """
+    form_of(stack)
+    held = cast("Compressed", stack)
+    moved = with_arrays(held, **{name: to_numpy(x) for name, x in arrays_of(held).items()})
+    if (certificate := held.certificate) is not None:
+        numbers = {f: to_numpy(getattr(certificate, f)) for f in ("distances", "norms")}
+        bounds = {f: np.float64(float(getattr(certificate, f))) for f in ("lower", "upper")}
+        moved = replace(moved, certificate=replace(certificate, **numbers, **bounds))
+    layers, m, n = held.shape
+    ranks = held.ranks if isinstance(held, LoRAStack) else (min(m, n),) * layers
+    targets = tuple(Target(f"layers.{i}", Layout(), rank) for i, rank in enumerate(ranks))
+    origin = {"format": "stack", "dtype": moved.dtype}
+    group = LoTRGroup("stack", targets, moved)
+    save_adapter(LoTRAdapter({"stack": group}, {}, "{}", origin), path, force=force)
+
+
+@door
+def load_stack(path: str | os.PathLike[str]) -> Compressed:
+    """The one stack of a file, on NumPy, with its certificate.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds several stacks.
+    """
+    groups = group_modules(load_adapter(path))
+    if len(groups) != 1:
+        raise CheckpointError(
+            f"{path} holds {len(groups)} stacks, {listed(list(groups))}; take one with "
+            "lt.group_modules(lt.load_adapter(path))[name].stack"
+        )
+    (group,) = groups.values()
+    return group.stack

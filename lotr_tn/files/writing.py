@@ -76,7 +76,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise _failed(path, error) from None
     if exists and not force:
         raise CheckpointError(
-            f"{path} exists; name another destination, or replace it with --force"
+            f"{path} exists; name another destination, or replace it with force=True"
         )
     if not has_folder:
         raise CheckpointError(f"the folder {path.parent} does not exist; create it first")
@@ -218,7 +218,7 @@ def _name_first(partial: Path, path: Path) -> None:
 
 _APPEARED = (
     "{} was made by another process while this one was writing it; nothing was changed: name "
-    "another destination, or replace it with --force"
+    "another destination, or replace it with force=True"
 )
 
 

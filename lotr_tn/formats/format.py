@@ -16,8 +16,3 @@ class Format(Operators):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(L, m, n)."""
-        raise NotImplementedError(f"{type(self).__name__} must say its shape (L, m, n)")

@@ -1,27 +1,33 @@
-"""Operators on stacks, such as `a + b`, `2 * a`, `a @ x` and `a.T`.
+"""Operators on stacks, such as `a + b`, `2 * a`, `a @ x` and `a.T`; and their layers, as of a list.
 
 They are sugar over the functions of `lotr_tn.ops`, which fill the table below.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from lotr_tn._arrays import Array
-from lotr_tn.errors import FormatError
+from lotr_tn.errors import ArgumentError, FormatError
 from lotr_tn.formats.printing import describe
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 def register(**functions: Callable[..., Any]) -> None:
-    """Name the functions behind the operators: add, subtract, scale, transpose, apply."""
+    """Name the functions behind the operators, such as add, transpose and take_layers."""
     _FUNCTIONS.update(functions)
 
 
 class Operators:
-    """What every format inherits: arithmetic as for matrices, and how it is printed."""
+    """What every format inherits: arithmetic as for matrices, layers as of a list, printing."""
 
     __array_ufunc__ = None  # NumPy leaves `number * stack` to the stack
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(L, m, n)."""
+        raise NotImplementedError(f"{type(self).__name__} must say its shape (L, m, n)")
 
     def __repr__(self) -> str:
         return describe(self)
@@ -59,6 +65,48 @@ class Operators:
         if x.ndim == 2:
             return _FUNCTIONS["apply"](self, x.T).mT
         raise FormatError(f"a @ x takes x of shape (n,) or (n, b); found {tuple(x.shape)}")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Refused: it would form every matrix without being asked for that."""
+        raise ArgumentError(
+            f"a {type(self).__name__} is no array; lt.to_dense(stack) forms its matrices (L, m, n)"
+        )
+
+    def __len__(self) -> int:
+        """The number of layers, L."""
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Self]:
+        """Each layer, as a stack of one."""
+        return (self[layer] for layer in range(len(self)))
+
+    def __getitem__(self, layer: int | slice) -> Self:
+        """A layer as a stack of one, or the layers of a slice: copies of their own arrays."""
+        if isinstance(layer, slice):
+            return _FUNCTIONS["take_layers"](self, range(*layer.indices(len(self))))
+        try:
+            return _FUNCTIONS["take_layers"](self, [operator.index(layer)])
+        except TypeError:
+            raise ArgumentError(
+                f"a stack takes a layer's number or a slice; this is a {type(layer).__name__}: "
+                "lt.take_layers takes a list of numbers"
+            ) from None
+
+    @property
+    def dtype(self) -> str:
+        """The storage dtype: float64, float32, float16 or bfloat16."""
+        return _FUNCTIONS["storage_dtype"](self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored entries."""
+        return _FUNCTIONS["parameter_count"](self) * _FUNCTIONS["item_size"](self.dtype)
+
+    @property
+    def relative_error(self) -> float | None:
+        """What the certificate measured, ‖T − T̂‖ / ‖T‖; None where nothing was certified."""
+        certificate = getattr(self, "certificate", None)
+        return None if certificate is None else certificate.relative_error
 
     @property
     def T(self) -> Self:  # noqa: N802 - the name it has in linear algebra

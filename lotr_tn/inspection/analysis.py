@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lotr_tn._shown import Shown, lines_of
 from lotr_tn.adapters.question import Rule
 from lotr_tn.adapters.stackings import StackedGroup
 from lotr_tn.analysis.candidates import Candidate, Subject, joint_error
@@ -10,6 +11,7 @@ from lotr_tn.analysis.clustering import Clustering
 from lotr_tn.analysis.division import bounded
 from lotr_tn.analysis.forms import LORA, FormatName
 from lotr_tn.analysis.subspaces import Overlaps
+from lotr_tn.errors import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +63,8 @@ class StackingCost:
     note: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Analysis:
+@dataclass(frozen=True, eq=False, repr=False)
+class Analysis(Shown):
     """Adapters of one base, before anything is converted.
 
     Attributes:
@@ -89,6 +91,17 @@ class Analysis:
     met: bool
     seconds: float
     bound: float | None = None
+
+    def __repr__(self) -> str:
+        modules = sum(group.shape[0] for group in self.groups)
+        of = f"{len(self.sources)} adapters" if len(self.sources) > 1 else "an adapter"
+        return lines_of(
+            f"Analysis({modules} modules of {of}, {self.parameters:,} parameters, {self.question})",
+            (
+                f"{printable(group.stacked.group.name)}: {group.choice.candidate.format}"
+                for group in self.groups
+            ),
+        )
 
     @property
     def bound_forms(self) -> tuple[FormatName, ...]:

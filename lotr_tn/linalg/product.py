@@ -1,7 +1,6 @@
 """Products of small factors that may cancel, and the SVD of a product without the product."""
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import Array, namespace_of
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, namespace_of
 from lotr_tn.errors import FormatError
 from lotr_tn.linalg.factor import qr, svd

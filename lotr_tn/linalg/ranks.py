@@ -7,6 +7,7 @@ from typing import TypeAlias, final
 
 import numpy as np
 
+from lotr_tn._arguments import is_number
 from lotr_tn.errors import RankError
 
 
@@ -42,7 +43,7 @@ class RelativeError:
     epsilon: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon < 1:
+        if not is_number(self.epsilon) or not 0 <= self.epsilon < 1:
             raise RankError(
                 "a relative error must be at least 0 and below 1, such as 0.05; "
                 f"found {self.epsilon!r}"
@@ -60,7 +61,7 @@ class Energy:
     share: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if not is_number(self.share) or not 0 < self.share <= 1:
             raise RankError(
                 f"an energy must be above 0 and at most 1, such as 0.99; found {self.share!r}"
             )

@@ -1,8 +1,10 @@
 """The algebra of stacks of updates, on factors."""
 
 from lotr_tn.formats import operators
+from lotr_tn.linalg.ranks import ITEM_SIZES
 from lotr_tn.ops.apply import apply, apply_transpose, merge_break_even
 from lotr_tn.ops.arithmetic import add, scale, subtract, transpose
+from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.conversion import convert
 from lotr_tn.ops.counts import parameter_count
 from lotr_tn.ops.dense import to_dense
@@ -21,7 +23,17 @@ from lotr_tn.ops.primitives import (
 )
 from lotr_tn.ops.stacking import concat_layers, take_layers
 
-operators.register(add=add, subtract=subtract, scale=scale, transpose=transpose, apply=apply)
+operators.register(
+    add=add,
+    subtract=subtract,
+    scale=scale,
+    transpose=transpose,
+    apply=apply,
+    take_layers=take_layers,
+    storage_dtype=storage_dtype,
+    parameter_count=parameter_count,
+    item_size=ITEM_SIZES.__getitem__,
+)
 
 __all__ = [
     "Primitives",

@@ -244,6 +244,8 @@ def _all_low_rank_layers(stack: LowRankTucker2, x: Array, *, xp: Namespace) -> A
 
 def _layer_a_row(stack: Core, x: Array, layer: Sequence[int] | Array, *, xp: Namespace) -> Array:
     """Row i of x through layer[i]."""
+    if getattr(layer, "ndim", 1) != 1:
+        raise FormatError("layer must be one index, or one for each row of x: whole numbers")
     count = len(layer)
     if x.ndim < 2 or x.shape[0] != count:
         raise FormatError(

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from lotr_tn._arguments import door
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, Namespace, at_least_float32, dtype_name, narrow
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lotr_tn._arrays import Array, Namespace, dtype_name, namespace_of, wants_gradient
-from lotr_tn.formats import Certificate, Core, Stack
+from lotr_tn.formats import Certificate, Core, Operators, Stack
 
 Kind = TypeVar("Kind", bound=Stack)  # a stack whose format a function keeps
 
@@ -95,6 +95,8 @@ def _fields_of(kind: type) -> _Fields:
 
 
 def _is_array(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, Operators):
+        return False  # a stack has a dtype and a shape too
     return hint is Any or (hasattr(hint, "dtype") and hasattr(hint, "shape"))
 
 

@@ -1,9 +1,8 @@
 """Dense matrices on request, and nowhere else."""
 
-from lotr_tn._arguments import door
-from lotr_tn._arrays import Array, cast
 import numpy as np
 
+from lotr_tn._arguments import door
 from lotr_tn._arrays import Array, narrow
 from lotr_tn.errors import PerformanceWarning, warn_outside
 from lotr_tn.formats import Format, Stack

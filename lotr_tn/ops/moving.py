@@ -6,8 +6,8 @@ from typing import Any
 import array_api_compat
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import STORAGE_DTYPES, Array, narrow
-from lotr_tn.errors import BackendError, not_among
+from lotr_tn._arrays import Array, narrow, require_dtype
+from lotr_tn.errors import BackendError
 from lotr_tn.ops.arrays import Kind, arrays_of, common_namespace, with_arrays
 
 
@@ -20,13 +20,13 @@ def astype(stack: Kind, dtype: str) -> Kind:
         dtype: "float64", "float32", "float16" or "bfloat16".
 
     Raises:
-        BackendError: no such dtype in the stack's library.
+        OptionError: no such dtype.
+        BackendError: the stack's library lacks it.
         FormatError: an entry is too large for float16.
 
     Accuracy: each entry is rounded once.
     """
-    if dtype not in STORAGE_DTYPES:
-        raise BackendError(not_among("dtype", dtype, [*STORAGE_DTYPES]))
+    require_dtype(dtype)
     xp = common_namespace(stack)
     return _mapped(stack, lambda x: narrow(x, dtype, xp=xp))
 

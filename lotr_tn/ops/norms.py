@@ -3,7 +3,6 @@
 from typing import Literal, assert_never
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import Array, Namespace, float64, namespace_of
 from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, on_host
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2

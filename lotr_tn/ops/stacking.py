@@ -37,7 +37,7 @@ def take_layers(stack: Kind, layers: Sequence[int]) -> Kind:
     Cost: a copy of the chosen layers' own arrays.
     """
     count = stack.shape[0]
-    if not layers:
+    if len(layers) == 0:
         raise FormatError("layers must name at least one layer; found none")
     for layer in layers:
         if not -count <= layer < count:

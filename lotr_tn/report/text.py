@@ -33,9 +33,9 @@ def shape_text(shape: list[int]) -> str:
     return f"{shape[0]} x {shape[1]}x{shape[2]}"
 
 
-def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
-    """The outcome of `lotr convert`."""
-    mixed = not all(is_pairs(group["format"]) for group in record["groups"])
+def group_table(record: dict[str, Any]) -> Table:
+    """What a conversion made of each group."""
+    mixed = _mixed(record)
     columns = ["Group", "Layers x matrix", "Ranks", "Error", "LoRA", "LoTR", "Ratio"]
     if mixed:
         columns[1], columns[5] = "Format", "After"
@@ -51,6 +51,16 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
             count(after),
             times(after, before),
         )
+    return table
+
+
+def _mixed(record: dict[str, Any]) -> bool:
+    return not all(is_pairs(group["format"]) for group in record["groups"])
+
+
+def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
+    """The outcome of `lotr convert`."""
+    mixed = _mixed(record)
     before, after = record["params_before"], record["params_after"]
     lines = [
         f"Relative error  {error(record['relative_error'])}, measured; asked: {asked}",
@@ -63,7 +73,7 @@ def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
         lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
-    parts: list[RenderableType] = [table, emphasised("\n".join(lines))]
+    parts: list[RenderableType] = [group_table(record), emphasised("\n".join(lines))]
     if record["zero"]:
         parts.append(Text("\n" + ALL_ZERO, style="yellow"))
     elif not mixed and (warning := verdict_line(record)):

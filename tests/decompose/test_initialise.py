@@ -718,7 +718,7 @@ def test_weights_refuse():
         call([[[1.0, 2.0], [3.0, 4.0]]])
     with pytest.raises(BackendError, match="int64"):
         call([np.ones((4, 3), dtype=np.int64)])
-    with pytest.raises(BackendError, match="dtype must be one of"):
+    with pytest.raises(OptionError, match="dtype must be one of"):
         call([good], dtype="int8")
     with pytest.raises(RankError, match=r"r1 must lie in 1 … m = 4; found 5"):
         call([good], (5, 2))
@@ -863,7 +863,7 @@ def test_random_factors_refuse(function):
 def test_random_factors_refuse_their_own_options():
     with pytest.raises(OptionError, match="seed must be a whole number of at least 0; found -1"):
         random_factors((2, 4, 3), (2, 2), seed=-1)
-    with pytest.raises(BackendError, match="dtype must be one of"):
+    with pytest.raises(OptionError, match="dtype must be one of"):
         random_factors((2, 4, 3), (2, 2), dtype="int8")
     with pytest.raises(BackendError, match="unknown backend 'jax'"):
         random_factors((2, 4, 3), (2, 2), backend="jax")

@@ -298,5 +298,5 @@ def test_refusals():
         lambda: lt.hooi(lora(), 2, dtype="int8"),
         lambda: lt.decompose.hooi_in_metric(lora(), 2, np.ones(9), dtype="int8"),
     ):
-        with pytest.raises(RankError, match="dtype must be one of"):
+        with pytest.raises(OptionError, match="dtype must be one of"):
             asked()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn._arrays import require_dtype
 from lotr_tn.adapters.adapter import Adapter
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
@@ -197,8 +197,7 @@ def _check(
         )
     if method not in DECOMPOSITIONS:
         raise OptionError(not_among("method", method, [*DECOMPOSITIONS]))
-    if dtype not in ("auto", *UNIT_ROUNDOFF):
-        raise OptionError(not_among("dtype", dtype, ["auto", *UNIT_ROUNDOFF]))
+    require_dtype(dtype, "auto")
     if not isinstance(rule, RelativeError | TotalError | FixedRank | Budget):
         raise OptionError(
             f"a bank is asked for an error, a size or ranks; found {type(rule).__name__}"
