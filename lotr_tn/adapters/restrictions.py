@@ -44,6 +44,6 @@ def kept_apart(
             apart[name] = LoRAGroup(name, tuple(parts[False]))
     if not kept:
         raise OptionError(
-            f"--keep {keep!r} is found in no module; see `lotr inspect` for the paths"
+            f"--keep {keep!r} is found in no module; see `lotr inspect`"
         )
     return apart, kept
