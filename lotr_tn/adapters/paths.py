@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from lotr_tn._arguments import door
 from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.adapters.as_lora import config_text
 from lotr_tn.adapters.raw_tensor import RawTensor
@@ -99,6 +100,7 @@ def differing_prefixes(known: Shapes, found: Shapes) -> dict[str, str]:
     return pairs
 
 
+@door
 def map_prefix(adapter: A, prefixes: Mapping[str, str]) -> A:
     """The adapter with other prefixes of its modules' paths, and of the keys of other tensors.
 

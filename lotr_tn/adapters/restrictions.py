@@ -43,7 +43,5 @@ def kept_apart(
         if parts[False]:
             apart[name] = LoRAGroup(name, tuple(parts[False]))
     if not kept:
-        raise OptionError(
-            f"--keep {keep!r} is found in no module; see `lotr inspect`"
-        )
+        raise OptionError(f"--keep {keep!r} is found in no module; see `lotr inspect`")
     return apart, kept
