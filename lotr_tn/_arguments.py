@@ -158,7 +158,7 @@ def _words(annotation: Any) -> str:
     if origin in (tuple, Sequence, Iterable, Collection):
         return f"a list of {_plural(members[0])}"
     if origin is Mapping:
-        return f"{_plural(members[1])} by name"
+        return "a mapping" if _is_open(members[1]) else f"{_plural(members[1])} by name"
     if origin is type:
         return "a class"
     if origin is Callable:
@@ -230,7 +230,8 @@ def _fits(annotation: Any) -> Fits | None:
         exact = origin is tuple and Ellipsis not in members
         return _collection(members, len(members) if exact else None)
     if origin is Mapping:
-        return _mapping(get_args(annotation)[1])
+        member = get_args(annotation)[1]
+        return _mapping(None if _is_open(member) else _fits(member))
     if origin is type:
         return lambda value: isinstance(value, type)
     if origin is Callable:
@@ -242,9 +243,9 @@ def _fits(annotation: Any) -> Fits | None:
 
 
 def _is_rule(annotation: Any) -> bool:
-    """Whether it asks for ranks: `as_rule` refuses all else, as an error of ranks."""
+    """Whether it asks for ranks: the function refuses all else, as an error of ranks."""
     names = {getattr(m, "__name__", "") for m in (annotation, *get_args(annotation))}
-    return bool(names & {"FixedRank", "RelativeError"})
+    return annotation == int | tuple[int, int] or bool(names & {"FixedRank", "RelativeError"})
 
 
 def _is_class(member: Any) -> bool:
@@ -284,9 +285,12 @@ def _collection(members: tuple[Any, ...], length: int | None) -> Fits:
     return fits
 
 
-def _mapping(member: Any) -> Fits:
-    each = _fits(member)
+def _is_open(member: Any) -> bool:
+    """Whether a mapping's values are left to the function: options, and lists by name."""
+    return member is Any or get_origin(member) in (tuple, Sequence, Mapping)
 
+
+def _mapping(each: Fits | None) -> Fits:
     def fits(value: Any) -> bool:
         if not isinstance(value, Mapping):
             return False

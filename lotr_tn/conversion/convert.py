@@ -48,7 +48,7 @@ Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
 
 @door
 def convert_adapter(
-    adapter: LoRAAdapter,
+    adapter: Adapter,
     ranks: AdapterRule | int | tuple[int, int],
     *,
     format: FormatName = "lotr",

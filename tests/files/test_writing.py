@@ -34,7 +34,7 @@ def test_a_file_appears_whole(tmp_path):
 
 def test_existing_targets_need_force(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(CheckpointError, match=r"exists.*--force"):
+    with pytest.raises(CheckpointError, match=r"exists.*force=True"):
         write_file(tmp_path / "a", text("new"), force=False)
     assert (tmp_path / "a").read_text() == "old"
     write_file(tmp_path / "a", text("new"), force=True)
