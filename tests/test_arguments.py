@@ -115,8 +115,7 @@ def test_every_public_function_has_the_door():
         ),
         (
             lambda: lt.convert_adapter("a/path", 2),
-            "convert_adapter takes an adapter; this is a str, 'a/path': take "
-            "lt.load_adapter(path)",
+            "convert_adapter takes an adapter; this is a str, 'a/path': take lt.load_adapter(path)",
         ),
         (
             lambda: lt.analyze_adapters(ADAPTER),
