@@ -243,9 +243,10 @@ def _fits(annotation: Any) -> Fits | None:
 
 
 def _is_rule(annotation: Any) -> bool:
-    """Whether it asks for ranks: the function refuses all else, as an error of ranks."""
+    """Whether it asks for ranks or sizes: the function refuses all else, in words of its own."""
     names = {getattr(m, "__name__", "") for m in (annotation, *get_args(annotation))}
-    return annotation == int | tuple[int, int] or bool(names & {"FixedRank", "RelativeError"})
+    sizes = (int | tuple[int, int], tuple[int, int], tuple[int, int, int])
+    return annotation in sizes or bool(names & {"FixedRank", "RelativeError"})
 
 
 def _is_class(member: Any) -> bool:

@@ -729,8 +729,10 @@ def test_weights_refuse():
     with pytest.raises(OptionError, match="gauge must be"):
         call([good], gauge="normal")
     for name in ("oversampling", "power_iterations", "seed"):
-        for value in (-1, 1.5, True):
-            with pytest.raises(OptionError, match=f"{name} must be a whole number"):
+        with pytest.raises(OptionError, match=f"{name} must be a whole number"):
+            call([good], **{name: -1})
+        for value in (1.5, True):
+            with pytest.raises(OptionError, match=f"takes a whole number as {name}; this is"):
                 call([good], **{name: value})
     with pytest.raises(DerivativeError, match=r"layer 0 requires one; detach the weights first"):
         call([torch.nn.Parameter(torch.ones(4, 3))])
