@@ -83,10 +83,11 @@ def door(function: Function) -> Function:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one parameter takes: in words, and how to see whether a value fits."""
+    """What one parameter takes: in words, how to see whether a value fits, and one of a list."""
 
     words: str
     fits: Fits
+    each: Fits | None = None
 
     def refusal(self, function: str, parameter: str, value: Any) -> ArgumentError:
         """One sentence: what the function takes, what this is, what to do."""
@@ -95,10 +96,19 @@ class Wanted:
         name = "round" if function == "round_stack" else function
         sort = _sort(value)
         hint = HINTS.get((self.words, sort)) or HINTS.get((_BROADER.get(self.words, ""), sort))
+        inside = self._inside(value)
+        todo = f": {hint}" if hint and not inside else ""
         return ArgumentError(
-            f"{name} takes {self.words}{where}; this is {_given(value)}"
-            + (f": {hint}" if hint else "")
+            f"{name} takes {self.words}{where}; this is {_given(value)}{inside}{todo}"
         )
+
+    def _inside(self, value: Any) -> str:
+        """Which of a list's members is the wrong one, where it is the list of another thing."""
+        if self.each is None or not isinstance(value, list | tuple | dict):
+            return ""
+        members = value.values() if isinstance(value, dict) else value
+        wrong = [member for member in members if not self.each(member)]
+        return f" that holds {_given(wrong[0])}" if wrong else ""
 
 
 def _given(value: Any) -> str:
@@ -203,10 +213,23 @@ def _wanted(parameter: inspect.Parameter) -> Wanted | None:
     annotation = parameter.annotation
     if annotation is Any and parameter.name in OPEN:
         return None
+    if annotation == Sequence[float]:  # the function says how many of which it needs
+        return None
     if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
         return None
     found = _fits(annotation)
-    return None if found is None else Wanted(_words(annotation), found)
+    return None if found is None else Wanted(_words(annotation), found, _member(annotation))
+
+
+def _member(annotation: Any) -> Fits | None:
+    """The check of one thing of a list, or of what stands by name."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        found = [_member(each) for each in members]
+        return next((each for each in found if each is not None), None)
+    if origin in (tuple, Sequence, Iterable, Collection):
+        return _fits(members[0])
+    return _fits(members[1]) if origin is Mapping and not _is_open(members[1]) else None
 
 
 def _fits(annotation: Any) -> Fits | None:

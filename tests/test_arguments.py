@@ -134,6 +134,11 @@ def test_every_public_function_has_the_door():
             "hooi takes a whole number as seed; this is a str, '1'",
         ),
         (lambda: lt.round(None, 1), "round takes a stack; this is None"),
+        (lambda: lt.gram([STACK, 3]), "gram takes a list of stacks; this is a list that holds 3"),
+        (
+            lambda: lt.merge_adapters({"a": 3}),
+            "merge_adapters takes adapters by name; this is a dict that holds 3",
+        ),
         (
             lambda: np.asarray(STACK),
             "a LoRAStack is no array; lt.to_dense(stack) forms its matrices (L, m, n)",
@@ -182,6 +187,8 @@ def test_numbers_of_other_libraries_and_any_collection_are_taken():
     assert lt.take_layers(STACK, np.array([1])).ranks == (1,)
     assert lt.take_layers(STACK, range(1)).ranks == (1,)
     assert lt.hooi(STACK, 1, seed=np.int64(3), tolerance=np.float32(0.1)).ranks == (1, 1)
+    assert lt.hooi(STACK, (np.int64(1), np.int32(1))).ranks == (1, 1)
+    assert type(lt.FixedRank(np.int64(1)).r1) is int
     assert lt.merge(STACK, torch.ones(2, dtype=torch.float64)).shape == (1, 4, 3)
 
 

@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_import_is_light():
 def test_version_is_that_of_the_metadata():
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert lotr_tn.__version__ == metadata["version"]
+
+
+def test_types_are_shipped():
+    """The marker that makes pyright and mypy read the annotations of an installed package."""
+    assert (resources.files(lotr_tn) / "py.typed").is_file()
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert wheel["targets"]["wheel"] == {"packages": ["lotr_tn"]}  # whole: nothing is left out
 
 
 def test_no_file_is_a_drawer():

@@ -24,7 +24,7 @@ from lotr_tn.decompose.tucker import hosvd
 from lotr_tn.errors import RankError
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack
 from lotr_tn.linalg.factor import pinv, qr, svd
-from lotr_tn.linalg.ranks import FixedRank, RankLimits
+from lotr_tn.linalg.ranks import FixedRank, RankLimits, fixed_pair
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.distance import layer_distances
@@ -62,7 +62,7 @@ def low_rank_tucker2(
         closer than its lower bound.
 
     Raises:
-        RankError: a rank or `terms` is negative.
+        RankError: `ranks` is no pair, or a rank or `terms` is negative.
         DerivativeError: torch would record the decomposition.
 
     Cost: that of `hosvd` at these ranks, and O(L·r1·r2·min(r1, r2)) flops.
@@ -79,10 +79,10 @@ def low_rank_tucker2(
     """
     if terms < 0:
         raise RankError(f"terms must be at least 0; found {terms}")
-    limits, stack = limits or RankLimits(), lowered(stack)
+    pair, limits, stack = fixed_pair(ranks), limits or RankLimits(), lowered(stack)
     if isinstance(stack, LowRankTucker2):
-        return _inside_bases(stack, FixedRank(*ranks), terms, limits, asked_dtype(stack, dtype))
-    whole = hosvd(stack, FixedRank(*ranks), dtype=asked_dtype(stack, dtype))
+        return _inside_bases(stack, pair, terms, limits, asked_dtype(stack, dtype))
+    whole = hosvd(stack, pair, dtype=asked_dtype(stack, dtype))
     most = stack.ranks if isinstance(stack, LoRAStack) else (min(stack.shape[1:]),) * stack.shape[0]
     xp, known = common_namespace(whole), whole.certificate
     assert known is not None

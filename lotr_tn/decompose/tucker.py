@@ -46,7 +46,8 @@ def hosvd(
         stack: any stack (L, m, n).
         ranks: (r1, r2), one number for both, or a rule: `FixedRank`, `RelativeError`, `Energy`,
             `Budget`. An error takes the cheapest pair of ranks, by m·r1 + n·r2 + L·r1·r2, that
-            meets it; a budget the pair that loses least.
+            meets it; a budget the pair that loses least. Of ranks above what the matrices have,
+            the largest there are come out, as `.ranks` says; rank 0 is the zero update.
         dtype: storage dtype of the result; the stack's own where left out.
         weights: L numbers w_l ≥ 0 to lower Σ w_l ‖ΔW_l − ΔŴ_l‖²; "unit-norm" for 1 / ‖ΔW_l‖², so
             that every layer's relative error counts the same (the JD-Full objective of

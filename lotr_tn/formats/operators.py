@@ -81,7 +81,7 @@ class Operators:
         return (self[layer] for layer in range(len(self)))
 
     def __getitem__(self, layer: int | slice) -> Self:
-        """A layer as a stack of one, or the layers of a slice: copies of their own arrays."""
+        """A layer as a stack of one, or those of a slice; factors that all share stay the same."""
         if isinstance(layer, slice):
             return _FUNCTIONS["take_layers"](self, range(*layer.indices(len(self))))
         try:

@@ -26,8 +26,9 @@ class FixedRank:
 
     def __post_init__(self) -> None:
         for name, rank in (("r1", self.r1), ("r2", self.pair[1])):
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+            if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 0:
                 raise RankError(f"{name} must be a whole number of at least 0; found {rank!r}")
+            object.__setattr__(self, name, None if getattr(self, name) is None else int(rank))
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -217,12 +218,20 @@ def as_rule(
         return ranks
     if isinstance(ranks, tuple) and len(ranks) == 2:
         return FixedRank(*ranks)
-    if isinstance(ranks, int):
-        return FixedRank(ranks)
+    if isinstance(ranks, int | np.integer):
+        return FixedRank(int(ranks))
     raise RankError(
         "ranks must be a number, a pair (r1, r2), FixedRank, RelativeError, Energy or Budget; "
         f"found {ranks!r}"
     )
+
+
+def fixed_pair(ranks: tuple[int, int]) -> FixedRank:
+    """The rule of a pair of ranks, where nothing else can be asked for."""
+    rule = as_rule(ranks)
+    if not isinstance(rule, FixedRank):
+        raise RankError(f"ranks must be a pair (r1, r2); found {ranks!r}")
+    return rule
 
 
 def smallest_rank(tails: np.ndarray, budget: float) -> int:

@@ -370,7 +370,7 @@ def test_slerp_is_continuous_where_it_becomes_linear():
         ((1, 1, 1), {"density": 1.5}, "density must be above 0"),
         ((1, 1, 1), {"density": math.nan}, "density must be above 0"),
         ((1, 1, 1), {"seed": -1}, "seed must be a whole number"),
-        ((1, 1, 1), {"seed": 0.5}, "seed must be a whole number"),
+        ((1, 1, 1), {"seed": 0.5}, "takes a whole number as seed; this is 0.5"),
         ((1, 1, 1), {"method": "slerp"}, "takes two; found 3"),
         ((1, 1, 1), {"dtype": "int8"}, "dtype must be one of"),
     ],

@@ -15,7 +15,7 @@ import lotr_tn as lt
 from lotr_tn._arrays import to_numpy
 from lotr_tn.decompose import tucker as implementation
 from lotr_tn.decompose.core_space import core_space
-from lotr_tn.errors import PrecisionWarning, RankError
+from lotr_tn.errors import OptionError, PrecisionWarning, RankError
 from lotr_tn.testing import laws
 from lotr_tn.testing.strategies import distinct_sizes, lora_stacks, ranks
 from tests.conftest import BACKENDS, on_backend, stack_on
@@ -268,7 +268,7 @@ def test_a_dtype_too_coarse_for_the_error_is_said():
 
 def test_refusals():
     stack, _ = planted(0, (6, 30, 25, 3, 4))
-    with pytest.raises(RankError, match="float8"):
+    with pytest.raises(OptionError, match="float8"):
         lt.hosvd(stack, 2, dtype="float8")
     with pytest.raises(RankError, match="ranks must be"):
         lt.hosvd(stack, "2")  # pyright: ignore

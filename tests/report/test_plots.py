@@ -152,7 +152,7 @@ class TestRefusals:
     def test_existing_file(self, refuse, tmp_path: Path) -> None:
         path = tmp_path / "figure.png"
         path.write_text("mine")
-        with pytest.raises(CheckpointError, match=r"figure\.png exists.*--force"):
+        with pytest.raises(CheckpointError, match=r"figure\.png exists.*force=True"):
             refuse(path, force=False)
         assert path.read_text() == "mine"
 
