@@ -9,6 +9,7 @@ Tests run on all cores, file by file (`--dist loadfile`); a run of one file star
 
 import contextlib
 import doctest
+import gc
 import glob
 import io
 import os
@@ -193,6 +194,11 @@ def enter_folder(namespace: dict[str, Any]) -> None:
 def leave_folder(namespace: dict[str, Any]) -> None:
     """End a document."""
     namespace["_leave"].close()
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests stay to the end: the collector need not look through them each time."""
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

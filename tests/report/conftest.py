@@ -14,7 +14,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NAMES = ("gate_proj", "q_proj")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Chromium without a window; tests that need it skip where there is none."""
     reason = "playwright is not installed: pip install playwright"
@@ -23,7 +23,9 @@ def browser() -> Iterator[Any]:
     if not found:
         pytest.skip(f"no browser found on the PATH; any of {', '.join(BROWSERS)} would do")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
+        browser = driver.chromium.launch(
+            executable_path=found[0], args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 

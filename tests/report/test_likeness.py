@@ -23,7 +23,7 @@ from lotr_tn.report.plots.likeness import draw_likeness, save_likeness_plot
 from lotr_tn.report.plots.style import STYLE
 
 MATRICES = ("cosine", "overlap_out", "overlap_in", "chance_out", "chance_in")
-SIZES = (2, 3, 4, 5, 12, 13, 40, 41, 150)
+SIZES = (2, 3, 4, 5, 12, 13, 40, 41, 101)
 
 
 def likeness(count: int, *, zero: bool = False, name: str = "run-{}/step-{}") -> Likeness:

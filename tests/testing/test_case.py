@@ -17,7 +17,8 @@ from lotr_tn.testing import DecompositionLaws, Report, check_decomposition, laws
 from lotr_tn.testing.promises import LAWS
 from tests.testing.budget import laws_in
 
-FEW = 30
+FEW = 8
+"""Examples: that the laws hold of these decompositions is shown elsewhere, by more of them."""
 
 
 class TestHosvd(DecompositionLaws):
@@ -89,6 +90,8 @@ def names(case):
 def is_skipped(case, name):
     class Fresh(case):
         """Hypothesis wants one object a test."""
+
+        max_examples = 1
 
     try:
         getattr(Fresh(), name)()

@@ -82,10 +82,10 @@ def _draw(
 
 def _write(ax: Axes, values: np.ndarray, colours: str, low: float) -> None:
     """The value of each cell, black on bright and white on dark."""
-    scale = Normalize(low, 1.0)
+    shown = colormaps[colours](Normalize(low, 1.0)(np.nan_to_num(values, nan=low)))
     for (row, column), value in np.ndenumerate(values):
         known = math.isfinite(value)
-        red, green, blue, _ = colormaps[colours](scale(value if known else low))
+        red, green, blue, _ = shown[row, column]
         dark = known and 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
         text = two_digits(float(value) if known else None)
         colour = "white" if dark else BLACK
