@@ -1,5 +1,6 @@
 """Small adapters in memory for the tests of banks, and plain loops that say what they hold."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -258,6 +259,42 @@ def formats_of(bank):
 
 
 # --- files
+
+_MADE: dict[str, bytes] = {}
+
+
+def bank_of(fleet: Mapping[str, lt.LoRAAdapter], path: Path, rule=None, **options) -> lt.banks.Bank:
+    """A bank to start from, at 5% if nothing else is said; equal ones are made once a process."""
+    rule = rule or lt.RelativeError(0.05)
+    key = f"{rule} {sorted(options.items())} {_digest(fleet)}"
+    if key in _MADE:
+        path.write_bytes(_MADE[key])
+    else:
+        lt.banks.make_bank(fleet, path, rule, **options)
+        _MADE[key] = path.read_bytes()
+    return lt.banks.load_bank(path)
+
+
+def _digest(fleet: Mapping[str, lt.LoRAAdapter]) -> str:
+    """What tells fleets apart: everything of their adapters."""
+    found = hashlib.sha256()
+    for name, one in fleet.items():
+        found.update(repr((name, one.config_text, sorted(extras_of(one).items()))).encode())
+        for module in one.modules:
+            found.update(repr((module.target, module.scale, module.up.dtype)).encode())
+            found.update(module.up.tobytes() + module.down.tobytes())
+    return found.hexdigest()
+
+
+def grown(
+    fleet: Mapping[str, lt.LoRAAdapter], path: Path, first: int, rule=None, **options
+) -> lt.banks.Bank:
+    """A bank of the first adapters, to which the others are appended one after another."""
+    names = list(fleet)
+    bank = bank_of({name: fleet[name] for name in names[:first]}, path, rule, **options)
+    for name in names[first:]:
+        bank = lt.banks.add_adapters(path, {name: fleet[name]}).bank
+    return bank
 
 
 def export(bank, name, folder: Path) -> dict[str, bytes]:

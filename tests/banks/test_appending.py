@@ -69,10 +69,10 @@ def test_an_adapter_of_the_lineage_costs_little_more_than_its_cores(path):
 
 
 def test_a_stranger_never_costs_more_than_its_own_factors(path):
-    made = lt.banks.make_bank(fleets.fleet(8), path, RULE)
+    bank = fleets.bank_of(fleets.fleet(8), path)
     odd = fleets.adapter(99, rank=2)
     grown = lt.banks.add_adapters(path, {"odd": odd})
-    more = fleets.stack_bytes(grown.bank) - fleets.stack_bytes(made.bank)
+    more = fleets.stack_bytes(grown.bank) - fleets.stack_bytes(bank)
     assert more <= 4 * odd.parameters
     fleets.require_true(grown.bank, {"odd": odd}, 0.05)
 
@@ -134,7 +134,7 @@ def test_a_module_that_none_had_gets_a_group_of_its_own(path, tmp_path):
 
 def test_a_bank_made_for_a_size_needs_an_error_for_new_adapters(path):
     fleet = fleets.fleet(4)
-    lt.banks.make_bank(fleet, path, lt.FixedRank(3))
+    fleets.bank_of(fleet, path, lt.FixedRank(3))
     before = path.read_bytes()
     with pytest.raises(lt.errors.OptionError, match="made for a size, not for an error"):
         lt.banks.add_adapters(path, {"new": fleets.adapter(9)})
@@ -146,7 +146,7 @@ def test_a_bank_made_for_a_size_needs_an_error_for_new_adapters(path):
 
 
 def test_one_that_fails_among_several_changes_nothing(path):
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     before = path.read_bytes()
     bad = fleets.adapter(9, base="acme/other")
     with pytest.raises(lt.errors.CheckpointError, match="bad belongs to the base acme/other"):
@@ -174,7 +174,7 @@ TURNED = {"q": ((23, 17), Layout("embedding")), "v": ((11, 17), Layout())}
 def test_what_does_not_fit_is_refused_by_name(name, one, words, path):
     from dataclasses import replace
 
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     before = path.read_bytes()
     options = {key: value for key, value in one.items() if key != "empty"}
     adapter = fleets.adapter(9, **options)
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_by_name(name, one, words, path):
 
 @pytest.mark.parametrize("error", [-0.1, float("nan"), 1.5])
 def test_errors_that_make_no_sense_are_refused(error, path):
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     before = path.read_bytes()
     with pytest.raises(lt.errors.LotrError):
         lt.banks.add_adapters(path, {"new": fleets.adapter(9)}, rule=lt.RelativeError(error))
@@ -196,7 +196,7 @@ def test_errors_that_make_no_sense_are_refused(error, path):
 
 
 def test_an_error_of_nothing_keeps_the_adapter_as_it_is(path):
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     one = fleets.adapter(9, dtype="bfloat16", scale=1 / 3)
     grown = lt.banks.add_adapters(path, {"exact": one}, rule=lt.RelativeError(0.0))
     assert grown.met
@@ -205,7 +205,7 @@ def test_an_error_of_nothing_keeps_the_adapter_as_it_is(path):
 
 
 def test_no_adapter_changes_nothing(path):
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     before = path.read_bytes()
     try:
         done = lt.banks.add_adapters(path, {})

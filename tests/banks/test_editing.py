@@ -7,8 +7,6 @@ import pytest
 import lotr_tn as lt
 from tests.banks import fleets
 
-RULE = lt.RelativeError(0.05)
-
 
 @pytest.fixture
 def path(tmp_path):
@@ -16,12 +14,7 @@ def path(tmp_path):
 
 
 def grown(path, fleet, first=3, **options):
-    """A bank of some adapters, to which the others are appended one after another."""
-    names = list(fleet)
-    bank = lt.banks.make_bank({n: fleet[n] for n in names[:first]}, path, RULE, **options).bank
-    for name in names[first:]:
-        bank = lt.banks.add_adapters(path, {name: fleet[name]}).bank
-    return bank
+    return fleets.grown(fleet, path, first, **options)
 
 
 @pytest.mark.parametrize("format", ["auto", "lotr", "lotr-low-rank", "shared-out", "truncated"])
@@ -44,7 +37,7 @@ def test_what_is_left_is_exported_as_before_byte_for_byte(format, path, tmp_path
 
 def test_what_only_the_dropped_adapter_held_is_gone(path):
     fleet = fleets.mixed()
-    lt.banks.make_bank(fleet, path, RULE)
+    fleets.bank_of(fleet, path)
     own = fleets.head(1).data.tobytes()
     assert own in path.read_bytes()
     assert fleets.head(0).data.tobytes() in path.read_bytes()
@@ -72,7 +65,7 @@ def test_a_dropped_adapter_may_come_back(path):
 def test_modules_that_nobody_has_any_more_are_gone(path):
     wide = fleets.adapter(0, modules=fleets.paths(layers=3))
     fleet = {"wide": wide, **fleets.fleet(3)}
-    lt.banks.make_bank(fleet, path, RULE, stack="adapters")
+    fleets.bank_of(fleet, path, stack="adapters")
     bank = lt.banks.drop_adapters(path, ["wide"]).bank
     assert set(bank.modules) == set(fleets.paths())
     with pytest.raises(
@@ -90,7 +83,7 @@ def test_modules_that_nobody_has_any_more_are_gone(path):
     ],
 )
 def test_drops_that_make_no_sense_change_nothing(names, words, path):
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     before = path.read_bytes()
     with pytest.raises(lt.errors.CheckpointError, match=words):
         lt.banks.drop_adapters(path, names)
@@ -99,7 +92,7 @@ def test_drops_that_make_no_sense_change_nothing(names, words, path):
 
 
 def test_dropping_one_twice_is_dropping_it(path):
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     assert lt.banks.drop_adapters(path, ["a1", "a1"]).bank.names == ("a0", "a2")
 
 
@@ -131,7 +124,7 @@ def test_renaming_changes_the_name_alone(path, tmp_path):
     ],
 )
 def test_names_that_make_no_sense_change_nothing(old, new, words, path):
-    lt.banks.make_bank(fleets.fleet(3), path, RULE)
+    fleets.bank_of(fleets.fleet(3), path)
     before = path.read_bytes()
     with pytest.raises(lt.errors.CheckpointError, match=words):
         lt.banks.rename_adapter(path, old, new)

@@ -1,5 +1,7 @@
 """Every way to make large stacks small keeps the error, and says what it is."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -18,9 +20,22 @@ def path(tmp_path):
     return tmp_path / "bank.lotr.safetensors"
 
 
-@pytest.mark.parametrize("epsilon", [0.3, 0.05, 1e-3])
-@pytest.mark.parametrize("stack", ["adapters", "layers"])
-@pytest.mark.parametrize("route", ROUTES)
+EPSILONS, STACKS = (0.3, 0.05, 1e-3), ("adapters", "layers")
+PAIRWISE = [
+    (route, STACKS[(at + number) % 2], epsilon)
+    for at, route in enumerate(ROUTES)
+    for number, epsilon in enumerate(EPSILONS)
+]
+"""Every two of route, way of stacking and error meet."""
+
+
+def test_every_two_options_meet():
+    assert {(r, s) for r, s, _ in PAIRWISE} == set(product(ROUTES, STACKS))
+    assert {(r, e) for r, _, e in PAIRWISE} == set(product(ROUTES, EPSILONS))
+    assert {(s, e) for _, s, e in PAIRWISE} == set(product(STACKS, EPSILONS))
+
+
+@pytest.mark.parametrize(("route", "stack", "epsilon"), PAIRWISE)
 def test_every_route_keeps_every_adapter_to_the_error(route, stack, epsilon, path):
     fleet = fleets.mixed(4)
     options = {**ROUTES[route], "sketch": 40} if route == "sketch" else {}

@@ -1,5 +1,7 @@
 """Small random models, and LoRA adapters on them made by the real peft."""
 
+import copy
+import functools
 import warnings
 from pathlib import Path
 
@@ -82,6 +84,12 @@ TOKENS = torch.arange(24).reshape(2, 12) % 61
 
 def seeded(build, seed=0):
     """A model whose weights depend on the seed alone."""
+    return copy.deepcopy(_built(build, seed))
+
+
+@functools.lru_cache(maxsize=2)
+def _built(build, seed):
+    """The same, drawn once: others get copies of it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build().eval()
