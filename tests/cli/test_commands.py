@@ -290,27 +290,26 @@ def test_extras_are_named_and_may_be_left_out(lotr, tmp_path):
     assert lt.load_adapter("lora").extras
 
 
-def test_demo(lotr, tmp_path):
+def test_the_demo_runs_what_it_shows(lotr, tmp_path):
     status, out, err = lotr("demo")
     assert (status, err) == (0, "")
     assert "1. What is in the adapter" in out
     left = {p.name for p in (tmp_path / "lotr-demo").iterdir()}
     assert left == {"adapter", "run", "run.lotr.safetensors", "checkpoint-160"}
-    assert lotr("demo")[0] == 0, "a second run replaces its own files"
-    record = of_json(lotr("demo", "--json"))
+    for command in commands_of(out):
+        words = command.partition(" | ")[0].split()
+        assert lotr(*words, *(["--force"] if "-o" in words else []))[0] == 0, command
+    record = of_json(lotr("demo", "--json"))  # a second run replaces its own files
     assert record["bank"]["worst_error"] <= 0.1
     assert record["bank"]["bytes_after"] < record["bank"]["bytes_before"]
     assert abs(record["compare"]["relative_error"] - record["export"]["relative_error"]) < 1e-4
 
 
-def test_the_demo_runs_what_it_shows(lotr):
-    """Every command that the demo prints does what the demo says."""
-    _, out, _ = lotr("demo")
+def commands_of(out):
+    """The commands that the demo prints, which do what it says."""
     shown = [line.strip().removeprefix("$ lotr ") for line in out.splitlines() if "$ lotr" in line]
     assert len(shown) == 5
-    for command in shown:
-        words = command.partition(" | ")[0].split()
-        assert lotr(*words, *(["--force"] if "-o" in words else []))[0] == 0, command
+    return shown
 
 
 def test_demo_and_convert_load_neither_torch_nor_plotting(tmp_path):

@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-SHARES = {"numpy": 5, "read-only numpy": 5, "torch": 5}
+SHARES = {"numpy": 5, "read-only numpy": 5}
 OTHER_SHARE = 8
 SMALL = 100
 """Profiles of more examples than this ask for thoroughness, and get all of them."""
