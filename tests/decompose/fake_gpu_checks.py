@@ -9,7 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import lotr_tn as lt
-from tests.decompose.test_large import METHODS, RANKS
+from tests.decompose.test_large import METHODS
+
+RANKS = (4, 2)  # of two layers: each operation of a fake tensor takes half a millisecond
 
 _setup_privateuseone_for_python_backend("fakegpu")  # "cuda" cannot be sliced on a CPU build
 
@@ -44,8 +46,8 @@ def all_there(stack):
 
 def test_rounding_and_other_formats_stay_on_the_device(fake_gpu):
     a = lt.LoRAStack(fake((70, 6)), fake((6, 50)), RANKS)
-    b = lt.Tucker2(fake((70, 2)), fake((3, 2, 4)), fake((50, 4)))
-    t = lt.Tucker1(fake((50, 4)), fake((3, 70, 4)), "in")
+    b = lt.Tucker2(fake((70, 2)), fake((2, 2, 4)), fake((50, 4)))
+    t = lt.Tucker1(fake((50, 4)), fake((2, 70, 4)), "in")
     for x in (b, t):
         for method in METHODS.values():
             assert all_there(method(x, (2, 3)))
@@ -56,16 +58,16 @@ def test_rounding_and_other_formats_stay_on_the_device(fake_gpu):
 
 
 def test_a_plan_stays_on_the_device(fake_gpu):
-    plan = lt.plan("bn,nq,lpq,mp->lbm", (2, 50), (50, 4), (3, 2, 4), (70, 2))
+    plan = lt.plan("bn,nq,lpq,mp->lbm", (2, 50), (50, 4), (2, 2, 4), (70, 2))
     assert plan(*(fake(shape) for shape in plan.shapes)).device.type == "fakegpu"
 
 
 def test_operations_stay_on_the_device(fake_gpu):
     a = lt.LoRAStack(fake((70, 6)), fake((6, 50)), RANKS)
-    b = lt.Tucker2(fake((70, 2)), fake((3, 2, 4)), fake((50, 4)))
-    d = lt.Dense(fake((3, 70, 50)))
-    t = lt.Tucker1(fake((50, 4)), fake((3, 70, 4)), "in")
-    o = lt.Tucker1(fake((70, 4)), fake((3, 50, 4)), "out")
+    b = lt.Tucker2(fake((70, 2)), fake((2, 2, 4)), fake((50, 4)))
+    d = lt.Dense(fake((2, 70, 50)))
+    t = lt.Tucker1(fake((50, 4)), fake((2, 70, 4)), "in")
+    o = lt.Tucker1(fake((70, 4)), fake((2, 50, 4)), "out")
     for x in (a, b, d, t, o):
         for y in (a, b, d, t, o):
             for operation in (lt.inner, lt.distance, lt.cosine):
@@ -78,7 +80,7 @@ def test_operations_stay_on_the_device(fake_gpu):
         assert lt.apply_transpose(x, fake((2, 70)), layer=1).device.type == "fakegpu"
         for form in (lt.LoRAStack, lt.Tucker2, lt.Tucker1, lt.Dense):
             assert all_there(lt.convert(x, form))
-        for made in (x + a, x - b, 2 * x, x.T, lt.scale(x, [1.0, 2.0, 3.0])):
+        for made in (x + a, x - b, 2 * x, x.T, lt.scale(x, [1.0, 2.0])):
             assert all_there(made)
         assert all_there(lt.concat_layers([x, a, x]))
         assert all_there(lt.astype(x, "bfloat16"))
