@@ -203,3 +203,13 @@ def test_a_door_keeps_name_and_signature():
     assert twice(3, 4, label="x") == 6
     with pytest.raises(ArgumentError, match="twice takes a text as label; this is 1"):
         twice(3, label=1)
+
+
+def test_a_conversion_refuses_ranks_that_keep_nothing_and_limits_that_bound_nothing():
+    for ranks in (0, (0, 3), lt.FixedRank(3, 0)):
+        with pytest.raises(lt.errors.RankError, match="rank 0 keeps nothing of the updates"):
+            lt.convert_adapter(ADAPTER, ranks)
+    for limits in (lt.RankLimits(most=2), {"q_proj": lt.RankLimits(least=1)}):
+        with pytest.raises(OptionError, match="give ranks or limits"):
+            lt.convert_adapter(ADAPTER, 3, limits=limits)
+    assert lt.convert_adapter(ADAPTER, 3, limits=lt.RankLimits()).groups[0].ranks == (3, 3)

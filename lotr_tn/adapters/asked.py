@@ -8,8 +8,9 @@ from lotr_tn.adapters.restrictions import Limits
 from lotr_tn.adapters.storage import AdapterRule, storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
-from lotr_tn.errors import OptionError
+from lotr_tn.errors import OptionError, RankError
 from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import FixedRank, RankLimits
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Asked:
     def options(self, own: str) -> Options:
         """How candidates are made, of a LoRA that is stored in the dtype `own`."""
         require_dtype(self.dtype, "auto")
+        self._require_ranks()
         if self.method not in DECOMPOSITIONS:
             named = ", ".join(DECOMPOSITIONS)
             raise OptionError(f"method must be one of {named}; found {self.method!r:.60}")
@@ -35,6 +37,21 @@ class Asked:
         forms = tuple(dict.fromkeys([*forms, *(form_named(name).name for name in self.beside)]))
         chosen = storage_dtype_for(own, self.rule) if self.dtype == "auto" else self.dtype
         return Options(forms, chosen, self.method)
+
+    def _require_ranks(self) -> None:
+        """Refuse fixed ranks that keep nothing, or that limits are to bound."""
+        if not isinstance(self.rule, FixedRank):
+            return
+        if 0 in self.rule.pair:
+            raise RankError(
+                "ranks must be at least 1, since rank 0 keeps nothing of the updates; found "
+                f"{','.join(map(str, self.rule.pair))}"
+            )
+        if self.limits not in (None, RankLimits()):
+            raise OptionError(
+                "limits bound the ranks that are chosen for an error or a size; with fixed ranks "
+                "nothing is chosen: give ranks or limits"
+            )
 
 
 @dataclass(frozen=True)

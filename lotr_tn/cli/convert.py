@@ -28,6 +28,7 @@ from lotr_tn.errors import OptionError
 from lotr_tn.files.dialects.lotr_peft import save_lotr_peft
 from lotr_tn.files.places import located, name_of
 from lotr_tn.files.writing import refuse_existing
+from lotr_tn.linalg.ranks import FixedRank
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text
 
@@ -101,7 +102,8 @@ def convert(
         save(conversion.adapter, destination, force=out.force)
     sizes = file_size(source), file_size(destination)
     record = conversion_record(conversion, destination, sizes, out.seconds)
-    out.show(record, lambda record: conversion_text(record, asked_text(rule)))
+    ranks = rule.pair if isinstance(rule, FixedRank) else None
+    out.show(record, lambda record: conversion_text(record, asked_text(rule), ranks))
     if not conversion.met:
         missed(
             f"{record['dtype']} cannot hold the error asked for ({asked_text(rule)}); the file has "

@@ -8,6 +8,8 @@ WORDS = {
     "keep takes a regular": "--keep takes a regular",
     "group_by takes kind": "--group-by takes kind",
     "such as rule=RelativeError(0.05)": "such as --rel-error 0.05",
+    "limits bound the ranks": "--min-rank and --max-rank bound the ranks",
+    "give ranks or limits": "give --rank or limits",
     "with extras_from, or none": "with --extras-from, or none",
 }
 """What a message says in Python, and what it says to who types commands."""

@@ -1,6 +1,7 @@
 """Adapters merged into one LoRA adapter, module by module, on factors and cores."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -207,7 +208,7 @@ class _Kept:
         """At most `rank` leading terms in a storage dtype, measured."""
         target, most = found.target, found.rank
         kept = most if rank is None else min(rank, most)
-        norm = float(np.linalg.norm(found.values))
+        norm = math.hypot(*found.values)
         figures = MergedModule(target.name, kept, most, norm, 0.0)
         if most == 0:
             return _Kept(no_update(target, len(found.up), found.down.shape[1]), figures)
@@ -347,4 +348,4 @@ def _weights_of(
 
 
 def _root_sum_squares(values: Iterable[float]) -> float:
-    return float(np.linalg.norm(np.fromiter(values, dtype=np.float64)))
+    return math.hypot(*values)

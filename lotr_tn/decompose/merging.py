@@ -34,6 +34,9 @@ ROUNDING = 8 * UNIT_ROUNDOFF["float64"]
 
 PARALLEL = 1e-6  # angle below which a great circle is a straight line, to 1e-13
 
+LARGEST_WEIGHT = 1e30
+"""With it the factors of what is merged still fit float32."""
+
 OPPOSITE = 1e-4
 """Angle to the opposite direction below which no way is shortest; there 8 digits are left."""
 
@@ -82,7 +85,8 @@ def merge(
         field comes out in its hub. For the others it is a `Tucker2` in the HOSVD basis.
 
     Raises:
-        OptionError: the method, the density, the seed or the weights make no sense.
+        OptionError: the method, the density, the seed or the weights make no sense; a weight is
+            above 1e30 in size.
         FormatError: "slerp" of two opposite updates; or an entry too large for float16.
         DerivativeError: torch would record the merging.
 
@@ -141,9 +145,13 @@ def merged_core(
 def exact_rank(s: np.ndarray, noise: float, dtype: str) -> int:
     """How many singular values (k,) of a sum are more than rounding."""
     # float64 leaves the size `noise`, of terms that cancel; narrower results 6e-8 of their norm
-    tails = tail_energies(s)
+    if not s.size or s[0] == 0:
+        return 0
+    _, exponent = math.frexp(s[0])  # so that squares of very large or small updates are numbers
+    tails = tail_energies(np.ldexp(s, -exponent))
     share = min(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF["float32"])
-    return smallest_rank(tails, max(noise**2, share**2 * float(tails[0])))
+    lost = min(float(np.ldexp(noise, -exponent)), float(s.size))
+    return smallest_rank(tails, max(lost**2, share**2 * float(tails[0])))
 
 
 def slerp_coefficients(
@@ -206,7 +214,7 @@ def require_merging(method: str, density: float, seed: int) -> None:
 
 
 def require_weights(weights: Sequence[float], layers: int) -> tuple[float, ...]:
-    """The weights as floats, where they are L finite numbers."""
+    """The weights as floats, where they are L finite numbers, none of them huge."""
     try:
         found = tuple(float(weight) for weight in weights)
     except (TypeError, ValueError):
@@ -215,6 +223,10 @@ def require_weights(weights: Sequence[float], layers: int) -> tuple[float, ...]:
         shown = str(list(weights)) if isinstance(weights, Sequence) else repr(weights)
         raise OptionError(
             f"weights must be finite numbers, one for each of {layers} updates; found {shown}"
+        )
+    if max(map(abs, found)) > LARGEST_WEIGHT:
+        raise OptionError(
+            f"weights must be at most {LARGEST_WEIGHT:g} in size; found {max(found, key=abs):g}"
         )
     return found
 

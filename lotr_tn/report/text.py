@@ -58,9 +58,24 @@ def _mixed(record: dict[str, Any]) -> bool:
     return not all(is_pairs(group["format"]) for group in record["groups"])
 
 
-def conversion_text(record: dict[str, Any], asked: str) -> RenderableType:
-    """The outcome of `lotr convert`."""
+def _cut_to(record: dict[str, Any], ranks: tuple[int, int] | None) -> str:
+    """Whether some group has no such ranks, where ranks were asked for."""
+    if ranks is None or record["zero"]:
+        return ""
+    for group in record["groups"]:
+        shared, each = FORMS[group["format"]].split(group["ranks"])
+        found = (shared * 2)[:2] if shared else (max(each, default=0),)
+        if any(has < wanted for has, wanted in zip(found, ranks, strict=False)):
+            return ", cut to what there is"
+    return ""
+
+
+def conversion_text(
+    record: dict[str, Any], asked: str, ranks: tuple[int, int] | None = None
+) -> RenderableType:
+    """The outcome of `lotr convert`, for what was asked in words, and as ranks if these were."""
     mixed = _mixed(record)
+    asked += _cut_to(record, ranks)
     before, after = record["params_before"], record["params_after"]
     lines = [
         f"Relative error  {error(record['relative_error'])}, measured; asked: {asked}",

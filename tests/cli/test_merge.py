@@ -1,6 +1,7 @@
 """`lotr merge` as a user meets it."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,3 +150,35 @@ def test_refusals_are_one_sentence(lotr, two, options, status, message):
     assert (found, out) == (status, "")
     assert message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("weights", ["1e308,1e308", "1e200,1", "1,-1e31"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare", "slerp"])
+def test_weights_beyond_all_sense_end_in_a_sentence(lotr, two, weights, method):
+    status, _, said = lotr("merge", *PATHS, "--weights", weights, "--method", method, "-o", "m")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "weights must be at most 1e+30 in size; found" in said
+    assert not Path("m").exists()
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e30])
+def test_far_weights_give_the_ranks_and_norms_of_near_ones(lotr, two, size):
+    near, far = (
+        of_json(
+            lotr(
+                "merge",
+                *PATHS,
+                "--weights",
+                f"{w},{w}",
+                "-o",
+                f"m{w}",
+                "--dtype",
+                "float64",
+                "--json",
+            )
+        )
+        for w in (1.0, size)
+    )
+    assert [m["exact_rank"] for m in far["modules"]] == [m["exact_rank"] for m in near["modules"]]
+    assert far["norm"] == pytest.approx(size * near["norm"], rel=1e-12, abs=0)
+    assert far["relative_error"] < 1e-14

@@ -105,3 +105,35 @@ def test_what_the_parser_says_otherwise_is_left_as_it_is():
 def test_the_version_has_a_short_option(lotr):
     assert lotr("-V") == lotr("--version")
     assert lotr("-V")[0] == 0
+
+
+def test_fixed_ranks_are_all_that_is_asked(lotr, tmp_path):
+    one, made = *history(tmp_path, 250), tmp_path / "made.lotr.safetensors"
+    for ranks, limit in [("0", []), ("0,3", []), ("3", ["--max-rank", "2"])] + [
+        ("3,4", option) for option in (["--max-rank", "q_proj=2"], ["--min-rank", "1"])
+    ]:
+        status, _, said = lotr("convert", one, "--rank", ranks, *limit, "-o", made)
+        wanted = "give --rank or limits" if limit else "rank 0 keeps nothing of the updates"
+        assert (status, wanted in said, said.count("\n")) == (2, True, 1)
+        assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "ranks", "cut"),
+    [
+        ("lotr", "2", False),
+        ("lotr", "2,3", False),
+        ("lotr", "2,500", True),
+        ("lotr", "500", True),
+        ("shared-in", "2", False),
+        ("shared-out", "500", True),
+        ("truncated", "2", False),
+        ("truncated", "500", True),
+        ("lotr-low-rank", "500", True),
+    ],
+)
+def test_ranks_that_are_not_there_are_said(lotr, tmp_path, form, ranks, cut):
+    one, made = *history(tmp_path, 250), tmp_path / "made.lotr.safetensors"
+    status, said, _ = lotr("convert", one, "--rank", ranks, "--format", form, "-o", made)
+    line = f"asked: ranks {ranks}, cut to what there is" if cut else f"asked: ranks {ranks}\n"
+    assert (status, line in said) == (0, True)

@@ -363,6 +363,8 @@ def test_slerp_is_continuous_where_it_becomes_linear():
         ((1, 2), {}, "one for each of 3 updates; found"),
         ((1, 2, math.nan), {}, "must be finite numbers"),
         ((1, 2, math.inf), {}, "must be finite numbers"),
+        ((1, 2, 1e308), {}, r"at most 1e\+30 in size; found 1e\+308"),
+        ((1, -1e200, 0), {}, r"at most 1e\+30 in size; found -1e\+200"),
         ((1, 2, "much"), {}, "must be finite numbers"),
         (3, {}, "must be finite numbers"),
         ((1, 1, 1), {"method": "average"}, "method must be one of linear, ties, dare"),
@@ -384,6 +386,17 @@ def test_refusals(weights, options, message):
 def test_slerp_refuses_weights_off_the_way(weights):
     with pytest.raises(lt.errors.OptionError, match="two weights of at least 0"):
         lt.merge(lt.take_layers(made("lora"), [0, 1]), weights, method="slerp")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare"])
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e30])
+@pytest.mark.parametrize("form", ["lora", "tucker2"])
+def test_large_and_small_weights_scale_what_one_gives(method, size, form):
+    stack = lt.astype(made(form), "float64")
+    many = [size] * stack.shape[0]
+    found = lt.to_dense(lt.merge(stack, many, method=method, density=0.5)) / size
+    wanted = lt.to_dense(lt.merge(stack, [1.0] * stack.shape[0], method=method, density=0.5))
+    assert np.linalg.norm(found - wanted) <= 1e-12 * np.linalg.norm(wanted)
 
 
 def test_derivatives_are_refused():
