@@ -186,7 +186,7 @@ def test_a_gauge_is_refused():
         lt.decompose.regauge(low_rank(), "balanced")
 
 
-SIZE = 200_000
+SIZE = 60_000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
