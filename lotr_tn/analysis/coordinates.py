@@ -10,10 +10,11 @@ import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, float64, to_numpy
 from lotr_tn.decompose.reduction import reduced
+from lotr_tn.decompose.truncation import GlobalOrder, limited_order
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.factor import eigh, qr, singular_values, svd, triangle_of
-from lotr_tn.linalg.ranks import tail_energies
+from lotr_tn.linalg.ranks import RankLimits, tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.magnitude import in_range, require_finite
@@ -46,6 +47,16 @@ class Coordinates:
             return tuple(singular_values(left @ right.transpose(0, 2, 1), xp=xp))
         pairs = zip(left, right, strict=True)
         return tuple(singular_values(a @ b.T, xp=xp) for a, b in pairs)
+
+    def order(self, limits: RankLimits) -> GlobalOrder:
+        """The singular values of all layers in the order of their worth, within limits."""
+        if limits not in self._orders:
+            self._orders[limits] = limited_order(self.layer_values, limits)
+        return self._orders[limits]
+
+    @cached_property
+    def _orders(self) -> dict[RankLimits, GlobalOrder]:
+        return {}
 
     @cached_property
     def layer_energies(self) -> np.ndarray:

@@ -6,7 +6,6 @@ from lotr_tn.analysis.coordinates import Coordinates
 from lotr_tn.analysis.curve import Curve
 from lotr_tn.analysis.forms.form import Form, Look, Options, Search
 from lotr_tn.analysis.pareto import pareto_front
-from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.decompose.tucker import hooi, hosvd, st_hosvd
 from lotr_tn.formats import LoRAStack, Tucker2
 from lotr_tn.linalg.ranks import (
@@ -57,7 +56,7 @@ def least_shared(
     Source: Eckart and Young (1936), on both unfoldings and on every layer.
     """
     left, right = tail_energies(coordinates.left_sigma), tail_energies(coordinates.right_sigma)
-    own = limited_order(coordinates.layer_values, RankLimits()).tails
+    own = coordinates.order(RankLimits()).tails
     loss = np.unique(np.concatenate([left, right, own]))
     r1, r2, terms = (np.searchsorted(-tails, -loss, side="left") for tails in (left, right, own))
     (low1, high1), (low2, high2) = (limits.bounds(len(tails) - 1) for tails in (left, right))

@@ -16,7 +16,7 @@ def layer_ranks(
     terms: Sequence[int], coordinates: Coordinates, limits: RankLimits
 ) -> tuple[int, ...]:
     """The rank of each layer when so many rank terms are kept in all, the largest values first."""
-    return limited_order(coordinates.layer_values, limits).ranks(terms[0])
+    return coordinates.order(limits).ranks(terms[0])
 
 
 def cut_energies(values: Sequence[np.ndarray], terms: int, limits: RankLimits) -> np.ndarray:
@@ -27,7 +27,7 @@ def cut_energies(values: Sequence[np.ndarray], terms: int, limits: RankLimits) -
 
 def _curve(coordinates: Coordinates, search: Search) -> Curve:
     _, m, n = coordinates.shape
-    tails = limited_order(coordinates.layer_values, search.limits).tails
+    tails = coordinates.order(search.limits).tails
     first = sum(search.limits.bounds(len(s))[0] for s in coordinates.layer_values)
     terms = np.arange(first, len(tails))
     return front_of("truncated", terms * (m + n), tails[first:], terms[:, None])
