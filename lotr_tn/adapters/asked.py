@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lotr_tn._arrays import require_dtype
 from lotr_tn.adapters.adapter import LoRAGroup
 from lotr_tn.adapters.restrictions import Limits
-from lotr_tn.adapters.storage import AdapterRule, storage_dtype_for
+from lotr_tn.adapters.storage import AdapterRule, other_dtypes_for, storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
 from lotr_tn.errors import OptionError, RankError
@@ -24,6 +24,7 @@ class Asked:
     dtype: str = "auto"  # in which numbers are stored, or `auto`
     limits: Limits = None  # the ranks that may be chosen
     keep: str | None = None  # which modules are kept as they are
+    each_layer: bool = False  # whether an error bounds every layer, and not the group alone
     beside: tuple[FormatName, ...] = ()  # forms that are looked at beside `form`
 
     def options(self, own: str) -> Options:
@@ -36,7 +37,10 @@ class Asked:
         forms = auto_forms() if self.form == "auto" else (form_named(self.form).name,)
         forms = tuple(dict.fromkeys([*forms, *(form_named(name).name for name in self.beside)]))
         chosen = storage_dtype_for(own, self.rule) if self.dtype == "auto" else self.dtype
-        return Options(forms, chosen, self.method)
+        others = other_dtypes_for(own, self.rule) if self.dtype == "auto" else ()
+        return Options(
+            forms, chosen, self.method, others=others, headers=True, each_layer=self.each_layer
+        )
 
     def _require_ranks(self) -> None:
         """Refuse fixed ranks that keep nothing, or that limits are to bound."""

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
+from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import LoRAGroup
 from lotr_tn.adapters.asked import Where
 from lotr_tn.adapters.restrictions import Limits, limits_of
-from lotr_tn.analysis.candidates import Candidate, Subject, predicted_candidate
-from lotr_tn.analysis.choice import Choice, allowed_loss, choose_within
+from lotr_tn.analysis.candidates import Candidate, Subject, joint_error, predicted_candidate
+from lotr_tn.analysis.choice import Choice, choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.curve import best_point
 from lotr_tn.analysis.division import Division, Point, divide, settle
-from lotr_tn.analysis.forms import Options
+from lotr_tn.analysis.forms import FORMS, Options
+from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 
@@ -89,24 +90,31 @@ class Question:
         return [one.subject for one in self.measured]
 
     @cached_property
-    def division(self) -> Division | None:
-        """The rule divided over all groups, by their curves; None where each has its own."""
-        if isinstance(self.rule, Budget | TotalError):
-            return divide(self.subjects, self.rule, self.options, self.spent)
-        return None
+    def divided(self) -> "tuple[_Divided, ...]":
+        """An error or a size of all groups, divided for each dtype by their curves; best first."""
+        rule = self.rule
+        assert isinstance(rule, Budget | TotalError)
+        found: list[_Divided] = []
+        for own in self.options.each:
+            try:
+                division = divide(self.subjects, rule, own, self.spent)
+            except OptionError:  # one direction in each group is more, and in a wider dtype too
+                if not found:
+                    raise
+                break
+            candidates = self.at(division.points, own)
+            error = joint_error(candidates, self.subjects)
+            if not all(FORMS[one.format].kept for one in candidates):
+                error = (error**2 + UNIT_ROUNDOFF[own.dtype] ** 2) ** 0.5
+            size = sum(one.bytes for one in candidates)
+            rank = (error, size) if isinstance(rule, Budget) else (size, error)
+            found.append(_Divided(own, division, rank))
+        return tuple(sorted(found, key=lambda one: one.rank))
 
-    @cached_property
-    def predicted(self) -> tuple[Candidate, ...]:
-        """What the curves answer."""
-        if self.division is not None:
-            return self.at(self.division.points)
-        assert isinstance(self.rule, RelativeError | Energy)
-        return tuple(_smallest(subject, self.rule, self.options) for subject in self.subjects)
-
-    def at(self, points: Sequence[Point]) -> tuple[Candidate, ...]:
+    def at(self, points: Sequence[Point], options: Options) -> tuple[Candidate, ...]:
         """What the curves say of one point for each group."""
         return tuple(
-            predicted_candidate(subject, subject.curves[name], place, self.options)
+            predicted_candidate(subject, subject.curves[name], place, options)
             for subject, (name, place) in zip(self.subjects, points, strict=True)
         )
 
@@ -122,18 +130,37 @@ class Question:
                     look(one.group, stack)
                 yield stack
 
-        rule, division = self.rule, self.division
-        if isinstance(rule, Budget | TotalError):
-            assert division is not None
-            return settle(stacks, self.subjects, rule, self.options, division)
-        pairs = zip(stacks(), self.subjects, strict=True)
-        return None, [choose_within(*pair, rule, self.options) for pair in pairs]
+        rule = self.rule
+        if not isinstance(rule, Budget | TotalError):
+            pairs = zip(stacks(), self.subjects, strict=True)
+            return None, [choose_within(*pair, rule, self.options) for pair in pairs]
+        least = min(one.division.bound for one in self.divided)
+        *others, last = self.divided
+        for one in others:
+            try:
+                division, choices = settle(stacks, self.subjects, rule, one.options, one.division)
+            except FormatError:  # an entry is beyond the range of float16
+                continue
+            error = joint_error([choice.candidate for choice in choices], self.subjects)
+            if is_met(rule, (), error):
+                return replace(division, bound=min(least, division.bound)), choices
+        division, choices = settle(stacks, self.subjects, rule, last.options, last.division)
+        return replace(division, bound=min(least, division.bound)), choices
 
     def bound(self, division: Division | None, energy: float) -> float | None:
         """What no other division goes below: bytes, or for a budget the error of this energy."""
         if division is None or isinstance(self.rule, TotalError):
             return None if division is None else division.bound
         return (division.bound / energy) ** 0.5 if energy else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Divided:
+    """A rule divided over all groups, stored in one dtype."""
+
+    options: Options
+    division: Division
+    rank: tuple[float, float]  # smaller is better
 
 
 def is_met(rule: Rule, errors: Iterable[float], joint: float) -> bool:
@@ -145,14 +172,3 @@ def is_met(rule: Rule, errors: Iterable[float], joint: float) -> bool:
             return joint <= rule.epsilon
         case _:
             return rule.epsilon == 0 or all(error <= rule.epsilon for error in errors)
-
-
-def _smallest(subject: Subject, rule: RelativeError | Energy, options: Options) -> Candidate:
-    """The candidate of fewest bytes within an error, as the curves say."""
-    allowed = allowed_loss(rule.epsilon, subject.coordinates.energy, options.dtype)
-    found = []
-    for curve in subject.curves.values():
-        place = best_point(curve, allowed)
-        if place is not None and curve.parameters[place] <= subject.stored:
-            found.append(predicted_candidate(subject, curve, place, options))
-    return min(found, key=lambda candidate: candidate.bytes)  # the LoRA as it is loses nothing

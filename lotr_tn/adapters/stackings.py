@@ -39,6 +39,15 @@ class Stacking:
     groups: tuple[StackedGroup, ...]
 
 
+LARGEST_STACK = 1024
+"""Rank terms of a stack up to which another way of stacking is tried unasked."""
+
+
+def rules_of(group_by: str) -> tuple[str, ...]:
+    """The rules that modules of one adapter are grouped by: of `auto` the smallest file is kept."""
+    return ("kind", "shape") if group_by == "auto" else (group_by,)
+
+
 def natural(text: str) -> list[tuple[int, int, str]]:
     """A key that sorts numbers inside text by their value."""
     parts = re.split(r"(\d+)", text)
@@ -50,6 +59,7 @@ def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Sta
     if len(adapters) == 1:
         (adapter,) = adapters.values()
         return _of_one(adapter, group_by)
+    group_by, *_ = rules_of(group_by)
     alone, kinds = _alone(adapters, group_by), _over(adapters, group_by)
     return [
         Stacking("layers", "each adapter on its own, over its layers", alone),
@@ -61,8 +71,9 @@ def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Sta
 
 def _of_one(adapter: LoRAAdapter, group_by: str) -> list[Stacking]:
     words = {"kind": "each kind over its layers", "shape": "all modules of a shape"}
-    found = [Stacking(group_by, words.get(group_by, "as asked"), _groups(adapter, group_by))]
-    for other in (rule for rule in words if rule != group_by):
+    first, *_ = rules_of(group_by)
+    found = [Stacking(first, words.get(first, "as asked"), _groups(adapter, first))]
+    for other in (rule for rule in words if rule != first):
         groups = _groups(adapter, other)
         if not any(_alike(groups, known.groups) for known in found):
             found.append(Stacking(other, words[other], groups))

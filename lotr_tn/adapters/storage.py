@@ -5,7 +5,7 @@ from typing import TypeAlias
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
 from lotr_tn.analysis.forms import LORA, Form, FormatName, form_of
-from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, TotalError
+from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, FixedRank, RankRule, TotalError
 
 AdapterRule: TypeAlias = RankRule | TotalError
 
@@ -22,6 +22,19 @@ def storage_dtype_for(own: str, rule: AdapterRule) -> str:
         if UNIT_ROUNDOFF[dtype] <= STORAGE_MARGIN * rule.epsilon:
             return dtype
     return "float64" if rule.epsilon or own == "float64" else "float32"
+
+
+def other_dtypes_for(own: str, rule: AdapterRule) -> tuple[str, ...]:
+    """The dtypes no wider than `storage_dtype_for` in which a smaller file may keep to a rule."""
+    if isinstance(rule, FixedRank) or (isinstance(rule, Budget) and rule.params is not None):
+        return ()
+    widest = storage_dtype_for(own, rule)
+    enough = 1.0 if isinstance(rule, Budget) else rule.epsilon
+    return tuple(
+        name
+        for name, roundoff in UNIT_ROUNDOFF.items()
+        if name != widest and ITEM_SIZES[name] <= ITEM_SIZES[widest] and roundoff < enough
+    )
 
 
 def group_form(group: LoTRGroup | LoRAGroup) -> Form:

@@ -45,6 +45,7 @@ class Candidate:
     bytes: int
     relative_error: float  # Frobenius, of the whole stack
     setting: tuple[int, ...]  # as `Curve.settings` has it; of a LoTR that was made, its ranks
+    dtype: str  # in which it is stored
     measured: bool = False  # or else predicted, which a LoTR by HOOI may still undercut
     least: int | None = None  # no stack of this format and error stores less, if known to be lower
 
@@ -67,6 +68,7 @@ def predicted_candidate(subject: Subject, curve: Curve, place: int, options: Opt
         subject.bytes_of(curve.format, parameters, options.dtype),
         (float(curve.lost[place]) / energy) ** 0.5 if energy else 0.0,
         tuple(int(x) for x in curve.settings[place]),
+        subject.dtype if FORMS[curve.format].kept else options.dtype,
     )
 
 
@@ -76,7 +78,8 @@ def measured_candidate(subject: Subject, stack: Stored, options: Options) -> Can
     form, parameters = form_of(stack), parameter_count(stack)
     size = subject.bytes_of(form.name, parameters, options.dtype)
     error = stack.certificate.relative_error
-    return Candidate(form.name, parameters, size, error, form.setting(stack), measured=True)
+    setting = form.setting(stack)
+    return Candidate(form.name, parameters, size, error, setting, options.dtype, measured=True)
 
 
 def make_point(

@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.candidates import (
@@ -43,50 +43,135 @@ def choose_within(
 ) -> Choice:
     """The smallest form of a stack in bytes within a relative error, made and measured.
 
-    The exact curves of all formats say what each would store. A LoTR by HOOI may store less; it is
-    made where its lower bound leaves it a chance. Where rounding to the dtype costs a stack its
-    place, the next one is made. None stores more numbers than the LoRA; of equals the earlier in
-    the order of `FORMS` is taken. An OptionError says that none is left.
+    The exact curves of all formats say what each would store in each dtype that `options` allow,
+    rounding being a part of the error. A LoTR by HOOI may store less; it is made where its lower
+    bound leaves it a chance. Where what is measured exceeds the error, the next one is made. None
+    stores more numbers than the LoRA; of equals the earlier in the order of `FORMS` is taken. An
+    OptionError says that none is left.
     """
-    found: dict[FormatName, Candidate] = {}
-    stacks: dict[FormatName, Stored] = {}
-    allowed = allowed_loss(rule.epsilon, subject.coordinates.energy, options.dtype)
-    for name, curve in subject.curves.items():
-        place = best_point(curve, allowed)
-        if place is not None:
-            found[name] = _predicted(subject, curve, place, rule, options)
-    above: list[Candidate] = []  # asked for, and losing more than may be lost
-    for name in options.formats:
-        if name in subject.curves:
-            continue
-        made = made_within(stack, FORMS[name], rule, replace(options, limits=subject.limits))
-        measured = measured_candidate(subject, made, options)
-        if measured.relative_error > rule.epsilon > 0 and len(options.formats) > 1:
-            above.append(measured)
-        else:
-            found[name], stacks[name] = measured, made
+    if options.each_layer and rule.epsilon:
+        return _every_layer_within(stack, subject, rule, options)
+    work = _Within(stack, subject, rule, options)
     while True:
-        name = _smallest(found, subject)
-        if name is None:
+        key = work.smallest()
+        if key is None:
             raise OptionError(
                 f"no ranks within the limits keep the relative error to {rule.epsilon:g}; allow "
                 "larger ranks or a larger error"
             )
-        if FORMS[name].kept or name in stacks:
-            others = (candidate for key, candidate in found.items() if key != name)
-            return Choice(found[name], stacks.get(name, stack), (*others, *above))
+        if FORMS[key[0]].kept or key in work.stacks:
+            return work.choice(key)
+        work.make(key)
+
+
+def _every_layer_within(
+    stack: LoRAStack, subject: Subject, rule: RelativeError | Energy, options: Options
+) -> Choice:
+    """The smallest form found whose every layer keeps to the error: asked of the stack, ever less.
+
+    The LoRA as it is ends the search where it may be chosen.
+    """
+    free, asked = replace(options, each_layer=False), rule.epsilon
+    while True:
+        choice = choose_within(stack, subject, RelativeError(asked), free)
+        if FORMS[choice.candidate.format].kept or asked == 0:
+            return choice
+        certificate = choice.stack.certificate
+        assert certificate is not None
+        worst = max(map(float, certificate.layer_errors), default=0.0)
+        if worst <= rule.epsilon:
+            return choice
+        asked = asked * max(0.99 * rule.epsilon / worst, 0.5)
+        asked = 0.0 if asked < LEAST_ASKED * rule.epsilon else asked
+
+
+LEAST_ASKED = 1e-3
+"""Share of the error of a layer below which the stack is asked to lose nothing."""
+
+Key: TypeAlias = tuple[FormatName, str]  # a format and a dtype
+
+
+class _Within:
+    """What is known of the candidates while the smallest is looked for."""
+
+    def __init__(
+        self, stack: LoRAStack, subject: Subject, rule: RelativeError | Energy, options: Options
+    ) -> None:
+        self.stack, self.subject, self.rule = stack, subject, rule
+        self.headers = options.headers
+        self.options = {one.dtype: one for one in options.each}
+        self.found: dict[Key, Candidate] = {}
+        self.stacks: dict[Key, Stored] = {}
+        self.above: list[Candidate] = []  # made, and losing more than may be lost
+        for dtype, own in self.options.items():
+            allowed = allowed_loss(rule.epsilon, subject.coordinates.energy, dtype)
+            for name, curve in subject.curves.items():
+                place = best_point(curve, allowed)
+                if place is not None:
+                    self.found[name, dtype] = _predicted(subject, curve, place, rule, own)
+        for name in options.formats:
+            if name not in subject.curves:
+                self.ask_for(name)
+
+    def ask_for(self, name: FormatName) -> None:
+        """A form without a curve, made in the narrowest dtype that keeps to the error."""
+        for dtype, own in self.options.items():
+            made = made_within(
+                self.stack, FORMS[name], self.rule, replace(own, limits=self.subject.limits)
+            )
+            measured = measured_candidate(self.subject, made, own)
+            self.found[name, dtype], self.stacks[name, dtype] = measured, made
+            if measured.relative_error <= self.rule.epsilon or self.rule.epsilon == 0:
+                return
+            if len(self.found) > 1:
+                self.drop((name, dtype))
+
+    def make(self, key: Key) -> None:
+        """Make a candidate and measure it; it is dropped where it is not what was asked for."""
+        name, dtype = key
         try:
-            made = _made_within(stack, subject, name, rule, options)
+            made = _made_within(self.stack, self.subject, name, self.rule, self.options[dtype])
         except FormatError:  # an entry is beyond the range of float16
-            if len(found) == 1:
+            if len(self.found) == 1:
                 raise
-            del found[name]
-            continue
-        measured = measured_candidate(subject, made, options)
-        if measured.relative_error > rule.epsilon > 0 and len(found) > 1:
-            del found[name]  # the dtype is too coarse for this error
-            continue
-        found[name], stacks[name] = measured, made
+            del self.found[key]
+            return
+        self.found[key] = measured_candidate(self.subject, made, self.options[dtype])
+        self.stacks[key] = made
+        if self.found[key].relative_error > self.rule.epsilon > 0 and len(self.found) > 1:
+            self.drop(key)  # the dtype is too coarse for this error
+
+    def drop(self, key: Key) -> None:
+        """Leave a candidate out."""
+        self.above.append(self.found.pop(key))
+        self.stacks.pop(key, None)
+
+    def smallest(self) -> Key | None:
+        """The candidate of fewest bytes, by the least that each could store."""
+        kept = any(FORMS[name].kept for name, _ in self.found)
+        most, layers = self.subject.stored if kept else math.inf, self.subject.coordinates.shape[0]
+        sizes: dict[Key, int] = {}
+        for name in FORMS:  # of equals the first is taken
+            for dtype in self.options:
+                if (candidate := self.found.get((name, dtype))) is None:
+                    continue
+                numbers = candidate.parameters if candidate.least is None else candidate.least
+                if numbers <= most:
+                    size = self.subject.bytes_of(name, numbers, dtype)
+                    header = FORMS[name].header(layers) if self.headers else 0
+                    sizes[name, dtype] = size + header
+        return min(sizes, key=lambda key: sizes[key], default=None)
+
+    def choice(self, key: Key) -> Choice:
+        """The one that was found, with the smallest of each other format."""
+        others: dict[FormatName, Candidate] = {}
+        for candidate in (*self.above, *self.found.values()):
+            name = candidate.format
+            known = others.get(name)
+            beats = known is None or known in self.above or candidate.bytes < known.bytes
+            if name != key[0] and beats:
+                others[name] = candidate
+        return Choice(self.found[key], self.stacks.get(key, self.stack), tuple(others.values()))
 
 
 def allowed_loss(epsilon: float, energy: float, dtype: str) -> float:
@@ -103,19 +188,6 @@ def _predicted(
     if least is None:
         return candidate
     return replace(candidate, least=min(least, candidate.parameters))
-
-
-def _smallest(found: Mapping[FormatName, Candidate], subject: Subject) -> FormatName | None:
-    """The format of fewest bytes, by the least that each could store; None where there is none."""
-    most = subject.stored if any(FORMS[name].kept for name in found) else math.inf
-    sizes: dict[FormatName, int] = {}
-    for name in FORMS:  # of equals the first is taken
-        if (candidate := found.get(name)) is None:
-            continue
-        numbers = candidate.parameters if candidate.least is None else candidate.least
-        if numbers <= most:
-            sizes[name] = numbers * (candidate.bytes // max(candidate.parameters, 1))
-    return min(sizes, key=lambda name: sizes[name], default=None)
 
 
 def _made_within(

@@ -162,10 +162,13 @@ def points_of(subject: Subject, rule: Budget | TotalError, options: Options) -> 
 def _rounding(
     subject: Subject, name: FormatName, rule: Budget | TotalError, options: Options
 ) -> float:
-    """Squared norm that storing in the dtype may lose, where an error is to be kept to."""
-    if isinstance(rule, Budget) or FORMS[name].kept:
+    """Squared norm that storing in the dtype may lose, where that is to be looked at."""
+    if FORMS[name].kept:
         return 0.0
-    return UNIT_ROUNDOFF[options.dtype] ** 2 * subject.coordinates.energy
+    roundoff = UNIT_ROUNDOFF[options.dtype]
+    if isinstance(rule, Budget) and roundoff <= UNIT_ROUNDOFF[subject.dtype]:
+        return 0.0
+    return roundoff**2 * subject.coordinates.energy
 
 
 def _allowed(subject: Subject, parameters: np.ndarray, rule: Budget | TotalError) -> np.ndarray:

@@ -17,6 +17,7 @@ from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.container import (
     Container,
     Entry,
+    container_size,
     is_container,
     read_container,
     verify_container,
@@ -68,9 +69,18 @@ def save_bank(bank: Bank, path: Path, *, force: bool) -> None:
         require_sense(bank)
     except SenseError as error:
         raise CheckpointError(f"{path} was not written, since {error}") from None
+    write_digested(path, *_written(bank), force=force)
+
+
+def bank_size(bank: Bank) -> int:
+    """The bytes of the file that `save_bank` writes."""
+    return container_size(*_written(bank))
+
+
+def _written(bank: Bank) -> tuple[dict[str, Entry], str]:
+    """The tensors of a bank's file, and its text."""
     entries, header = _described(bank)
-    text = json.dumps(header, separators=(",", ":")) + room_for_figures(bank.explanation)
-    write_digested(path, entries, text, force=force)
+    return entries, json.dumps(header, separators=(",", ":")) + room_for_figures(bank.explanation)
 
 
 def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:

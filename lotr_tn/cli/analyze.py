@@ -1,5 +1,6 @@
 """The command `lotr analyze`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +12,16 @@ from lotr_tn.analysis.forms import all_forms
 from lotr_tn.cli.commands import told
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
+    BestGroupByOption,
     DtypeOption,
-    GroupByOption,
+    EachLayerOption,
     HowMuch,
     MapPrefixOption,
     MaxRankOption,
     MinRankOption,
     asked_limits,
     asked_prefixes,
+    require_error,
 )
 from lotr_tn.doors import load_adapter
 from lotr_tn.files.writing import refuse_existing, write_file
@@ -41,9 +44,10 @@ def analyze(
     ],
     *,
     how_much: HowMuch,
+    each_layer: EachLayerOption = False,
     min_rank: MinRankOption = None,
     max_rank: MaxRankOption = None,
-    group_by: GroupByOption = "kind",
+    group_by: BestGroupByOption = "auto",
     group: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this group; may be repeated.")
     ] = None,
@@ -73,6 +77,8 @@ def analyze(
     beside = all_forms() if "all" in (formats or ()) else tuple(formats or ())
     question, prefixes = how_much.question(), asked_prefixes(map_prefix)
     asked = Asked(question, "auto", group_by=group_by, dtype=dtype, limits=limits, beside=beside)
+    require_error(each_layer, question)
+    asked = replace(asked, each_layer=each_layer)
     if plot is not None:
         refuse_plot(plot, force=out.force)
     if html is not None:

@@ -11,15 +11,17 @@ from lotr_tn.cli.bank.make import Making
 from lotr_tn.cli.commands import HIDDEN, typed
 from lotr_tn.cli.console import REPLACE, Output, file_size, missed
 from lotr_tn.cli.questions import (
+    BestGroupByOption,
     DtypeOption,
+    EachLayerOption,
     FormatOption,
-    GroupByOption,
     MaxRankOption,
     MethodOption,
     MinRankOption,
     OrEnergy,
     asked_limits,
     asked_text,
+    require_error,
 )
 from lotr_tn.conversion.convert import Converting
 from lotr_tn.doors import load_adapter, save_adapter
@@ -30,7 +32,7 @@ from lotr_tn.files.places import located, name_of
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import FixedRank
 from lotr_tn.report.records import conversion_record
-from lotr_tn.report.text import conversion_text
+from lotr_tn.report.text import conversion_text, cut_ranks
 
 PANELS = {
     "How much": "rel_error total_error max_params max_bytes rank",
@@ -57,6 +59,7 @@ def convert(
         Path | None,
         typer.Option("--output", "-o", help="The LoTR file; else NAME.lotr.safetensors."),
     ] = None,
+    each_layer: EachLayerOption = False,
     min_rank: MinRankOption = None,
     max_rank: MaxRankOption = None,
     keep: Annotated[
@@ -64,7 +67,7 @@ def convert(
         typer.Option(metavar="REGEX", help="Modules to keep exactly as they are, by their paths."),
     ] = None,
     method: MethodOption = "hooi",
-    group_by: GroupByOption = "kind",
+    group_by: BestGroupByOption = "auto",
     dtype: DtypeOption = "auto",
     backend: Annotated[
         Literal["numpy", "torch"], typer.Option(help="The library that computes.")
@@ -89,8 +92,16 @@ def convert(
         )
     source = located(source)
     rule = how_much.any_rule()
+    require_error(each_layer, rule)
     asked = Asked(
-        rule, format or "lotr", method, group_by, dtype, asked_limits(min_rank, max_rank), keep
+        rule,
+        format or _default_form(rule, to),
+        method,
+        group_by,
+        dtype,
+        asked_limits(min_rank, max_rank),
+        keep,
+        each_layer,
     )
     ending = ".lotr.safetensors" if to == "file" else "-lotr-peft"
     destination = destination or Path(f"{name_of(source)}{ending}")
@@ -109,3 +120,8 @@ def convert(
             f"{record['dtype']} cannot hold the error asked for ({asked_text(rule)}); the file has "
             f"{record['relative_error']:.2g}: use --dtype auto or a wider dtype"
         )
+
+
+def _default_form(rule: object, to: str) -> str:
+    """The smallest of all; LoTR where ranks are told, or where it is to be trained."""
+    return "lotr" if isinstance(rule, FixedRank) or to != "file" else "auto"

@@ -62,7 +62,7 @@ FormatOption: TypeAlias = Annotated[
         "--format",
         metavar="NAME",
         callback=_known,
-        help="lotr, auto (the smallest) or another form. The others are "
+        help="auto (the smallest), lotr or another form. The others are "
         f"{', '.join(_OTHERS[:-1])} and {_OTHERS[-1]}.",
     ),
 ]
@@ -71,6 +71,10 @@ MethodOption: TypeAlias = Annotated[
 ]
 GroupByOption: TypeAlias = Annotated[
     str, typer.Option(metavar="RULE", help="kind, shape, or a regular expression.")
+]
+BestGroupByOption: TypeAlias = Annotated[
+    str,
+    typer.Option(metavar="RULE", help="kind, shape, auto (the smaller) or a regular expression."),
 ]
 MOST_DIGITS = 30
 """Digits of a whole number in an option."""
@@ -92,7 +96,7 @@ class HowMuch:
         typer.Option(
             metavar="E",
             parser=share,
-            help="Least size within this error, in each group. As 0.05 or 5%.",
+            help="Least size within this error of each group, as 0.05 or 5%; a layer may lose more.",
         ),
     ] = None
     total_error: Annotated[
@@ -131,6 +135,17 @@ class HowMuch:
         if self.max_bytes is not None:
             return Budget(bytes=_size(self.max_bytes))
         return RelativeError(0.05 if self.rel_error is None else self.rel_error)
+
+
+EachLayerOption: TypeAlias = Annotated[
+    bool, typer.Option("--each-layer", help="Let --rel-error bound every layer.")
+]
+
+
+def require_error(each_layer: bool, rule: object) -> None:
+    """Refuse `--each-layer` where no error of each group is asked for."""
+    if each_layer and not isinstance(rule, RelativeError):
+        raise typer.BadParameter("--each-layer goes with --rel-error, which it lets bound layers")
 
 
 @dataclass(frozen=True)

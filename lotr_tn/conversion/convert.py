@@ -1,35 +1,47 @@
 """LoRA adapters to compressed ones, group by group or under one budget for all."""
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import suits_float16, to_numpy
+from lotr_tn._arrays import UNIT_ROUNDOFF, suits_float16, to_numpy
 from lotr_tn.adapters.adapter import (
     Adapter,
-    Compressed,
     LoRAAdapter,
     LoRAGroup,
+    LoRAModule,
     LoTRAdapter,
     LoTRGroup,
 )
 from lotr_tn.adapters.asked import Asked, Where
-from lotr_tn.adapters.grouping import lora_groups
 from lotr_tn.adapters.question import Question, is_met, measure, subject_of
-from lotr_tn.adapters.restrictions import Limits, kept_apart, limits_of
-from lotr_tn.adapters.storage import AdapterRule, format_of, stored_ranks
-from lotr_tn.analysis.choice import Choice, choose_within
+from lotr_tn.adapters.restrictions import Limits, limits_of
+from lotr_tn.adapters.storage import AdapterRule
+from lotr_tn.adapters.ways import Grouped, grouped
+from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.division import bounded
 from lotr_tn.analysis.forms import FORMS, Form, FormatName, Options
-from lotr_tn.analysis.truncation import cut_parameters, cut_tails
-from lotr_tn.conversion.outcome import Conversion, GroupConversion
+from lotr_tn.analysis.truncation import cut_tails
+from lotr_tn.conversion.made import (
+    Made,
+    certificate_of,
+    chosen_group,
+    energy_of,
+    kept_as_is,
+    nbytes_of,
+    rank_of,
+    stored_group,
+)
+from lotr_tn.conversion.outcome import Conversion
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
 from lotr_tn.files.budget import spent_beside
-from lotr_tn.formats import Certificate, LoRAStack
+from lotr_tn.files.dialects.native import native_size
+from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import (
     Budget,
     Energy,
@@ -41,7 +53,6 @@ from lotr_tn.linalg.ranks import (
     as_rule,
 )
 from lotr_tn.ops.arrays import arrays_of
-from lotr_tn.ops.norms import layer_norms
 
 Method: TypeAlias = Literal["hooi", "st-hosvd", "hosvd"]
 
@@ -72,9 +83,10 @@ def convert_adapter(
             `shared-out` (U shared), `lotr-low-rank` (LoTR with low-rank cores), and `lora` (as it
             is).
         method: `hooi`, `st-hosvd` or `hosvd`, for LoTR.
-        group_by: `kind`, `shape` or a regular expression; see `group_modules`.
-        dtype: storage dtype, or `auto`: the adapter's own where its rounding is at most 1/8 of
-            the error asked for, else float32, else float64.
+        group_by: `kind`, `shape` or a regular expression (see `group_modules`); or `auto`: of
+            `kind` and `shape` what takes the smaller file, or for a budget loses less.
+        dtype: storage dtype, or `auto`: in which the file is smallest, rounding being a part of
+            the error asked for. For ranks the adapter's own.
         limits: the ranks that a rule may choose; by group name, where they differ.
         keep: a regular expression; modules whose path it is found in are kept as they are.
         backend: `numpy` or `torch`, which computes; the result is on NumPy.
@@ -99,6 +111,10 @@ def convert_adapter(
     return Converting.of(adapter, asked, Where(backend, device)).run(progress)
 
 
+NEGLIGIBLE = 1 / 4
+"""A dtype's roundoff, as a share of the error asked for, up to which ranks hardly depend on it."""
+
+
 @dataclass(frozen=True)
 class Converting:
     """One conversion: the groups of an adapter, and what is asked of them."""
@@ -107,8 +123,7 @@ class Converting:
     asked: Asked  # what is asked
     where: Where  # where it is worked out
     options: Options  # how candidates are made
-    groups: Mapping[str, LoRAGroup]  # what is converted
-    kept: Mapping[str, LoRAGroup]  # what is kept as it is
+    ways: tuple[Grouped, ...]  # the ways to group the modules, of which the best is taken
 
     @classmethod
     def of(cls, adapter: Adapter, asked: Asked, where: Where) -> "Converting":
@@ -125,14 +140,15 @@ class Converting:
                 f"--format {asked.form} has no ranks to be told; ask for an error or a size, or "
                 "for another format"
             )
-        groups, kept = kept_apart(lora_groups(adapter, asked.group_by), asked.keep)
-        limits_of(groups, asked.limits)  # a group that is not there is refused at once
-        return cls(adapter, asked, where, options, groups, kept)
+        ways = grouped(adapter, asked)
+        limits_of(ways[0].groups, asked.limits)  # a group that is not there is refused at once
+        return cls(adapter, asked, where, options, ways)
 
     @property
     def steps(self) -> int:
         """How often `run` tells of its progress, unless an error has to be divided anew."""
-        return len(self.groups) * (2 if isinstance(self.asked.rule, Budget | TotalError) else 1)
+        each = 2 if isinstance(self.asked.rule, Budget | TotalError) else 1
+        return each * sum(len(way.groups) for way in self.ways)
 
     def run(self, progress: Callable[[str], None] | None = None) -> Conversion:
         """Convert; `progress` is called with the name of each group."""
@@ -140,44 +156,78 @@ class Converting:
         tell = progress or (lambda name: None)
         if isinstance(rule, Budget | TotalError):
             return self._together(rule, tell)
-        return self._each(rule, tell)
+        known: dict[tuple[LoRAModule, ...], Made] = {}
+        found = [self._each(way, rule, tell, known) for way in self.ways]
+        return min(found, key=lambda one: _rank(rule, one))
 
-    def _each(self, rule: RankRule, tell: Callable[[str], None]) -> Conversion:
-        """Every group by the same rule, in the memory of one."""
-        limits = limits_of(self.groups, self.asked.limits)
+    def _each(
+        self,
+        way: Grouped,
+        rule: RankRule,
+        tell: Callable[[str], None],
+        known: "dict[tuple[LoRAModule, ...], Made]",
+    ) -> Conversion:
+        """Every group by the same rule, in the memory of one; those `known` are made already."""
+        limits = limits_of(way.groups, self.asked.limits)
         made = []
-        for name, group in self.groups.items():
+        for name, group in way.groups.items():
             tell(name)
+            if group.modules in known:
+                made.append(known[group.modules].named(name))
+                continue
             stack = self.where.stack(group)
             options = replace(self.options, limits=limits[name])
             done = self._by(rule, group, stack, options)
-            error = _certificate(done).relative_error
+            error = certificate_of(done).relative_error
             met = isinstance(rule, FixedRank) or is_met(rule, [error], error)
-            made.append(_Made(group, done, cut_tails(stack), met))
-        return self._finished([*made, *self._as_they_are()])
+            made.append(Made(group, done, cut_tails(stack), met))
+            known[group.modules] = made[-1]
+        return self._finished(way, [*made, *self._as_they_are(way)])
 
     def _by(
         self, rule: RankRule, group: LoRAGroup, stack: LoRAStack, options: Options
     ) -> LoTRGroup | LoRAGroup:
         form, free = FORMS[options.formats[0]], options.limits == RankLimits()
-        if len(options.formats) == 1 and form.within is not None and free:
+        if (
+            len(options.formats) == 1
+            and form.within is not None
+            and free
+            and not options.each_layer
+        ):
             return self._alone(group, stack, form, rule)
         if isinstance(rule, FixedRank):
-            return _stored(group, form.at_ranks(stack, rule, self.options))
+            return stored_group(group, form.at_ranks(stack, rule, self.options))
         assert isinstance(rule, RelativeError | Energy)
         subject = subject_of(group, stack, options)
-        return _chosen(group, choose_within(stack, subject, rule, self.options))
+        return chosen_group(group, choose_within(stack, subject, rule, self.options))
 
     def _together(self, rule: Budget | TotalError, tell: Callable[[str], None]) -> Conversion:
-        """A budget or an error divided over all groups."""
-        groups = list(self.groups.values())
-        measured = measure(groups, self.options, self.asked.limits, self.where, tell)
-        kept = self._as_they_are()
-        spent = spent_beside(rule, [self.adapter], self.groups, self.kept, self.asked.group_by)
-        converted = sum(one.subject.coordinates.energy for one in measured)
-        whole = converted + sum(_energy(one.made) for one in kept)
-        only = _without_kept(rule, converted, whole)
-        question = Question(only, self.options, measured, spent)
+        """A budget or an error divided over all groups, by the best way to group them."""
+        limits, known = self.asked.limits, ()
+        shared: list[_Shared] = []
+        for way in self.ways:
+            groups = list(way.groups.values())
+            measured = measure(groups, self.options, limits, self.where, tell, known)
+            known = (*known, *measured)
+            kept = self._as_they_are(way)
+            spent = spent_beside(rule, [self.adapter], way.groups, way.kept, way.name)
+            converted = sum(one.subject.coordinates.energy for one in measured)
+            whole = converted + sum(energy_of(one.made) for one in kept)
+            only = _without_kept(rule, converted, whole)
+            shared.append(_Shared(way, Question(only, self.options, measured, spent), kept, whole))
+        best: Conversion | None = None
+        for one in sorted(shared, key=lambda one: one.question.divided[0].rank):
+            if best is None or one.may_beat(best):
+                found = self._divided(rule, one, tell)
+                best = found if best is None else min(best, found, key=lambda x: _rank(rule, x))
+        assert best is not None  # there is a way
+        return best
+
+    def _divided(
+        self, rule: Budget | TotalError, one: "_Shared", tell: Callable[[str], None]
+    ) -> Conversion:
+        """A budget or an error divided over the groups of one way."""
+        question, groups = one.question, list(one.way.groups.values())
         tails: dict[str, np.ndarray] = {}
 
         def look(group: LoRAGroup, stack: LoRAStack) -> None:
@@ -187,46 +237,72 @@ class Converting:
 
         division, choices = question.answers(look)
         made = [
-            _Made(group, _chosen(group, choice), tails[group.name], met=True)
+            Made(group, chosen_group(group, choice), tails[group.name], met=True)
             for group, choice in zip(groups, choices, strict=True)
         ]
-        conversion = self._finished([*made, *kept])
+        conversion = self._finished(one.way, [*made, *one.kept])
         return replace(
             conversion,
             met=is_met(rule, (), conversion.relative_error),
-            bound=question.bound(division, whole),
+            bound=question.bound(division, one.energy),
             bound_unit="bytes" if isinstance(rule, TotalError) else "relative error",
             bound_forms=bounded(self.options.formats),
         )
 
-    def _as_they_are(self) -> "list[_Made]":
+    def _as_they_are(self, way: Grouped) -> "list[Made]":
         """The groups that are kept."""
         found = []
-        for group in self.kept.values():
+        for group in way.kept.values():
             stack = group.stack
-            found.append(_Made(group, kept_as_is(group, stack), cut_tails(stack), met=True))
+            found.append(Made(group, kept_as_is(group, stack), cut_tails(stack), met=True))
         return found
 
     def _alone(self, group: LoRAGroup, stack: LoRAStack, form: Form, rule: RankRule) -> LoTRGroup:
-        """By the form's own search; where float16 has no room for its cores, in float32."""
+        """By the form's own search, in the dtype that takes least."""
+        best: LoTRGroup | None = None
+        for options in (tries := self.options.each):
+            last = options == tries[-1]
+            made = self._in_dtype(group, stack, form, rule, options, last=last)
+            if made is None or not (last or _keeps_to(rule, made)):
+                continue
+            if best is None or nbytes_of(made) < nbytes_of(best):
+                best = made
+            if UNIT_ROUNDOFF[options.dtype] <= NEGLIGIBLE * _epsilon(rule):
+                break  # a wider dtype could not cut more off
+        assert best is not None  # the last one is taken as it comes
+        return best
+
+    def _in_dtype(
+        self,
+        group: LoRAGroup,
+        stack: LoRAStack,
+        form: Form,
+        rule: RankRule,
+        options: Options,
+        *,
+        last: bool,
+    ) -> LoTRGroup | None:
+        """By the form's own search; in float32 where float16 has no room for the cores."""
         decompose: Any = form.at_ranks if isinstance(rule, FixedRank) else form.within
-        options, dtype = self.options, self.options.dtype
+        dtype = options.dtype
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PrecisionWarning)  # reported by `met`
             try:
                 made = decompose(stack, rule, options)
                 own = [to_numpy(layer) for name in form.own for layer in arrays_of(made)[name]]
                 roomy = dtype != "float16" or all(map(suits_float16, own))
-                if roomy or self.asked.dtype != "auto":
-                    return _stored(group, made)
+                if roomy or not last or self.asked.dtype != "auto":
+                    return stored_group(group, made)
             except FormatError:
                 if self.asked.dtype != "auto":
                     raise
+            if not last:
+                return None
             wide = replace(options, dtype="float32")
-            return _stored(group, decompose(stack, rule, wide))
+            return stored_group(group, decompose(stack, rule, wide))
 
-    def _finished(self, made: "list[_Made]") -> Conversion:
-        own, by = self.adapter.dtype, self.asked.group_by
+    def _finished(self, way: Grouped, made: "list[Made]") -> Conversion:
+        own, by = self.adapter.dtype, way.name
         origin = {"format": "peft-lora", "dtype": own, "group_by": by}
         groups = {one.made.name: one.made for one in made}
         adapter = LoTRAdapter(groups, self.adapter.extras, self.adapter.config_text, origin)
@@ -234,30 +310,29 @@ class Converting:
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
-    """A group before and after, with the losses of cutting each layer's own rank."""
+class _Shared:
+    """A budget or an error asked of the groups of one way."""
 
-    group: LoRAGroup
-    made: LoTRGroup | LoRAGroup
-    tails: np.ndarray
-    met: bool
+    way: Grouped
+    question: Question
+    kept: list[Made]  # its groups that are kept
+    energy: float  # ‖T‖² with those that are kept
 
-    @property
-    def report(self) -> GroupConversion:
-        certificate, group = _certificate(self.made), self.group
-        truncated = cut_parameters(self.tails, group.shape, certificate.relative_error)
-        return GroupConversion(
-            name=group.name,
-            shape=group.shape,
-            parameters_before=group.stored,
-            parameters_after=self.made.stored,
-            parameters_truncated=truncated,
-            certificate=certificate,
-            ranks=tuple(stored_ranks(self.made)),
-            modules=tuple(target.name for target in group.targets),
-            met=self.met,
-            format=format_of(self.made),
-        )
+    def may_beat(self, best: Conversion) -> bool:
+        """Whether its bound leaves it a chance."""
+        bound = min(one.division.bound for one in self.question.divided)
+        if isinstance(self.question.rule, TotalError):
+            beside = sum(tensor.data.nbytes for tensor in best.adapter.extras.values())
+            return bound < native_size(best.adapter) - beside
+        return bound < best.relative_error**2 * self.energy
+
+
+def _epsilon(rule: RankRule) -> float:
+    return rule.epsilon if isinstance(rule, RelativeError | Energy) else math.inf
+
+
+def _keeps_to(rule: RankRule, made: LoTRGroup) -> bool:
+    return certificate_of(made).relative_error <= _epsilon(rule)
 
 
 def _without_kept(rule: Budget | TotalError, converted: float, whole: float) -> Budget | TotalError:
@@ -267,41 +342,5 @@ def _without_kept(rule: Budget | TotalError, converted: float, whole: float) -> 
     return TotalError(min(rule.epsilon / (converted / whole) ** 0.5, 1 - 1e-9))
 
 
-def _certificate(made: LoTRGroup | LoRAGroup) -> Certificate:
-    certificate = made.certificate
-    assert certificate is not None
-    return certificate
-
-
-def _energy(made: LoTRGroup | LoRAGroup) -> float:
-    return float((_certificate(made).norms ** 2).sum())
-
-
-def _chosen(group: LoRAGroup, choice: Choice) -> LoTRGroup | LoRAGroup:
-    if FORMS[choice.candidate.format].kept:
-        return kept_as_is(group, choice.stack)
-    return _stored(group, choice.stack)
-
-
-def kept_as_is(group: LoRAGroup, stack: Compressed) -> LoRAGroup:
-    """The group with its own factors, and a certificate that nothing is lost."""
-    norms = to_numpy(layer_norms(stack))
-    nothing = np.float64(0.0)
-    certificate = Certificate(np.zeros_like(norms), norms, nothing, nothing, "as it is", 0)
-    return LoRAGroup(group.name, group.modules, certificate)
-
-
-def _stored(group: LoRAGroup, stack: Compressed) -> LoTRGroup:
-    """The group as a compressed stack on NumPy."""
-    certificate = stack.certificate
-    assert certificate is not None
-    on_host = replace(
-        certificate,
-        distances=to_numpy(certificate.distances),
-        norms=to_numpy(certificate.norms),
-        lower=np.float64(float(certificate.lower)),
-        upper=np.float64(float(certificate.upper)),
-    )
-    arrays = {name: to_numpy(array) for name, array in arrays_of(stack).items()}
-    on_numpy = replace(stack, **arrays, certificate=on_host)
-    return LoTRGroup(group.name, group.targets, on_numpy)
+def _rank(rule: AdapterRule, one: Conversion) -> tuple[float, ...]:
+    return rank_of(rule, one.adapter, one.relative_error, one.met)

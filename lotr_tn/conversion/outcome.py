@@ -26,6 +26,8 @@ class GroupConversion:
         certificate: the measured errors and their bounds.
         ranks: (r1, r2) of a LoTR, and with low-rank cores then each core's; r of one shared side;
             else each layer's rank.
+        bytes_before: of its LoRA factors.
+        bytes_after: of what is stored for it.
         modules: the modules' paths in stack order.
         met: whether the rank rule was met.
         format: in which it is stored.
@@ -38,6 +40,8 @@ class GroupConversion:
     parameters_truncated: int
     certificate: Certificate
     ranks: tuple[int, ...]
+    bytes_before: int
+    bytes_after: int
     modules: tuple[str, ...]
     met: bool
     format: FormatName = "lotr"
@@ -84,6 +88,16 @@ class Conversion(Shown):
         lost = np.array([group.certificate.distance for group in self.groups])
         size = np.array([group.certificate.norm for group in self.groups])
         return float(np.linalg.norm(lost) / np.linalg.norm(size)) if size.any() else 0.0
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the LoRA factors of all groups."""
+        return sum(group.bytes_before for group in self.groups)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of what is stored for all groups, without header and other tensors."""
+        return sum(group.bytes_after for group in self.groups)
 
     def total(self, field: str) -> int:
         """The sum over the groups of a count, such as `parameters_after`."""

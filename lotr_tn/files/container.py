@@ -122,16 +122,8 @@ def write_container(
 
     The caller sees to it that no half of it stays after a CheckpointError or an OSError.
     """
-    order = sorted(entries, key=lambda name: -DTYPES[entries[name].code][1])
-    tensors, end = {}, 0
-    for name in order:
-        start, end = end, end + entries[name].nbytes
-        tensors[name] = {
-            "dtype": entries[name].code,
-            "shape": list(entries[name].shape),
-            "data_offsets": [start, end],
-        }
-    checksums = dict.fromkeys(order, _BLANK)
+    tensors, _ = _laid_out(entries)
+    order, checksums = list(tensors), dict.fromkeys(tensors, _BLANK)
     blank = _encode(tensors, {key: text}, checksums)
     with open(path, "xb") as file:
         file.write(blank)
@@ -142,6 +134,26 @@ def write_container(
         assert len(header) == len(blank)
         file.write(header)
     return checksums
+
+
+def container_size(entries: Mapping[str, Entry], text: str, key: str = METADATA_KEY) -> int:
+    """The bytes of the file that `write_container` writes."""
+    tensors, end = _laid_out(entries)
+    return len(_encode(tensors, {key: text}, dict.fromkeys(tensors, _BLANK))) + end
+
+
+def _laid_out(entries: Mapping[str, Entry]) -> tuple[dict[str, Any], int]:
+    """What the header says of each tensor, in the order of the file, and the bytes of all."""
+    tensors: dict[str, Any] = {}
+    end = 0
+    for name in sorted(entries, key=lambda name: -DTYPES[entries[name].code][1]):
+        start, end = end, end + entries[name].nbytes
+        tensors[name] = {
+            "dtype": entries[name].code,
+            "shape": list(entries[name].shape),
+            "data_offsets": [start, end],
+        }
+    return tensors, end
 
 
 def _encode(

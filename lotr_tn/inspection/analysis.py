@@ -46,9 +46,9 @@ class StackingCost:
         stacking: its name.
         label: the same in words.
         stacks: how many stacks it makes.
-        parameters: numbers stored, by the curves; None where it was not measured.
-        bytes: what they take.
-        relative_error: of all updates together, by the curves.
+        parameters: numbers stored; None where it was not measured.
+        bytes: of the file, everything in it counted.
+        relative_error: of all updates together, measured.
         chosen: whether the groups of the analysis are stacked this way.
         note: why it was not measured.
     """
@@ -120,6 +120,13 @@ class Analysis(Shown):
             group.subject.bytes_of(LORA.name, group.subject.stored, self.dtype)
             for group in self.groups
         )
+
+    @property
+    def written(self) -> int:
+        """Bytes of the file that holds what is recommended: updates, header and all else."""
+        (chosen,) = (way for way in self.stackings if way.chosen)
+        assert chosen.bytes is not None
+        return chosen.bytes
 
     @property
     def relative_error(self) -> float:

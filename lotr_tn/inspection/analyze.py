@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.adapters.adapter import Adapter, LoRAAdapter
+from lotr_tn.adapters.adapter import Adapter, LoRAAdapter, LoTRAdapter
 from lotr_tn.adapters.as_lora import as_lora_adapter
 from lotr_tn.adapters.asked import Asked, Where
 from lotr_tn.adapters.base_models import base_model_of
@@ -15,18 +15,20 @@ from lotr_tn.adapters.grouping import lora_groups
 from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.question import Measured, Question, Rule, is_met, measure
 from lotr_tn.adapters.restrictions import Limits
-from lotr_tn.adapters.stackings import Stacking, stackings_of
+from lotr_tn.adapters.stackings import LARGEST_STACK, Stacking, rules_of, stackings_of
 from lotr_tn.analysis.candidates import joint_error
+from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.clustering import clusters_of
-from lotr_tn.analysis.division import division_path
-from lotr_tn.analysis.forms import FormatName, Options
+from lotr_tn.analysis.division import Division, division_path
+from lotr_tn.analysis.forms import FORMS, FormatName, Options
 from lotr_tn.analysis.subspaces import overlaps_of
+from lotr_tn.conversion.made import chosen_group, rank_of
 from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 from lotr_tn.files.budget import spent_beside
+from lotr_tn.files.dialects.native import native_size
 from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError
 
-LARGEST_STACK = 1024  # rank terms up to which other ways of stacking are measured unasked
 PATH = 100  # whole-adapter budgets that are listed
 
 
@@ -96,6 +98,8 @@ class Analysing:
         rule = asked.rule
         if isinstance(rule, FixedRank):
             raise OptionError("an analysis asks for an error or a size; ranks are what it answers")
+        if groups:  # they are named by the first way of grouping
+            asked = replace(asked, group_by=rules_of(asked.group_by)[0])
         named = _restricted(_named(adapters), asked.group_by, groups)
         _require_one_base(named)
         own = min((a.dtype for a in named.values()), key=lambda dtype: UNIT_ROUNDOFF[dtype])
@@ -112,10 +116,12 @@ class Analysing:
     def run(self, progress: Callable[[str], None] | None = None) -> Analysis:
         """Analyse; `progress` is called with the name of each stack."""
         begun = time.perf_counter()
-        best, question, costs = self._compared(progress)
-        division, choices = question.answers()
+        best, costs = self._compared(progress)
+        question, division, choices = best.question, best.division, best.choices
         groups = []
-        for stacked, subject, choice in zip(best.groups, question.subjects, choices, strict=True):
+        for stacked, subject, choice in zip(
+            best.way.groups, question.subjects, choices, strict=True
+        ):
             overlaps = overlaps_of(subject.coordinates)
             error = choice.candidate.relative_error or self._error
             clustering = clusters_of(subject.coordinates, overlaps, subject.curves, error)
@@ -123,15 +129,16 @@ class Analysing:
         found = [choice.candidate for choice in choices]
         joint = joint_error(found, question.subjects)
         energy = sum(subject.coordinates.energy for subject in question.subjects)
-        path = division_path(question.subjects, self.options, PATH)
+        narrow = replace(self.options, dtype=best.dtype, others=())
+        path = division_path(question.subjects, narrow, PATH)
         return Analysis(
             self.sources,
             next(filter(None, map(base_model_of, self.adapters.values())), None),
             self.rule,
-            self.options.dtype,
+            best.dtype,
             tuple(groups),
             costs,
-            tuple(question.at(points) for points in path),
+            tuple(question.at(points, narrow) for points in path),
             is_met(self.rule, [candidate.relative_error for candidate in found], joint),
             time.perf_counter() - begun,
             question.bound(division, energy),
@@ -139,27 +146,39 @@ class Analysing:
 
     def _compared(
         self, progress: Callable[[str], None] | None
-    ) -> tuple[Stacking, Question, tuple[StackingCost, ...]]:
-        """All ways of stacking; the first one, or of several adapters the smallest, is chosen."""
-        questions: dict[str, Question] = {}
-        costs = []
+    ) -> "tuple[_Answered, tuple[StackingCost, ...]]":
+        """All ways of stacking, made; the one that was asked for, or else the best, is chosen."""
+        found: dict[str, _Answered] = {}
         for way, note in self.ways:
-            cost = StackingCost(way.name, way.label, len(way.groups), note=note)
             if note is None:
-                known = [one for question in questions.values() for one in question.measured]
-                question = questions[way.name] = self._question(way, known, progress)
-                cost = replace(
-                    cost,
-                    parameters=sum(candidate.parameters for candidate in question.predicted),
-                    bytes=sum(candidate.bytes for candidate in question.predicted),
-                    relative_error=joint_error(question.predicted, question.subjects),
-                )
-            costs.append(cost)
-        several = len(self.adapters) > 1
-        best = min((c for c in costs if c.note is None), key=self._rank) if several else costs[0]
-        way = next(way for way, _ in self.ways if way.name == best.stacking)
-        chosen = tuple(replace(cost, chosen=cost is best) for cost in costs)
-        return way, questions[way.name], chosen
+                known = [one for other in found.values() for one in other.question.measured]
+                found[way.name] = self._answered(self._question(way, known, progress), way)
+        free = len(self.adapters) > 1 or self.asked.group_by == "auto"
+        best = min(found.values(), key=lambda one: one.rank) if free else next(iter(found.values()))
+        costs = [
+            found[way.name].cost(chosen=way is best.way)
+            if note is None
+            else StackingCost(way.name, way.label, len(way.groups), note=note)
+            for way, note in self.ways
+        ]
+        return best, tuple(costs)
+
+    def _answered(self, question: Question, way: Stacking) -> "_Answered":
+        """One way, made as `convert_adapter` makes it."""
+        division, choices = question.answers()
+        groups = [stacked.group for stacked in way.groups]
+        made = {
+            group.name: chosen_group(group, choice)
+            for group, choice in zip(groups, choices, strict=True)
+        }
+        first = next(iter(self.adapters.values()))
+        origin = {"format": "peft-lora", "dtype": first.dtype, "group_by": way.name}
+        adapter = LoTRAdapter(made, first.extras, first.config_text, origin)
+        found = [choice.candidate for choice in choices]
+        error = joint_error(found, question.subjects)
+        met = is_met(self.rule, [one.relative_error for one in found], error)
+        rank = rank_of(self.rule, adapter, error, met)
+        return _Answered(way, question, division, choices, native_size(adapter), error, rank)
 
     def _question(
         self, way: Stacking, known: Sequence[Measured], progress: Callable[[str], None] | None
@@ -168,20 +187,40 @@ class Analysing:
         limits = self.asked.limits
         measured = measure(list(groups.values()), self.options, limits, Where(), progress, known)
         adapters = list(self.adapters.values())
-        spent = spent_beside(self.rule, adapters, groups, {}, self.asked.group_by)
+        spent = spent_beside(self.rule, adapters, groups, {}, way.name)
         return Question(self.rule, self.options, measured, spent)
-
-    def _rank(self, cost: StackingCost) -> tuple[float, float]:
-        """Smaller is better: bytes for an error, the error for a budget."""
-        assert cost.bytes is not None
-        assert cost.relative_error is not None
-        size, error = float(cost.bytes), cost.relative_error
-        return (error, size) if isinstance(self.rule, Budget) else (size, error)
 
     @property
     def _error(self) -> float:
         """The error asked for; for a budget 5%, where the LoRA as it is fits."""
         return 0.05 if isinstance(self.rule, Budget) else self.rule.epsilon
+
+
+@dataclass(frozen=True, eq=False)
+class _Answered:
+    """A way of stacking, made and measured."""
+
+    way: Stacking
+    question: Question
+    division: Division | None
+    choices: list[Choice]
+    bytes: int  # of the file
+    error: float  # of all updates together
+    rank: tuple[float, ...]  # smaller is better
+
+    @property
+    def dtype(self) -> str:
+        """The finest dtype of what is not kept as it is."""
+        made = [c.candidate.dtype for c in self.choices if not FORMS[c.candidate.format].kept]
+        names = made or [self.question.options.dtype]
+        return min(names, key=lambda name: UNIT_ROUNDOFF[name])
+
+    def cost(self, *, chosen: bool) -> StackingCost:
+        """What it takes and loses."""
+        numbers = sum(choice.candidate.parameters for choice in self.choices)
+        count = len(self.way.groups)
+        figures = numbers, self.bytes, self.error, chosen
+        return StackingCost(self.way.name, self.way.label, count, *figures)
 
 
 def _note(way: Stacking, asked: Asked, stack_all: bool) -> str | None:

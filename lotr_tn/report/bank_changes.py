@@ -14,6 +14,8 @@ from lotr_tn.banks.changing.editing import Edited
 from lotr_tn.report.bank import adapter_record, adapter_table
 from lotr_tn.report.numbers import byte_size, error, file_growth
 
+STRANGER = 0.1  # share of a squared norm in a bank's bases below which almost nothing is shared
+
 
 def _change(
     done: Appended | Edited | Compacted, path: Path, before: int, seconds: float
@@ -41,6 +43,7 @@ def appending_record(
         "worst_error": max(one["relative_error"] for one in adapters),
         "asked": asked,
         "new_directions": done.new_directions,
+        "shared": list(done.shared),
         "met": bool(done.met),
         **_change(done, path, len(done.bank) - len(done.names), seconds),
     }
@@ -57,11 +60,26 @@ def appending_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
         f"New directions  {directions:,}, added to the bases"
         if directions
         else "New directions  none: the bases hold what the new adapters need",
+        f"Shared          {_shared(record['shared'])} of what is new lay in the bank's bases",
         f"{_file(record)}, {byte_size(each)} an adapter",
         _changed(record),
     ]
-    table = adapter_table(record["adapters"], show_all=show_all)
-    return Group(*table, Text("\n".join(lines)))
+    parts = [
+        *adapter_table(record["adapters"], show_all=show_all),
+        Text("\n".join(lines)),
+    ]
+    pairs = zip(record["adapters"], record["shared"], strict=True)
+    if strangers := [one["name"] for one, share in pairs if share < STRANGER]:
+        named = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        sentence = f"{named}: almost nothing shared with this bank; a file apart takes no more."
+        parts.append(Text(sentence, style="yellow"))
+    return Group(*parts)
+
+
+def _shared(shares: list[float]) -> str:
+    """Shares of squared norms, as per cent."""
+    least, most = (f"{100 * share:.3g}%" for share in (min(shares), max(shares)))
+    return most if least == most else f"{least} to {most}"
 
 
 def dropping_record(

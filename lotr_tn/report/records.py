@@ -8,6 +8,7 @@ from lotr_tn.adapters.as_lora import Export
 from lotr_tn.adapters.grouping import lora_groups
 from lotr_tn.adapters.storage import format_of, stored_ranks
 from lotr_tn.conversion.outcome import Conversion, GroupConversion
+from lotr_tn.formats import Certificate
 from lotr_tn.inspection.compare import Comparison
 
 
@@ -22,6 +23,8 @@ def conversion_record(
         "params_truncated": conversion.total("parameters_truncated"),
         "bytes_before": sizes[0],
         "bytes_after": sizes[1],
+        "bytes_updates_before": conversion.bytes_before,
+        "bytes_updates_after": conversion.bytes_after,
         "dtype": conversion.adapter.dtype,
         "met": conversion.met,
         "bound": conversion.bound,
@@ -31,6 +34,7 @@ def conversion_record(
         "groups": [_group_record(group) for group in conversion.groups],
         "untouched": list(conversion.adapter.extras),
         "zero": is_zero(conversion.adapter),
+        "cut_ranks": None,
         "destination": str(destination),
     }
 
@@ -45,6 +49,7 @@ def _group_record(group: GroupConversion) -> dict[str, Any]:
         "ranks": list(group.ranks),
         "relative_error": certificate.relative_error,
         "module_errors": list(certificate.layer_errors),
+        "worst_error": worst_error(certificate),
         "lower_bound": certificate.lower_bound,
         "upper_bound": certificate.upper_bound,
         "params_before": group.parameters_before,
@@ -134,5 +139,11 @@ def _lotr_group(adapter: LoTRAdapter, name: str) -> dict[str, Any]:
         "ranks": stored_ranks(group),
         "params": group.stored,
         "relative_error": None if certificate is None else certificate.relative_error,
+        "worst_error": None if certificate is None else worst_error(certificate),
         "method": None if certificate is None else certificate.method,
     }
+
+
+def worst_error(certificate: Certificate) -> float:
+    """The relative error of the layer that loses most of its own norm."""
+    return max((float(x) for x in certificate.layer_errors), default=0.0)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lotr_tn.analysis.forms import FORMS
+from lotr_tn.linalg.ranks import FixedRank
 from lotr_tn.report.emphasis import FigureTable, emphasised
 from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.numbers import byte_size, count, counted, error, file_growth, rank_range, times
@@ -36,9 +37,9 @@ def shape_text(shape: list[int]) -> str:
 def group_table(record: dict[str, Any]) -> Table:
     """What a conversion made of each group."""
     mixed = _mixed(record)
-    columns = ["Group", "Layers x matrix", "Ranks", "Error", "LoRA", "LoTR", "Ratio"]
+    columns = ["Group", "Layers x matrix", "Ranks", "Error", "Worst", "LoRA", "LoTR", "Ratio"]
     if mixed:
-        columns[1], columns[5] = "Format", "After"
+        columns[1], columns[6] = "Format", "After"
     table = plain_table(*columns)
     for group in record["groups"]:
         before, after = group["params_before"], group["params_after"]
@@ -46,7 +47,8 @@ def group_table(record: dict[str, Any]) -> Table:
             group["name"],
             group["format"] if mixed else shape_text(group["shape"]),
             ranks_text(group["format"], group["ranks"]),
-            error(group["relative_error"]),
+            f"{group['relative_error']:.3g}",
+            f"{group['worst_error']:.2g}",
             count(before),
             count(after),
             times(after, before),
@@ -77,23 +79,40 @@ def conversion_text(
     mixed = _mixed(record)
     asked += _cut_to(record, ranks)
     before, after = record["params_before"], record["params_after"]
+    updates = record["bytes_updates_before"], record["bytes_updates_after"]
     lines = [
         f"Relative error  {error(record['relative_error'])}, measured; asked: {asked}",
         f"Parameters      {before:,} -> {after:,} ({times(after, before)})",
+        f"Updates         {file_growth(*updates)}, {record['dtype']}",
         f"File            {byte_size(record['bytes_before'])} -> {byte_size(record['bytes_after'])}"
-        f", {record['dtype']}",
+        f", {byte_size(max(record['bytes_after'] - updates[1], 0))} of it no updates",
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
     ]
     if record["bound"] is not None:
         lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
+    if record["cut_ranks"]:
+        lines.insert(1, f"Ranks           {record['cut_ranks']}")
     parts: list[RenderableType] = [group_table(record), emphasised("\n".join(lines))]
     if record["zero"]:
         parts.append(Text("\n" + ALL_ZERO, style="yellow"))
     elif not mixed and (warning := verdict_line(record)):
         parts.append(Text("\n" + warning, style="yellow"))
     return Group(*parts)
+
+
+def cut_ranks(rule: object, groups: list[dict[str, Any]]) -> str | None:
+    """What is said where ranks were asked for that do not exist; None where all do."""
+    if not isinstance(rule, FixedRank):
+        return None
+    asked = max(rule.pair)
+    less = [max(group["ranks"], default=0) for group in groups]
+    less = [rank for rank in less if rank < asked]
+    if not less:
+        return None
+    which = "all groups" if len(less) == len(groups) else counted(len(less), "group")
+    return f"cut to what exists: {asked:,} was asked for, and {which} have at most {max(less):,}"
 
 
 def bound_text(record: dict[str, Any]) -> str:
@@ -224,13 +243,16 @@ def _lora_table(record: dict[str, Any]) -> Table:
 
 
 def _lotr_table(record: dict[str, Any]) -> Table:
-    table = plain_table("Group", "Layers x matrix", "Ranks", "Error", "Parameters", "By")
+    table = plain_table("Group", "Layers x matrix", "Ranks", "Error", "Worst", "Parameters", "By")
     for group in record["groups"]:
         table.add_row(
             group["name"],
             shape_text(group["shape"]),
             ranks_text(group["format"], group["ranks"]),
-            error(group["relative_error"]),
+            *(
+                "-" if group[key] is None else f"{group[key]:.3g}"
+                for key in ("relative_error", "worst_error")
+            ),
             f"{group['params']:,}",
             group["method"] or "-",
         )

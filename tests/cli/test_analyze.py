@@ -40,7 +40,7 @@ def two(tmp_path):
 
 
 def test_one_json_object_with_its_keys(lotr, demo_adapter):
-    record = of_json(lotr("analyze", demo_adapter, "--json"))
+    record = of_json(lotr("analyze", demo_adapter, "--group-by", "kind", "--json"))
     assert set(record) >= RECORD
     assert record["sources"] == [str(demo_adapter)]
     assert record["question"] == {"kind": "rel_error", "value": 0.05}
@@ -84,6 +84,8 @@ def test_what_is_predicted_is_what_is_converted(lotr, demo_adapter, question):
         lotr("convert", demo_adapter, "--format", "auto", *asked, "-o", "a.safetensors", "--json")
     )
     assert converted["params_after"] == record["recommended"]["params"]
+    (chosen,) = (way for way in record["stackings"] if way["chosen"])
+    assert converted["bytes_after"] == record["recommended"]["bytes"] == chosen["bytes"]
     found, wanted = converted["relative_error"], record["recommended"]["relative_error"]
     assert found == pytest.approx(wanted, abs=1e-9)
     for group, predicted in zip(converted["groups"], record["groups"], strict=True):
@@ -122,8 +124,8 @@ def test_the_text_says_what_to_do_next(lotr, demo_adapter, question):
 
 
 def test_all_groups_are_shown_when_asked(lotr, demo_adapter):
-    _, few, _ = lotr("analyze", demo_adapter)
-    _, all_of_them, _ = lotr("analyze", demo_adapter, "--all")
+    _, few, _ = lotr("analyze", demo_adapter, "--group-by", "kind")
+    _, all_of_them, _ = lotr("analyze", demo_adapter, "--group-by", "kind", "--all")
     assert "LoRA as it is" not in few
     assert "--all" in few
     assert all_of_them.count("LoRA as it is") == 5
@@ -134,7 +136,7 @@ def test_all_groups_are_shown_when_asked(lotr, demo_adapter):
 
 
 def test_one_group_alone(lotr, demo_adapter):
-    whole = of_json(lotr("analyze", demo_adapter, "--json"))
+    whole = of_json(lotr("analyze", demo_adapter, "--group-by", "kind", "--json"))
     part = of_json(lotr("analyze", demo_adapter, "--group", "q_proj", "--json"))
     (group,) = part["groups"]
     same = next(g for g in whole["groups"] if g["name"] == "q_proj")
@@ -157,6 +159,8 @@ def test_ways_of_grouping(lotr, demo_adapter, group_by, names):
     assert next(s["name"] for s in record["stackings"] if s["chosen"]) == group_by
     converted = of_json(lotr("convert", demo_adapter, "--format", "auto", *asked, "--json"))
     assert converted["params_after"] == record["recommended"]["params"]
+    (chosen,) = (way for way in record["stackings"] if way["chosen"])
+    assert converted["bytes_after"] == record["recommended"]["bytes"] == chosen["bytes"]
 
 
 def test_figures_and_pages_are_written(lotr, demo_adapter, tmp_path):
@@ -315,7 +319,7 @@ def test_kept_modules(lotr, demo_adapter):
     record = of_json(
         lotr(
             "convert", demo_adapter, "--format", "auto", "--rel-error", "0.2",
-            "--keep", r"layers\.0\.", "-o", "a.safetensors", "--json",
+            "--keep", r"layers\.0\.", "-o", "a.safetensors", "--json", "--group-by", "kind",
         )
     )  # fmt: skip
     kept = [group for group in record["groups"] if group["name"].endswith(".kept")]

@@ -38,9 +38,23 @@ def test_version(lotr):
     assert lotr("--version")[1] == f"lotr_tn {lt.__version__}\n"
 
 
+LOTR = ("--format", "lotr", "--group-by", "kind")
+
+
 def test_convert_export_compare(lotr, demo_adapter):
     record = of_json(
-        lotr("convert", demo_adapter, "--rel-error", 0.1, "-o", "a.lotr.safetensors", "--json")
+        lotr(
+            "convert",
+            demo_adapter,
+            *LOTR,
+            "--rel-error",
+            0.1,
+            "--dtype",
+            "float32",
+            "-o",
+            "a.lotr.safetensors",
+            "--json",
+        )
     )
     keys = {
         "relative_error", "params_before", "params_after", "bytes_before", "bytes_after", "seconds",
@@ -91,7 +105,7 @@ def test_tables_fit_80_columns(lotr, demo_adapter):
 
 
 def test_a_larger_lotr_is_said(lotr, demo_adapter):
-    _, out, _ = lotr("convert", demo_adapter, "--rel-error", "0.01")
+    _, out, _ = lotr("convert", demo_adapter, *LOTR, "--rel-error", "0.01", "--dtype", "float32")
     words = " ".join(out.split())
     assert "2.83x the parameters of this LoRA" in words
     assert "cutting each layer's own rank would take 0.99x" in words
@@ -107,6 +121,8 @@ def test_options(lotr, demo_adapter, method, group_by):
         lotr(
             "convert",
             demo_adapter,
+            "--format",
+            "lotr",
             "--energy",
             "0.9",
             "--method",
@@ -224,7 +240,7 @@ def test_existing_targets(lotr, demo_adapter):
 
 def test_an_error_that_cannot_be_met_exits_3(lotr, demo_adapter):
     status, out, err = lotr(
-        "convert", demo_adapter, "--rel-error", "1e-5", "--dtype", "bfloat16", "--json"
+        "convert", demo_adapter, *LOTR, "--rel-error", "1e-5", "--dtype", "bfloat16", "--json"
     )
     assert status == 3
     record = json.loads(out)

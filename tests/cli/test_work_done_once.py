@@ -53,8 +53,9 @@ def counted(function, counter, key):
     return call
 
 
-def convert(lotr, adapter, *asked):
-    return of_json(lotr("convert", adapter, *asked, "--json", "--force", "-o", "a.safetensors"))
+def convert(lotr, adapter, *asked, by="kind"):
+    asked = (*asked, "--group-by", by, "--json", "--force", "-o", "a.safetensors")
+    return of_json(lotr("convert", adapter, *asked))
 
 
 @pytest.mark.parametrize("form", ["lotr", "auto", "shared-in"])
@@ -65,6 +66,14 @@ def test_an_error_builds_each_stack_once(lotr, demo_adapter, work, form):
     assert len(work["curves"]) == (0 if form == "lotr" else GROUPS)
     assert work["groupings"] == {"kind": 1}
     assert work["alive"]["most"] <= 2  # one is released when the next has been built
+
+
+@pytest.mark.parametrize("asked", [["--rel-error", "0.1"], *BUDGETS.values()], ids=str)
+def test_two_ways_of_grouping_build_each_small_stack_once(lotr, demo_adapter, work, asked):
+    convert(lotr, demo_adapter, *asked, by="auto")
+    assert list(work["stacks"].values()) == [1] * STACKED
+    assert list(work["curves"].values()) == [1] * STACKED
+    assert work["groupings"] == {"kind": 1, "shape": 1}
 
 
 @each_budget

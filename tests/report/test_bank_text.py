@@ -220,11 +220,14 @@ def test_changes():
         "destination": "h.safetensors",
     }
     new = {"adapters": [adapter("a"), adapter("b")], "worst_error": 0.04, "asked": 0.05}
+    new |= {"shared": [0.97, 0.02]}
     text = shown(appending_text(new | change | {"new_directions": 0}, show_all=False))
     assert "New directions  none: the bases hold what the new adapters need\n" in text
     assert "File            1 kB -> 3 kB (3.00x), 1 kB an adapter\n" in text
     text = shown(appending_text(new | change | {"new_directions": 1234}, show_all=False))
     assert "New directions  1,234, added to the bases\n" in text
+    assert "Shared          2% to 97% of what is new lay in the bank's bases\n" in text
+    assert "b: almost nothing shared with this bank" in text
     compacted = new | change | {"worst_bound": 0.045}
     text = shown(compacting_text(compacted, show_all=False))
     assert "at most 0.045 for each adapter, over all changes" in text
@@ -245,7 +248,7 @@ def test_records_of_a_bank_are_json(tmp_path):
     record = bank_conversion_record(made, path, (9000, 8000), 0.5)
     assert json.loads(json.dumps(record)) == record
     assert record["bytes_separate"] == made.bytes_separate
-    assert record["params_after"] * 4 == record["bytes_stacks"]
+    assert record["params_after"] * 2 == record["bytes_stacks"]
     bank = load_bank(path)
     seen = bank_record(bank, path, 8000)
     assert json.loads(json.dumps(seen)) == seen

@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.coordinates import Coordinates
 from lotr_tn.analysis.curve import Curve
 from lotr_tn.errors import OptionError, not_among
 from lotr_tn.formats import Certificate, LoRAStack
-from lotr_tn.linalg.ranks import Energy, FixedRank, RankLimits, RelativeError
+from lotr_tn.linalg.ranks import ITEM_SIZES, Energy, FixedRank, RankLimits, RelativeError
 
 FormatName: TypeAlias = str
 """The name of a stored form, a key of `FORMS`."""
@@ -20,6 +21,8 @@ FormatName: TypeAlias = str
 ENTRY_POINTS = "lotr_tn.formats"  # where packages say which of their modules register forms
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+TENSOR_ENTRY = 160  # bytes of a header that a tensor takes, about
+RANK_ENTRY = 4  # bytes of a header that a rank takes, about
 SIDES: tuple[Literal["out", "in"], ...] = ("out", "in")
 
 
@@ -78,6 +81,9 @@ class Options:
     Attributes:
         formats: the forms that may be chosen.
         dtype: in which all but the LoRA as it is are stored.
+        others: dtypes that may be taken instead, where the error is kept to in them.
+        each_layer: whether an error bounds every layer, and not the stack alone.
+        headers: whether what is chosen is written to a file, whose header counts.
         method: how shared factors are found: `hooi`, `st-hosvd` or `hosvd`.
         limits: on the ranks, where a subject is made with these options.
     """
@@ -86,6 +92,16 @@ class Options:
     dtype: str = "float32"
     method: str = "hooi"
     limits: RankLimits = field(default_factory=RankLimits)
+    others: tuple[str, ...] = ()
+    headers: bool = False
+    each_layer: bool = False
+
+    @property
+    def each(self) -> "tuple[Options, ...]":
+        """The same for each dtype alone, the narrowest first and of equals the more exact."""
+        dtypes = {self.dtype, *self.others}
+        order = sorted(dtypes, key=lambda name: (ITEM_SIZES[name], UNIT_ROUNDOFF[name]))
+        return tuple(replace(self, dtype=dtype, others=()) for dtype in order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +216,11 @@ class Form:
         """Ranks of the whole stack, and those of each layer."""
         shared = len(ranks) if self.shared_ranks is None else self.shared_ranks
         return tuple(ranks[:shared]), tuple(ranks[shared:])
+
+    def header(self, layers: int) -> int:
+        """Bytes, about, by which a file's header grows with a stack of this form."""
+        ranks = 2 if self.shared_ranks is None else self.shared_ranks + layers
+        return TENSOR_ENTRY * len(self.axes) + RANK_ENTRY * ranks
 
     def width(self, stack: Any, layer: int) -> int:
         """The rank of one layer, at most."""

@@ -55,6 +55,7 @@ class Appended:
         bytes_after: of the file.
         new_directions: columns that were added to bases.
         met: whether every new adapter keeps to the error.
+        shared: of each new adapter the share of its squared norm that lay in the bank's bases.
     """
 
     bank: Bank
@@ -63,6 +64,7 @@ class Appended:
     bytes_after: int
     new_directions: int
     met: bool
+    shared: tuple[float, ...] = ()
 
 
 @door
@@ -99,6 +101,7 @@ def add_adapters(
         bank = load_bank(real)
         epsilon = bank.error_asked(rule, "new adapters may have").epsilon
         size, met, directions = real.stat().st_size, True, 0
+        shared: list[float] = []
         for name in adapters:
             if progress is not None:
                 progress(name)
@@ -118,11 +121,18 @@ def add_adapters(
                 for path, _ in group.modules
             }
             require_common(known, name, shapes_of(lora))
-            bank, error, added = _Addition(bank, name, lora, epsilon).appended()
+            bank, error, added, share = _Addition(bank, name, lora, epsilon).appended()
+            shared.append(share)
             met, directions = met and error <= epsilon, directions + added
         save_bank(bank, real, force=True)
     return Appended(
-        load_bank(before), tuple(adapters), size, before.stat().st_size, directions, met
+        load_bank(before),
+        tuple(adapters),
+        size,
+        before.stat().st_size,
+        directions,
+        met,
+        tuple(shared),
     )
 
 
@@ -148,8 +158,8 @@ class _Addition:
     lora: LoRAAdapter
     epsilon: float
 
-    def appended(self) -> tuple[Bank, float, int]:
-        """The bank with the adapter, its relative error, and how many directions were added."""
+    def appended(self) -> tuple[Bank, float, int, float]:
+        """The bank with the adapter, its error, how many directions were added, what it shares."""
         tasks = list(self._tasks())
         energy = sum(float((layer_norms(task.stack) ** 2).sum()) for task in tasks)
         allowed, best = self.epsilon**2 * energy, None
@@ -166,7 +176,9 @@ class _Addition:
         stored, picks, lost = best
         bank = self._joined(tasks, picks, stored)
         error = (lost / energy) ** 0.5 if energy else 0.0
-        return bank, error, sum(sum(way.new) for way in picks)
+        outside = sum(_outside(task) for task in tasks)
+        share = max(0.0, 1 - outside / energy) if energy else 1.0
+        return bank, error, sum(sum(way.new) for way in picks), share
 
     def _tasks(self) -> Iterator[_Task]:
         """The adapter's modules by the groups that they go into."""
@@ -250,6 +262,13 @@ class _Addition:
             groups[group.name] = _with_layers(group, task, way, one, place)
         adapters, kept = (*self.bank.adapters, adapter), tuple(contents.tensors)
         return replace(self.bank, adapters=adapters, groups=groups, contents=kept)
+
+
+def _outside(task: _Task) -> float:
+    """The squared norm of an adapter's layers that its group's bases do not hold."""
+    if task.extension is not None:
+        return float(task.extension.lost[0, 0])
+    return float((layer_norms(task.stack) ** 2).sum())
 
 
 def _empty_group(name: str, modules: Sequence[LoRAModule], cluster: int) -> BankGroup:

@@ -116,7 +116,9 @@ def _made_anew(
     options = Options(tuple(x for x in auto_forms() if not FORMS[x].kept), bank.dtype)
     clusters = len({adapter.cluster for adapter in bank.adapters}) > 1
     none = 0, 0
-    job = Job(survey, energies, rule, True, options, "auto", none, "kind", clusters, progress)
+    job = Job(
+        survey, energies, rule, True, options, "auto", none, "kind", clusters, bank.asked, progress
+    )
     anew = bank_of(survey, job.made((bank.stacking,)), bank.asked)
     pairs = zip(bank.adapters, anew.adapters, strict=True)
     adapters = tuple(replace(adapter, cluster=new.cluster) for adapter, new in pairs)

@@ -8,15 +8,17 @@ JD-Full objective), and grow for the adapters that come out above ε, until none
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
+from lotr_tn.analysis.allocation import Menu
 from lotr_tn.analysis.candidates import Subject
+from lotr_tn.analysis.coordinates import Coordinates
 from lotr_tn.analysis.curve import Curve
 from lotr_tn.analysis.curves import layer_losses
 from lotr_tn.analysis.division import Point, Points, divide_points, points_of
-from lotr_tn.analysis.forms import FORMS, FormatName, Options
+from lotr_tn.analysis.forms import FORMS, FormatName, Options, auto_forms
 from lotr_tn.banks.making.stacks import ReducedStack
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, TotalError
@@ -35,6 +37,9 @@ GAIN = 0.995
 
 HELD = 1 << 26
 """Bytes of coordinates that are held in memory; beyond, they are read again from the spool."""
+
+HEADER = 230
+"""Bytes of a bank's header that one tensor takes, about: name twice, dtype, shape, digest."""
 
 POINTS = 1024
 """Points of a curve, at most: a stack of thousands of rank terms has no need of each of them."""
@@ -63,7 +68,8 @@ class Choices:
     factors: np.ndarray
     stacks: tuple["Weighed", ...]  # the stacks, weighed, with their curves
     points: tuple[Point, ...]  # the format and place chosen for each
-    bytes: int  # what all stacks take, predicted
+    bytes: int  # what all stacks take, their part of the header too, predicted
+    numbers: int  # what their numbers take alone
     errors: np.ndarray  # (N,) the relative error of each adapter, predicted
     share: float = 1.0  # of the squared error asked for that was divided
 
@@ -81,13 +87,20 @@ class Weighed:
     known: dict[Point, np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(reduced: ReducedStack, factors: np.ndarray, wanted: Wanted, hold: bool) -> "Weighed":
-        """The stack, layer l times factors[l]."""
-        options = wanted.options
-        if reduced.kept is not None:
-            shared = tuple(name for name in options.formats if name in sharing())
-            options = replace(options, formats=shared or sharing())
-        subject = _subject(reduced, factors, options)
+    def of(
+        reduced: ReducedStack,
+        factors: np.ndarray,
+        wanted: Wanted,
+        hold: bool,
+        known: Callable[[Callable[[], Subject]], Subject],
+    ) -> "Weighed":
+        """The stack, layer l times factors[l]; `known` keeps the curves of equal factors."""
+        options = replace(wanted.options, formats=_worth_trying(reduced, wanted.options.formats))
+        if (factors == factors[0]).all():
+            ones = np.ones(len(factors))
+            subject = _scaled(known(lambda: _subject(reduced, ones, options)), float(factors[0]))
+        else:
+            subject = _subject(reduced, factors, options)
         points = points_of(subject, wanted.rule, options)
         points = replace(points, lower=points.menu)  # bounds of other methods would be as long
         held = subject if hold else None
@@ -118,6 +131,38 @@ class Weighed:
         curve = self.curves[point[0]]
         dtype = self.reduced.fleet.dtype if FORMS[point[0]].kept else self.options.dtype
         return int(curve.parameters[point[1]]) * ITEM_SIZES[dtype]
+
+    def header(self, point: Point) -> int:
+        """Bytes of the header that the stack takes, about: bases, own numbers, index, figures."""
+        return HEADER * (4 + len(FORMS[point[0]].own))
+
+
+def _worth_trying(reduced: ReducedStack, formats: tuple[FormatName, ...]) -> tuple[FormatName, ...]:
+    """The forms that can be best: of a bank's bases those that share both sides, of few layers few.
+
+    A layer alone shares nothing, and two have no cores to speak of: low rank saves nothing there.
+    """
+    if reduced.kept is not None:
+        return tuple(name for name in formats if name in sharing()) or sharing()
+    layers = len(reduced.fleet.layers)
+    few = ("lora", "truncated") if layers == 1 else tuple(n for n in FORMS if n != "lotr-low-rank")
+    if layers > 2 or not {"truncated", "lotr"} <= {*formats}:
+        return formats
+    return tuple(name for name in formats if name in few or name not in auto_forms())
+
+
+def _scaled(subject: Subject, factor: float) -> Subject:
+    """A subject of a stack, all of whose layers are multiplied by one factor."""
+    own, curves = subject.coordinates, subject.curves.items()
+    sides = own.left * factor, own.right, own.left_sigma * factor, own.right_sigma * factor
+    return replace(
+        subject,
+        coordinates=Coordinates(own.shape, own.slices, *sides),
+        curves={
+            name: Curve(c.format, c.parameters, c.lost * factor**2, c.settings)
+            for name, c in curves
+        },
+    )
 
 
 def _subject(reduced: ReducedStack, factors: np.ndarray, options: Options) -> Subject:
@@ -150,7 +195,8 @@ def choose(
     work = _Choosing(tuple(stacks), energies, wanted, progress)
     if isinstance(wanted.rule, Budget) or not wanted.each or not refine:
         weights = np.ones(len(energies))
-        return work.picked(work.weighed(weights), weights, 1.0)
+        found = work.picked(work.weighed(weights), weights, 1.0)
+        return work.within(found, weights) if wanted.each and work.bounds else found
     return work.refined()
 
 
@@ -165,6 +211,22 @@ class _Choosing:
     def epsilon(self) -> float:
         assert isinstance(self.wanted.rule, TotalError)
         return self.wanted.rule.epsilon
+
+    @property
+    def bounds(self) -> bool:
+        """Whether an error is asked for, and no size."""
+        return isinstance(self.wanted.rule, TotalError)
+
+    @cached_property
+    def even(self) -> dict[int, Subject]:
+        """The curves of stacks as they are, by the place of each, where weights are equal."""
+        return {}
+
+    def kept(self, place: int, make: Callable[[], Subject]) -> Subject:
+        """The curves of a stack as it is, which are worked out once."""
+        if place not in self.even:
+            self.even[place] = make()
+        return self.even[place]
 
     @cached_property
     def hold(self) -> bool:
@@ -191,11 +253,13 @@ class _Choosing:
     def weighed(self, weights: np.ndarray) -> tuple[Weighed, ...]:
         factors = self.factors(weights)
         found = []
-        for reduced in self.stacks:
+        for place, reduced in enumerate(self.stacks):
             if self.progress is not None:
                 self.progress(reduced.fleet.name)
             mine = factors[reduced.fleet.adapters]
-            found.append(Weighed.of(reduced, mine, self.wanted, self.hold))
+            found.append(
+                Weighed.of(reduced, mine, self.wanted, self.hold, partial(self.kept, place))
+            )
         return tuple(found)
 
     def picked(self, stacks: tuple[Weighed, ...], weights: np.ndarray, share: float) -> Choices:
@@ -215,7 +279,8 @@ class _Choosing:
             np.add.at(lost, stack.reduced.fleet.adapters, stack.losses(point))
         safe = np.where(self.energies > 0, self.energies, 1.0)
         errors = np.sqrt(np.maximum(lost, 0.0) / safe)
-        return Choices(factors, stacks, division.points, size, errors, share)
+        whole = size + sum(stack.header(point) for stack, point in chosen)
+        return Choices(factors, stacks, division.points, whole, size, errors, share)
 
     def refined(self) -> Choices:
         """The smallest choice found whose worst adapter keeps to the error."""
@@ -253,6 +318,24 @@ def shrunk(choices: Choices, energies: np.ndarray, wanted: Wanted, share: float)
     work = _Choosing(tuple(s.reduced for s in choices.stacks), energies, wanted, None)
     weights = choices.factors**2 / work.factors(np.ones(len(energies))) ** 2
     return work.picked(choices.stacks, weights, share)
+
+
+def in_one_form(
+    choices: Choices, energies: np.ndarray, wanted: Wanted, name: FormatName
+) -> Choices | None:
+    """The same stacks and weights, all in one form; None where a stack cannot have it."""
+    stacks: list[Weighed] = []
+    for one in choices.stacks:
+        places = [at for at, point in enumerate(one.points.names) if point[0] == name]
+        if not places:
+            return None
+        menu = Menu(one.points.menu.cost[places], one.points.menu.loss[places])
+        names = tuple(one.points.names[at] for at in places)
+        stacks.append(replace(one, points=Points(names, menu, menu)))
+    work = _Choosing(tuple(s.reduced for s in stacks), energies, wanted, None)
+    weights = choices.factors**2 / work.factors(np.ones(len(energies))) ** 2
+    found = work.picked(tuple(stacks), weights, 1.0)
+    return work.within(found, weights) if wanted.each else found
 
 
 def require_room(rule: Budget, spent: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from lotr_tn._arguments import door
 from lotr_tn._arrays import require_dtype
 from lotr_tn.adapters.adapter import Adapter
-from lotr_tn.adapters.storage import storage_dtype_for
+from lotr_tn.adapters.storage import other_dtypes_for, storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
 from lotr_tn.analysis.requested import require_curves
@@ -140,21 +140,26 @@ def make_bank(
         Spool(path.resolve().parent) as spool,
     ):
         survey = survey_of(adapters, spool, any_base=any_base, progress=progress)
-        chosen = storage_dtype_for(survey.dtype, rule) if dtype == "auto" else dtype
+        chosen, others = dtype, ()
+        if dtype == "auto":
+            chosen = storage_dtype_for(survey.dtype, rule)
+            others = other_dtypes_for(survey.dtype, rule)
+        forms = auto_forms() if format == "auto" else (format,)
         job = Job(
             survey,
             survey.energies,
             rule,
             each,
-            Options(auto_forms() if format == "auto" else (format,), chosen, method),
+            Options(forms, chosen, method, others=others),
             route,
             (sketch or 0, seed),
             group_by,
             cluster,
+            _asked(rule, each),
             progress,
         )
         made = job.made(STACKINGS if stack == "auto" else (stack,))
-        save_bank(bank_of(survey, made, _asked(rule, each)), target, force=force)
+        save_bank(bank_of(survey, made, job.asked), target, force=force)
     bank = load_bank(path)
     return BankConversion(
         bank,

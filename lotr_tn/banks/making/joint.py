@@ -6,14 +6,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.analysis.forms import FORMS, LOTR, Options, auto_forms
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.banks.bank import Bank, Stacking
-from lotr_tn.banks.file import bank_overhead
-from lotr_tn.banks.making.choosing import Choices, Wanted, choose, require_room, shrunk
+from lotr_tn.banks.file import bank_overhead, bank_size
+from lotr_tn.banks.making.choosing import (
+    Choices,
+    Wanted,
+    choose,
+    require_room,
+)
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
-from lotr_tn.banks.making.parts import Made, made_at, made_at_ranks
+from lotr_tn.banks.making.parts import Made, made_at_ranks
 from lotr_tn.banks.making.separate import made_separate, separate_ranks
+from lotr_tn.banks.making.settling import NEAR, Settling, errors_of, size_of, too_many
 from lotr_tn.banks.making.stacks import (
     PIECE,
     FleetStack,
@@ -22,17 +29,15 @@ from lotr_tn.banks.making.stacks import (
     Route,
     reduce_all,
     stacks_of,
+    too_large,
 )
 from lotr_tn.banks.making.survey import Survey
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
 BankRule: TypeAlias = RelativeError | TotalError | FixedRank | Budget
 
-COMPARED_UP_TO = 1024
-"""Rank terms of a stack up to which another way of stacking is tried."""
-
-ATTEMPTS = 4
-"""Times that stacks are made anew when what is measured is above what was asked."""
+NEGLIGIBLE = 1 / 4
+"""A dtype's roundoff, as a share of the error asked for, up to which ranks hardly depend on it."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class StackChoice:
     Attributes:
         stacking: `adapters`, `layers` or `all`.
         stacks: how many stacks it makes.
-        bytes: what their numbers take, predicted; None where it was not measured.
-        note: why it was not measured.
+        bytes: of the whole file, made this way; None where it was not made.
+        note: why it was not made.
     """
 
     stacking: Stacking
@@ -63,6 +68,13 @@ class Outcome:
     bytes_separate: int | None
     note: str
     clusters: Clusters
+    above: float = 0.0  # the largest error over what was asked for
+    file: int = 0  # bytes of the whole file
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Smaller is better: the error is met, and then bytes."""
+        return self.above > 1, self.file
 
     @property
     def bytes(self) -> int:
@@ -83,6 +95,7 @@ class Job:
     sketch: tuple[int, int]  # size and seed
     group_by: str
     cluster: bool
+    asked: Mapping[str, Any]  # the same, as the file says it
     progress: Callable[[str], None] | None
 
     @property
@@ -98,41 +111,83 @@ class Job:
         return np.where(self.energies > 0, self.energies, 1.0) ** -0.5
 
     def made(self, ways: Sequence[Stacking]) -> Outcome:
-        """The groups, by the best way of stacking, made and measured."""
+        """The groups, made and measured, by the way and in the dtype of the smallest file."""
         if isinstance(self.rule, FixedRank):
             return self._at_ranks(ways[0], self.rule)
+        found: list[Outcome] = []
+        for own in self.options.each:
+            job = replace(self, options=replace(self.options, dtype=own.dtype))
+            found.append(job._smallest(ways))
+            exact = UNIT_ROUNDOFF[own.dtype] <= NEGLIGIBLE * self.epsilon
+            if isinstance(self.rule, Budget) or (found[-1].above <= 1 and exact):
+                break  # a wider dtype could not cut more off
+        return min(found, key=lambda one: one.rank)
+
+    def _smallest(self, ways: Sequence[Stacking]) -> Outcome:
+        """The best way of stacking in one dtype; those that come near the best are made."""
         wanted = self._wanted()
-        way, choices, costs = self._compared(ways, wanted)
+        plans, costs = self._plans(ways, wanted)
+        best: Outcome | None = None
+        while plans:
+            way = min(plans, key=lambda way: self._rank(plans[way]))
+            choices = plans.pop(way)  # curves of all stacks, which may be found anew
+            stacks, beside = len(choices.stacks), self._beside
+            if best is not None and not self._near(choices.bytes + beside, best):
+                note = f"not made: about {choices.bytes + beside:,} bytes by its curves"
+                costs[way] = StackChoice(way, stacks, note=note)
+                continue
+            found = self._by(way, choices, wanted)
+            costs[way] = StackChoice(way, stacks, found.file)
+            best = found if best is None else min(best, found, key=lambda one: one.rank)
+        assert best is not None  # the first way is always measured
+        told = tuple(costs[way] for way in ways if way in costs)
+        return sized(self.survey, replace(best, stackings=told), self.asked)
+
+    def _near(self, predicted: int, best: Outcome) -> bool:
+        """Whether what is predicted leaves a way a chance; for a budget one way is made."""
+        return not isinstance(self.rule, Budget) and predicted <= NEAR * best.file
+
+    @property
+    def _beside(self) -> int:
+        """Bytes of what is no update."""
+        return sum(tensor.entry.nbytes for tensor in self.survey.contents.tensors)
+
+    def _by(self, way: Stacking, choices: Choices, wanted: Wanted) -> Outcome:
+        """All stacks of one way, made."""
         clusters = self._clusters(choices, wanted)
         if len(np.unique(clusters.labels)) > 1 or self._refines:
-            del choices  # curves of all stacks, which are found anew
             choices = choose(clusters.stacks, self.energies, wanted, self.progress)
         made = self._settled(choices, wanted)
         routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
-        outcome = Outcome(made, way, costs, routes, None, "shared", clusters)
-        return self._or_separate(outcome, choices)
+        above = self._above(made)
+        outcome = Outcome(made, way, (), routes, None, "shared", clusters, above)
+        outcome = self._or_separate(outcome, choices)
+        return sized(self.survey, outcome, self.asked)
 
-    def _compared(
+    def _plans(
         self, ways: Sequence[Stacking], wanted: Wanted
-    ) -> tuple[Stacking, Choices, tuple[StackChoice, ...]]:
-        """The best way, its choices, and what each would take; two ways are held at most."""
-        best: tuple[Stacking, Choices] | None = None
-        costs: list[StackChoice] = []
-        for way in ways:
-            fleet = stacks_of(self.survey, way, self.group_by)
-            largest = max(int(one.ranks.sum()) for one in fleet)
-            if best is not None and largest > COMPARED_UP_TO:
-                note = f"not measured: {largest:,} rank terms in one stack"
-                costs.append(StackChoice(way, len(fleet), note=note))
-                continue
-            if best is not None and len(fleet) == len(best[1].stacks):
+    ) -> tuple[dict[Stacking, Choices], dict[Stacking, StackChoice]]:
+        """What the curves choose for each way, and why a way is not looked at."""
+        plans: dict[Stacking, Choices] = {}
+        costs: dict[Stacking, StackChoice] = {}
+        fleets = {way: stacks_of(self.survey, way, self.group_by) for way in ways}
+        counts: set[int] = set()
+        for way in sorted(ways, key=lambda way: len(fleets[way])):  # the fewest headers first
+            fleet, note = fleets[way], None
+            if len(fleet) in counts:
                 continue  # the same stacks under another name
-            found = choose(self._reduced(fleet), self.energies, wanted, self.progress, refine=False)
-            costs.append(StackChoice(way, len(fleet), found.bytes))
-            if best is None or self._rank(found) < self._rank(best[1]):
-                best = way, found
-        assert best is not None  # the first way is always measured
-        return *best, tuple(costs)
+            if way != ways[0]:  # whose stacks are the smallest, where there are several
+                note = too_large(fleet)
+            elif plans and not isinstance(self.rule, Budget):
+                least = min(one.bytes for one in plans.values())
+                note = too_many(fleet, NEAR * least)
+            if note is not None:
+                costs[way] = StackChoice(way, len(fleet), note=note)
+                continue
+            counts.add(len(fleet))
+            reduced = self._reduced(fleet)
+            plans[way] = choose(reduced, self.energies, wanted, self.progress, refine=False)
+        return {way: plans[way] for way in ways if way in plans}, costs
 
     def _rank(self, found: Choices) -> tuple[float, float]:
         """Smaller is better: for a budget the worst error; else bytes, once the error is met."""
@@ -183,23 +238,8 @@ class Job:
         return found
 
     def _settled(self, choices: Choices, wanted: Wanted) -> tuple[Made, ...]:
-        """All stacks made; with less of the error where what is stored exceeds it."""
-        known: dict[tuple[int, object], Made] = {}
-        share, made = 1.0, []
-        for _ in range(ATTEMPTS):
-            made = []
-            for at, (weighed, point) in enumerate(zip(choices.stacks, choices.points, strict=True)):
-                if (at, point) not in known:
-                    if self.progress is not None:
-                        self.progress(weighed.reduced.fleet.name)
-                    known[at, point] = made_at(weighed, point)
-                made.append(known[at, point])
-            above = self._above(made)
-            if above <= 1:
-                break
-            share = min(share * 0.999, share / above**2)
-            choices = shrunk(choices, self.energies, wanted, share * choices.share)
-        return tuple(made)
+        work = Settling(wanted, self.energies, self.epsilon, self.progress)
+        return work.best(choices)
 
     def _above(self, made: Sequence[Made]) -> float:
         """The largest error over what was asked for; 0 for a budget."""
@@ -217,7 +257,10 @@ class Job:
         )
         routes = {one.fleet.name: one.route for one in reduced}
         one = Clusters.one(len(self.energies), reduced)
-        return Outcome(made, way, (StackChoice(way, len(fleet)),), routes, None, "ranks", one)
+        outcome = Outcome(made, way, (), routes, None, "ranks", one)
+        outcome = sized(self.survey, outcome, self.asked)
+        told = (StackChoice(way, len(fleet), outcome.file),)
+        return sized(self.survey, replace(outcome, stackings=told), self.asked)
 
     def _or_separate(self, outcome: Outcome, choices: Choices) -> Outcome:
         """Each adapter's own ranks cut instead, where that takes less."""
@@ -235,21 +278,27 @@ class Job:
         if separate.bytes >= outcome.bytes:
             return outcome
         made = made_separate(reduced, separate, self.options)
-        if errors_of(made, self.energies, each=True).max() > self.epsilon:
+        above = self._above(made)
+        if above > 1 or size_of(made) >= size_of(outcome.groups):
             return outcome
         one = Clusters.one(len(self.energies), reduced)
         one = replace(one, splits=outcome.clusters.splits)
-        return replace(outcome, groups=made, note="separate", clusters=one)
+        return replace(outcome, groups=made, note="separate", clusters=one, above=above)
 
 
-def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndarray:
-    """The measured error of each adapter, or the one of all together, relative to these norms."""
-    lost, whole = np.zeros(len(energies)), energies
-    for one in made:
-        np.add.at(lost, one.adapters, one.distances**2)
-    if not each:
-        lost, whole = lost.sum(keepdims=True), whole.sum(keepdims=True)
-    return np.sqrt(np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0))
+def sized(survey: Survey, outcome: Outcome, asked: Mapping[str, Any]) -> Outcome:
+    """With the bytes of the file, in which stands how large the file is by each way."""
+    for _ in range(4):  # digits of a size change the size once or twice
+        size = bank_size(bank_of(survey, outcome, asked))
+        told = tuple(
+            replace(way, bytes=size) if way.stacking == outcome.stacking else way
+            for way in outcome.stackings
+        )
+        same = size == outcome.file and told == outcome.stackings
+        outcome = replace(outcome, file=size, stackings=told)
+        if same:
+            break
+    return outcome
 
 
 def bank_of(survey: Survey, made: Outcome, asked: Mapping[str, Any]) -> Bank:

@@ -101,7 +101,7 @@ def _quiet() -> Iterator[None]:
 
 def _measured(reduced: ReducedStack, stored: Stored, options: Options) -> Made:
     """A stack in its storage dtype, with its distances from the original."""
-    narrow, fleet = _narrowed(stored, options.dtype), reduced.fleet
+    narrow, fleet = _narrowed(stored, options), reduced.fleet
     norms = np.sqrt(fleet.energies)
     if reduced.kept is None:
         original = reduced.stack(np.ones(len(norms)))
@@ -113,10 +113,11 @@ def _measured(reduced: ReducedStack, stored: Stored, options: Options) -> Made:
     return _made(fleet, layers, bases_of(layers.form, narrow))
 
 
-def _narrowed(stored: Stored, dtype: str) -> Stored:
-    """In the storage dtype; in float32 where float16 has no room."""
+def _narrowed(stored: Stored, options: Options) -> Stored:
+    """In the storage dtype; where float16 has no room, in bfloat16 if that is let, or float32."""
+    dtype, other = options.dtype, "bfloat16" if "bfloat16" in options.others else "float32"
     roomy = dtype != "float16" or all(map(suits_float16, arrays_of(stored).values()))
-    return astype(stored, dtype if roomy else "float32")
+    return astype(stored, dtype if roomy else other)
 
 
 def spooled(spool: Spool, array: np.ndarray) -> BankTensor:

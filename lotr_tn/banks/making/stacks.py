@@ -5,7 +5,7 @@ they span is collected in orthonormal bases that grow only as the error asks for
 result is the stack in the coordinates of its own HOSVD, from which everything is chosen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -29,6 +29,12 @@ Route: TypeAlias = Literal["auto", "whole", "updated", "sketch", "apart"]
 
 WHOLE_UP_TO = 512
 """Rank terms up to which a stack is held whole: its factors, and two eigenproblems of that size."""
+
+COMPARED_UP_TO = 1024
+"""Rank terms of a stack up to which a way of stacking is tried."""
+
+SMALL = 2**20
+"""Numbers of a stack's factors up to which it is held whole and tried, however many its terms."""
 
 BLOCK = 64
 """Rank terms that pass by at a time."""
@@ -229,7 +235,7 @@ def reduce_stack(
     (m + n)·R numbers and O(R³); `updated` 16·(m + n)·k bytes and O((m + n)·k·R) flops.
     """
     if route == "auto":
-        route = "whole" if fleet.ranks.sum() <= WHOLE_UP_TO else "updated"
+        route = "whole" if _is_whole(fleet) else "updated"
     if route in ("whole", "apart"):
         stack = fleet.lora().to_stack()
         return _reduced(fleet, "whole", stack, np.zeros(len(fleet.layers)), None)
@@ -252,6 +258,21 @@ def reduce_stack(
     return _reduced(fleet, route, stack, missed, kept)
 
 
+def _is_whole(fleet: FleetStack) -> bool:
+    """Whether a stack is held whole where that is left to its size."""
+    terms = int(fleet.ranks.sum())
+    return terms <= WHOLE_UP_TO or terms * sum(fleet.shape) <= SMALL
+
+
+def too_large(fleet: Sequence[FleetStack]) -> str | None:
+    """Why stacks are too large to be tried; None where they are not."""
+    wide = [one for one in fleet if int(one.ranks.sum()) * sum(one.shape) > SMALL]
+    largest = max((int(one.ranks.sum()) for one in wide), default=0)
+    if largest <= COMPARED_UP_TO:
+        return None
+    return f"not measured: {largest:,} rank terms in one stack"
+
+
 def _scaled(block: Block, scales: np.ndarray) -> Block:
     """A block with layer l times scales[l]; in float64, so that no scale is rounded before."""
     each, squares = np.repeat(scales, block.ranks), scales**2
@@ -268,7 +289,7 @@ def reduce_all(
     came. Beyond the k at which the first is more, layers are better apart.
     """
     terms, (m, n) = int(fleet.ranks.sum()), fleet.shape
-    if route == "apart" or (route == "auto" and terms > WHOLE_UP_TO):
+    if route == "apart" or (route == "auto" and not _is_whole(fleet)):
         most = terms * (m + n) // (m + n + 2 * terms)
         if route == "auto":
             found = reduce_stack(fleet, goal, "updated", sketch, seed, most=most)

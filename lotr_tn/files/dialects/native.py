@@ -23,7 +23,13 @@ from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
 from lotr_tn.analysis.forms import FORMS, LOTR, Form, known_form
 from lotr_tn.errors import CheckpointError, OptionError
-from lotr_tn.files.container import Container, Entry, read_container, write_digested
+from lotr_tn.files.container import (
+    Container,
+    Entry,
+    container_size,
+    read_container,
+    write_digested,
+)
 from lotr_tn.files.dialects.contents import Contents
 from lotr_tn.files.header import (
     SCHEMA,
@@ -61,17 +67,27 @@ def is_native(contents: Contents) -> bool:
 
 def save_native(adapter: LoTRAdapter, path: Path, *, force: bool) -> None:
     """Write the native file, all or nothing."""
+    try:
+        _require_each_once(adapter.groups)
+        entries, text = _written(adapter)
+    except (SenseError, ValueError) as error:  # it could not be read again
+        raise CheckpointError(f"{path} was not written, since {error}") from None
+    write_digested(path, entries, text, force=force, key=METADATA_KEY)
+
+
+def native_size(adapter: LoTRAdapter) -> int:
+    """The bytes of the file that `save_native` writes."""
+    return container_size(*_written(adapter), METADATA_KEY)
+
+
+def _written(adapter: LoTRAdapter) -> tuple[dict[str, Entry], str]:
+    """The tensors of a native file, and its text."""
     tensors = {f"extras.{key}": tensor for key, tensor in adapter.extras.items()}
     for name, group in adapter.groups.items():
         for field, array in _arrays(group).items():
             tensors[f"groups.{name}.{field}"] = RawTensor.of_finite(array, f"groups.{name}.{field}")
     entries = {key: Entry.of_raw(tensor) for key, tensor in sorted(tensors.items())}
-    try:
-        _require_each_once(adapter.groups)
-        text = _text(_header(adapter))
-    except (SenseError, ValueError) as error:  # it could not be read again
-        raise CheckpointError(f"{path} was not written, since {error}") from None
-    write_digested(path, entries, text, force=force, key=METADATA_KEY)
+    return entries, _text(_header(adapter))
 
 
 def tool_version() -> str:

@@ -1,0 +1,116 @@
+"""Stacks made at what was chosen for them, until what is measured is what was asked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lotr_tn.analysis.division import Point
+from lotr_tn.banks.making.choosing import HEADER, Choices, Wanted, in_one_form, sharing, shrunk
+from lotr_tn.banks.making.parts import Made, made_at
+from lotr_tn.banks.making.stacks import FleetStack
+from lotr_tn.linalg.ranks import Budget
+
+ATTEMPTS = 5
+"""Times that stacks are made anew when what is measured is not what was asked."""
+
+LEAST_TENSORS = 4  # that any stack has: own numbers of two kinds or bases, index and figures
+
+TIGHT = 0.995
+"""Share of the error asked for that has to be used, or stacks are made with more of it."""
+
+NEAR = 1.1
+"""How far above the smallest file the curves of a way, or of one form, may lie for it to be made:
+what refining and a method's own gains may bring."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settling:
+    """Stacks that are made and measured, and made anew where that is not what was asked."""
+
+    wanted: Wanted
+    energies: np.ndarray  # (N,) what the squared error of each adapter is relative to
+    epsilon: float  # the error asked for; 0 for a size
+    progress: Callable[[str], None] | None
+    # what has been made, by the place of the stack and the point
+    known: dict[tuple[int, Point], Made] = field(default_factory=dict)
+
+    def best(self, choices: Choices) -> tuple[Made, ...]:
+        """All stacks made in the forms of fewest bytes, or in one form where that takes fewer.
+
+        What a method gains on its curve is known only when a stack has been made.
+        """
+        best = self._within(choices)
+        if isinstance(self.wanted.rule, Budget):
+            return best
+        for name in sharing():
+            if all(point[0] == name for point in choices.points):
+                continue
+            only = in_one_form(choices, self.energies, self.wanted, name)
+            if only is None or only.numbers > NEAR * sum(one.bytes for one in best):
+                continue
+            found = self._within(only)
+            best = min(best, found, key=lambda made: (self._above(made) > 1, size_of(made)))
+        return best
+
+    def _within(self, choices: Choices) -> tuple[Made, ...]:
+        """All stacks made; with less of the error where what is stored exceeds it, or with more."""
+        share, low, high = choices.share, 0.0, 0.0
+        made = self._at_points(choices)
+        best, seen = made, {choices.points}
+        for _ in range(ATTEMPTS):
+            above = self._above(made)
+            if above <= 1:
+                best, low = made, share
+            else:
+                high = share
+            if not self.epsilon or TIGHT <= above <= 1:
+                break
+            share = share * 0.999 / max(above, 1e-3) ** 2
+            if low and high:
+                share = (low + high) / 2
+            choices = shrunk(choices, self.energies, self.wanted, share)
+            if choices.points in seen:
+                break
+            seen.add(choices.points)
+            made = self._at_points(choices)
+        return min(best, made, key=lambda one: (self._above(one) > 1, size_of(one)))
+
+    def _at_points(self, choices: Choices) -> tuple[Made, ...]:
+        """All stacks at their points."""
+        made = []
+        for at, (weighed, point) in enumerate(zip(choices.stacks, choices.points, strict=True)):
+            if (at, point) not in self.known:
+                if self.progress is not None:
+                    self.progress(weighed.reduced.fleet.name)
+                self.known[at, point] = made_at(weighed, point)
+            made.append(self.known[at, point])
+        return tuple(made)
+
+    def _above(self, made: Sequence[Made]) -> float:
+        """The largest error over what was asked for; 0 for a budget."""
+        if not self.epsilon:
+            return 0.0
+        errors = errors_of(made, self.energies, self.wanted.each)
+        return float(errors.max(initial=0.0)) / self.epsilon
+
+
+def too_many(fleet: Sequence[FleetStack], most: float) -> str | None:
+    """Why stacks are so many that no choice for them can be small; None where they are not."""
+    header = HEADER * LEAST_TENSORS * len(fleet)
+    return f"not measured: headers of {len(fleet):,} stacks" if header > most else None
+
+
+def size_of(made: Sequence[Made]) -> int:
+    """Bytes of all numbers, and about those of the header."""
+    return sum(one.bytes + HEADER * (len(one.group.tensors) + 2) for one in made)
+
+
+def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndarray:
+    """The measured error of each adapter, or the one of all together, relative to these norms."""
+    lost, whole = np.zeros(len(energies)), energies
+    for one in made:
+        np.add.at(lost, one.adapters, one.distances**2)
+    if not each:
+        lost, whole = lost.sum(keepdims=True), whole.sum(keepdims=True)
+    return np.sqrt(np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0))
