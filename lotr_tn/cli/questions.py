@@ -96,7 +96,7 @@ class HowMuch:
         typer.Option(
             metavar="E",
             parser=share,
-            help="Least size within this error of each group, as 0.05 or 5%; a layer may lose more.",
+            help="Least size within this error of each group, as 5%; a layer may lose more.",
         ),
     ] = None
     total_error: Annotated[
