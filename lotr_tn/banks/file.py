@@ -24,7 +24,17 @@ from lotr_tn.files.container import (
     write_digested,
 )
 from lotr_tn.files.dialects.native import room_for_figures, tool_version
-from lotr_tn.files.header import SCHEMA, SenseError, layout_of, read_header_of, text, whole_number
+from lotr_tn.files.header import (
+    SCHEMA,
+    SenseError,
+    described_layout,
+    layout_of,
+    modules_of,
+    read_header_of,
+    text,
+    told_once,
+    whole_number,
+)
 
 
 def is_bank(path: Path) -> bool:
@@ -123,15 +133,7 @@ def _tensors(part: Part) -> dict[str, BankTensor]:
 def _describe_group(group: BankGroup) -> dict[str, Any]:
     return {
         "shape": list(group.shape),
-        "modules": [
-            {
-                "name": name,
-                "layout": layout.kind,
-                "kernel": list(layout.kernel),
-                "groups": layout.groups,
-            }
-            for name, layout in group.modules
-        ],
+        **told_once([{"name": name, **described_layout(layout)} for name, layout in group.modules]),
         "segments": len(group.outputs),
         "cluster": group.cluster,
         "parts": [
@@ -179,9 +181,8 @@ def _adapter(entry: Mapping[str, Any], keys: Sequence[Sequence[str]], contents: 
     )
 
 
-TENSOR_ENTRY = 260
-"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most; its name
-stands there twice."""
+TENSOR_ENTRY = 180
+"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most."""
 
 
 def bank_overhead(
@@ -197,7 +198,7 @@ def bank_overhead(
     keys: dict[tuple[str, ...], int] = {}
     described = [_describe_adapter(adapter, keys) for adapter in adapters]
     text = len(json.dumps(json.dumps([described, *keys])))
-    named = [2 * len(json.dumps(f"groups.{name}.parts.0.figures")) for name in stacks]
+    named = [len(json.dumps(f"groups.{name}.parts.0.figures")) for name in stacks]
     # two bases, the numbers, index and figures
     most = 4 + max(len(form.own) for form in FORMS.values())
     names = sum((most + 1) * (length + TENSOR_ENTRY) for length in named)
@@ -223,7 +224,8 @@ class _HeaderReader:
         prefix = f"groups.{name}"
         count = whole_number("the number of segments", entry["segments"])
         modules = tuple(
-            (text("the name of a module", one["name"]), layout_of(one)) for one in entry["modules"]
+            (text("the name of a module", one["name"]), layout_of(one))
+            for one in modules_of(name, entry)
         )
         outputs, inputs = (
             tuple(self.tensor(f"{prefix}.{side}.{at}") for at in range(count))

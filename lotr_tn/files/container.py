@@ -1,8 +1,9 @@
 """The bytes of a bank or of a native file: safetensors, written as it comes, that tells of damage.
 
 The metadata has three keys. `lotr_bank`, or `lotr` in a native file, is a text whose meaning is the
-caller's. `checksums` is a JSON object with the SHA-256 of every tensor's bytes, in hex. `digest` is
-the SHA-256, in hex, of
+caller's. `checksums` is a JSON text: the SHA-256 of every tensor's bytes, one after another in the
+order in which the tensors lie, all together in base 64 (in earlier files an object with each by
+name, in hex). `digest` is the SHA-256, in hex, of
 
     json.dumps([metadata without digest, header without __metadata__],
                sort_keys=True, separators=(",", ":"))
@@ -14,6 +15,7 @@ Tensors lie without holes, wider entries first and else in the order in which th
 each then begins at a multiple of its entry's size.
 """
 
+import base64
 import hashlib
 import json
 import math
@@ -162,7 +164,8 @@ def _encode(
     """The file up to its data; its length does not depend on what the checksums are."""
     if _RESERVED in tensors:
         raise CheckpointError(f"no tensor can be called {_RESERVED}; choose another name")
-    metadata = {**said, "checksums": _compact(checksums)}
+    together = b"".join(bytes.fromhex(checksums[name]) for name in tensors)
+    metadata = {**said, "checksums": _compact(base64.b64encode(together).decode())}
     metadata["digest"] = _digest(metadata, tensors)
     try:
         header = _compact({_RESERVED: metadata, **tensors}).encode()
@@ -278,20 +281,27 @@ def read_container(
         raise CheckpointError(
             f"{path} is damaged: its header does not match its digest; restore it from a copy"
         )
-    checksums = _checksums(metadata)
+    checksums = _checksums(metadata, header)
     if checksums.keys() != header.keys():
         raise CheckpointError(f"{path} has not one checksum for each tensor; write it again")
     known = {name: _compared(path, name, tensors[name], checksums[name]) for name in tensors}
     return Container(path, metadata[key], known, checksums)
 
 
-def _checksums(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The checksums by tensor; none where the metadata hold something else."""
+def _checksums(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
+    """The checksums by tensor, in hex; none where the metadata hold something else."""
     try:
         found = json.loads(metadata["checksums"])
-    except (KeyError, ValueError, RecursionError):
+        if isinstance(found, dict):  # as they were written at first
+            return found
+        together = base64.b64decode(found, validate=True)
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    order = sorted(tensors, key=lambda name: tensors[name]["data_offsets"])
+    size = len(hashlib.sha256().digest())
+    if len(together) != size * len(order):
+        return {}
+    return {name: together[size * at :][:size].hex() for at, name in enumerate(order)}
 
 
 def _compared(path: Path, name: str, tensor: RawTensor, checksum: str) -> RawTensor:

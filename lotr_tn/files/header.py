@@ -13,11 +13,12 @@ from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Layout
 from lotr_tn.errors import CheckpointError, LotrError
 from lotr_tn.files.container import Container
+from lotr_tn.files.packing import is_packed, unpacked
 
 T = TypeVar("T")
 
-SCHEMA = 1
-"""Of banks and of native files."""
+SCHEMA = 2
+"""Of banks and of native files, as they are written; all up to this one are read."""
 
 KINDS = ("linear", "embedding", "conv")
 
@@ -51,9 +52,10 @@ def read_header_of(container: Container, kind: str, meaning: Callable[[Mapping[s
             container.text, parse_constant=_not_finite, object_pairs_hook=_each_name_once
         )
         schema = whole_number("the schema", table("the header", header)["schema"])
-        if schema != SCHEMA:
+        if not 1 <= schema <= SCHEMA:
             raise CheckpointError(
-                f"{path} is {kind} of schema {schema}; this version reads {SCHEMA}: upgrade lotr-tn"
+                f"{path} is {kind} of schema {schema}; this version reads those up to {SCHEMA}: "
+                "upgrade lotr-tn"
             )
         return meaning(header)
     except CheckpointError:
@@ -136,6 +138,11 @@ def sequence(what: str, value: Any) -> Sequence[Any]:
 def config_text(what: str, config: Any) -> str:
     """The text of an adapter's configuration, an object of JSON; else a SenseError."""
     found = text(what, config)
+    if is_packed(found):
+        try:
+            found = unpacked(found)
+        except ValueError as error:
+            raise SenseError(f"{what} {error}") from None
     try:
         fits = isinstance(json.loads(found), dict)
     except (ValueError, RecursionError):
@@ -148,6 +155,27 @@ def dtype_name(what: str, value: Any) -> str:
     """The name of a dtype that factors have; else a SenseError."""
     require(text(what, value) in UNIT_ROUNDOFF, f"{what} is {quoted(value)}")
     return value
+
+
+def described_layout(layout: Layout) -> dict[str, Any]:
+    """How a module lies, as a header describes it."""
+    return {"layout": layout.kind, "kernel": list(layout.kernel), "groups": layout.groups}
+
+
+def told_once(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`modules`, and as `each` what is the same for all of them, which is most."""
+    first, *others = entries
+    each = {key: first[key] for key in first if all(one[key] == first[key] for one in others)}
+    each.pop("name", None)
+    own = [{key: one[key] for key in one if key not in each} for one in entries]
+    return {"each": each, "modules": own}
+
+
+def modules_of(what: str, described: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The modules as `told_once` tells them; earlier files tell all of each."""
+    each = table(f"what is alike in {what}", described.get("each", {}))
+    entries = sequence(f"the modules of {what}", described["modules"])
+    return [{**each, **table("a module", one)} for one in entries]
 
 
 def layout_of(module: Mapping[str, Any]) -> Layout:

@@ -21,7 +21,7 @@ FormatName: TypeAlias = str
 ENTRY_POINTS = "lotr_tn.formats"  # where packages say which of their modules register forms
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-TENSOR_ENTRY = 160  # bytes of a header that a tensor takes, about
+TENSOR_ENTRY = 140  # bytes of a header that a tensor takes, about
 RANK_ENTRY = 4  # bytes of a header that a rank takes, about
 SIDES: tuple[Literal["out", "in"], ...] = ("out", "in")
 

@@ -38,8 +38,11 @@ GAIN = 0.995
 HELD = 1 << 26
 """Bytes of coordinates that are held in memory; beyond, they are read again from the spool."""
 
-HEADER = 230
-"""Bytes of a bank's header that one tensor takes, about: name twice, dtype, shape, digest."""
+HEADER = 150
+"""Bytes of a bank's header that one tensor takes, about: name, dtype, shape, checksum."""
+
+DESCRIBED = 600
+"""Bytes that a stack takes beside its own tensors, about: its names, index and figures."""
 
 POINTS = 1024
 """Points of a curve, at most: a stack of thousands of rank terms has no need of each of them."""
@@ -102,7 +105,7 @@ class Weighed:
         else:
             subject = _subject(reduced, factors, options)
         points = points_of(subject, wanted.rule, options)
-        points = replace(points, lower=points.menu)  # bounds of other methods would be as long
+        points = with_headers(points, wanted)
         held = subject if hold else None
         return Weighed(reduced, factors, options, dict(subject.curves), points, held)
 
@@ -134,7 +137,16 @@ class Weighed:
 
     def header(self, point: Point) -> int:
         """Bytes of the header that the stack takes, about: bases, own numbers, index, figures."""
-        return HEADER * (4 + len(FORMS[point[0]].own))
+        return DESCRIBED + HEADER * len(FORMS[point[0]].axes)
+
+
+def with_headers(points: Points, wanted: Wanted) -> Points:
+    """Points that also cost what the header takes of each form; of numbers as they are."""
+    menu = points.menu
+    if not (isinstance(wanted.rule, Budget) and wanted.rule.params is not None):
+        headers = np.array([HEADER * len(FORMS[name].axes) for name, _ in points.names])
+        menu = Menu(menu.cost + headers, menu.loss)
+    return Points(points.names, menu, menu)  # bounds of other methods would be as long
 
 
 def _worth_trying(reduced: ReducedStack, formats: tuple[FormatName, ...]) -> tuple[FormatName, ...]:
@@ -284,31 +296,38 @@ class _Choosing:
 
     def refined(self) -> Choices:
         """The smallest choice found whose worst adapter keeps to the error."""
-        weights = np.ones(len(self.energies))
+        weights, ratios = np.ones(len(self.energies)), np.ones(1)
         best: Choices | None = None
+        damping = DAMPING
         for _ in range(ROUNDS):
-            stacks = self.weighed(weights)
-            first = self.picked(stacks, weights, 1.0)
-            found = self.within(first, weights)
-            if best is not None and found.bytes > GAIN * best.bytes:
-                return min(best, found, key=lambda one: one.bytes)
-            best = found
-            ratios = (first.errors / self.epsilon) ** 2 if self.epsilon else np.zeros(1)
-            if ratios.max(initial=0.0) <= 1:  # weights cannot make more of the error
+            tried = np.clip(weights * np.clip(ratios, 1 / 4, 4.0) ** damping, 1e-4, 1e4)
+            tried /= tried.mean()
+            first = self.picked(self.weighed(tried), tried, 1.0)
+            found = self.within(first, tried)
+            gained = best is None or found.bytes <= GAIN * best.bytes
+            if best is None or found.bytes < best.bytes:
+                best = found
+            if gained:
+                weights = tried
+                ratios = (first.errors / self.epsilon) ** 2 if self.epsilon else np.zeros(1)
+                if ratios.max(initial=0.0) <= 1:  # weights cannot make more of the error
+                    break
+            elif damping == DAMPING:
+                damping = DAMPING / 2  # it may have been too far
+            else:
                 break
-            weights = weights * np.clip(ratios, 1 / 4, 4.0) ** DAMPING
-            weights = np.clip(weights / weights.mean(), 1e-4, 1e4)
         assert best is not None
         return best
 
     def within(self, found: Choices, weights: np.ndarray) -> Choices:
         """With these weights, as large a share of the error that no adapter exceeds it."""
         share = found.share
-        for _ in range(SHARES):
+        for attempt in range(SHARES):
             worst = float(found.errors.max(initial=0.0))
             if worst <= self.epsilon * (1 - 1e-9):
                 return found
-            share *= min((self.epsilon / worst) ** 2, 0.999)
+            # what is chosen goes in steps: ever more is taken away until it takes one
+            share *= min((self.epsilon / worst) ** 2, 0.999) ** 2**attempt
             found = self.picked(found.stacks, weights, share)
         return self.picked(found.stacks, weights, 0.0)
 
@@ -323,12 +342,15 @@ def shrunk(choices: Choices, energies: np.ndarray, wanted: Wanted, share: float)
 def in_one_form(
     choices: Choices, energies: np.ndarray, wanted: Wanted, name: FormatName
 ) -> Choices | None:
-    """The same stacks and weights, all in one form; None where a stack cannot have it."""
+    """The same stacks and weights, in one form all that can have it; None where none can."""
     stacks: list[Weighed] = []
+    if not any(name in one.curves for one in choices.stacks):
+        return None
     for one in choices.stacks:
         places = [at for at, point in enumerate(one.points.names) if point[0] == name]
-        if not places:
-            return None
+        if not places:  # as a layer alone, which shares nothing
+            stacks.append(one)
+            continue
         menu = Menu(one.points.menu.cost[places], one.points.menu.loss[places])
         names = tuple(one.points.names[at] for at in places)
         stacks.append(replace(one, points=Points(names, menu, menu)))

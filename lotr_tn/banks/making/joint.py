@@ -258,8 +258,7 @@ class Job:
         routes = {one.fleet.name: one.route for one in reduced}
         one = Clusters.one(len(self.energies), reduced)
         outcome = Outcome(made, way, (), routes, None, "ranks", one)
-        outcome = sized(self.survey, outcome, self.asked)
-        told = (StackChoice(way, len(fleet), outcome.file),)
+        told = (StackChoice(way, len(fleet)),)
         return sized(self.survey, replace(outcome, stackings=told), self.asked)
 
     def _or_separate(self, outcome: Outcome, choices: Choices) -> Outcome:
@@ -287,18 +286,13 @@ class Job:
 
 
 def sized(survey: Survey, outcome: Outcome, asked: Mapping[str, Any]) -> Outcome:
-    """With the bytes of the file, in which stands how large the file is by each way."""
-    for _ in range(4):  # digits of a size change the size once or twice
-        size = bank_size(bank_of(survey, outcome, asked))
-        told = tuple(
-            replace(way, bytes=size) if way.stacking == outcome.stacking else way
-            for way in outcome.stackings
-        )
-        same = size == outcome.file and told == outcome.stackings
-        outcome = replace(outcome, file=size, stackings=told)
-        if same:
-            break
-    return outcome
+    """With the bytes of the file, which its way of stacking is told to take."""
+    size = bank_size(bank_of(survey, outcome, asked))
+    told = tuple(
+        replace(way, bytes=size) if way.stacking == outcome.stacking else way
+        for way in outcome.stackings
+    )
+    return replace(outcome, file=size, stackings=told)
 
 
 def bank_of(survey: Survey, made: Outcome, asked: Mapping[str, Any]) -> Bank:
@@ -307,7 +301,6 @@ def bank_of(survey: Survey, made: Outcome, asked: Mapping[str, Any]) -> Bank:
     explanation = {
         "chosen": "separate" if own else made.note,
         "bytes_separate": made.bytes_separate,
-        "stackings": [vars(way) for way in made.stackings],
         "splits": [vars(split) for split in made.clusters.splits],
     }
     labels = made.clusters.labels

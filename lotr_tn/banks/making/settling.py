@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lotr_tn.analysis.division import Point
-from lotr_tn.banks.making.choosing import HEADER, Choices, Wanted, in_one_form, sharing, shrunk
+from lotr_tn.banks.making.choosing import (
+    DESCRIBED,
+    HEADER,
+    Choices,
+    Wanted,
+    in_one_form,
+    sharing,
+    shrunk,
+)
 from lotr_tn.banks.making.parts import Made, made_at
 from lotr_tn.banks.making.stacks import FleetStack
 from lotr_tn.linalg.ranks import Budget
@@ -14,7 +22,7 @@ from lotr_tn.linalg.ranks import Budget
 ATTEMPTS = 5
 """Times that stacks are made anew when what is measured is not what was asked."""
 
-LEAST_TENSORS = 4  # that any stack has: own numbers of two kinds or bases, index and figures
+LEAST_TENSORS = 2  # that any stack has of its own
 
 TIGHT = 0.995
 """Share of the error asked for that has to be used, or stacks are made with more of it."""
@@ -44,10 +52,8 @@ class Settling:
         if isinstance(self.wanted.rule, Budget):
             return best
         for name in sharing():
-            if all(point[0] == name for point in choices.points):
-                continue
             only = in_one_form(choices, self.energies, self.wanted, name)
-            if only is None or only.numbers > NEAR * sum(one.bytes for one in best):
+            if only is None or only.points == choices.points or only.bytes > NEAR * size_of(best):
                 continue
             found = self._within(only)
             best = min(best, found, key=lambda made: (self._above(made) > 1, size_of(made)))
@@ -97,13 +103,13 @@ class Settling:
 
 def too_many(fleet: Sequence[FleetStack], most: float) -> str | None:
     """Why stacks are so many that no choice for them can be small; None where they are not."""
-    header = HEADER * LEAST_TENSORS * len(fleet)
+    header = (DESCRIBED + HEADER * LEAST_TENSORS) * len(fleet)
     return f"not measured: headers of {len(fleet):,} stacks" if header > most else None
 
 
 def size_of(made: Sequence[Made]) -> int:
     """Bytes of all numbers, and about those of the header."""
-    return sum(one.bytes + HEADER * (len(one.group.tensors) + 2) for one in made)
+    return sum(one.bytes + DESCRIBED + HEADER * len(one.group.tensors) for one in made)
 
 
 def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndarray:

@@ -35,9 +35,11 @@ from lotr_tn.files.header import (
     SCHEMA,
     SenseError,
     config_text,
+    described_layout,
     dtype_name,
     finite_number,
     layout_of,
+    modules_of,
     read_header_of,
     require,
     require_layout,
@@ -45,16 +47,17 @@ from lotr_tn.files.header import (
     sequence,
     table,
     text,
+    told_once,
     whole_number,
     whole_numbers,
 )
+from lotr_tn.files.packing import packed
 from lotr_tn.formats import Certificate
 
 METADATA_KEY = "lotr"
 
-TENSOR_ENTRY = 240
-"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most; its name
-stands there twice."""
+TENSOR_ENTRY = 180
+"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most."""
 
 FIGURE = 24
 """Bytes of the longest float64, written in full."""
@@ -115,7 +118,7 @@ def native_overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group
     longest = max((field for form in FORMS.values() for field in form.fields), key=len)
     keys = [f"groups.{name}.{longest}" for name in groups for _ in range(most)]
     keys += [f"extras.{key}" for key in adapter.extras]
-    entries = sum(2 * len(json.dumps(json.dumps(key))) + TENSOR_ENTRY for key in keys)
+    entries = sum(len(json.dumps(key)) + TENSOR_ENTRY for key in keys)
     text = len(json.dumps(_text(header)))
     return text + entries + sum(tensor.nbytes for tensor in adapter.extras.values()) + 256
 
@@ -125,7 +128,7 @@ def _header(adapter: LoTRAdapter) -> dict[str, Any]:
         "schema": SCHEMA,
         "tool": tool_version(),
         "groups": {name: _describe(group) for name, group in adapter.groups.items()},
-        "source": dict(adapter.origin) | {"config": adapter.config_text},
+        "source": dict(adapter.origin) | {"config": packed(adapter.config_text)},
     }
 
 
@@ -138,7 +141,8 @@ def room_for_figures(value: Any) -> str:
 
 def _text(header: Mapping[str, Any]) -> str:
     certificates = [group["certificate"] for group in header["groups"].values()]
-    return json.dumps(header, allow_nan=False) + room_for_figures(certificates)
+    text = json.dumps(header, allow_nan=False, separators=(",", ":"))
+    return text + room_for_figures(certificates)
 
 
 def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
@@ -153,39 +157,38 @@ def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
 
 def _describe(group: LoTRGroup | LoRAGroup) -> dict[str, Any]:
     scales = [module.scale for module in group.modules] if isinstance(group, LoRAGroup) else []
-    described = {
+    modules = [
+        {"name": target.name, "rank": target.rank, **described_layout(target.layout)}
+        for target in group.targets
+    ]
+    for module, scale in zip(modules, scales, strict=False):
+        module["scale"] = scale
+    return {
         "format": format_of(group),
         "shape": list(group.shape),
         "ranks": stored_ranks(group),
         "dtype": group.dtype,
-        "modules": [
-            {
-                "name": target.name,
-                "rank": target.rank,
-                "layout": target.layout.kind,
-                "kernel": list(target.layout.kernel),
-                "groups": target.layout.groups,
-            }
-            for target in group.targets
-        ],
+        **told_once(modules),
         "certificate": _describe_certificate(group.certificate),
     }
-    for module, scale in zip(described["modules"], scales, strict=False):
-        module["scale"] = scale
-    return described
 
 
 def _describe_certificate(certificate: Certificate | None) -> dict[str, Any] | None:
     if certificate is None:
         return None
-    return {
-        "relative_error": certificate.relative_error,
-        "layer_distances": [float(d) for d in np.asarray(certificate.distances)],
+    said = {
         "layer_norms": list(certificate.layer_norms),
-        "lower": float(certificate.lower),
-        "upper": float(certificate.upper),
         "method": certificate.method,
         "sweeps": certificate.sweeps,
+    }
+    if not certificate.relative_error and not certificate.upper:
+        return said  # nothing was lost
+    return {
+        **said,
+        "relative_error": certificate.relative_error,
+        "layer_distances": [float(d) for d in np.asarray(certificate.distances)],
+        "lower": float(certificate.lower),
+        "upper": float(certificate.upper),
     }
 
 
@@ -233,10 +236,10 @@ def _group(name: str, described: Mapping[str, Any], container: Container) -> LoT
     shape = tuple(whole_numbers(f"the shape of {name}", described["shape"]))
     require(len(shape) == 3, f"the shape of {name} is {list(shape)}, not that of a stack")
     require_shape(name, shape)
-    modules = sequence(f"the modules of {name}", described["modules"])
+    modules = modules_of(name, described)
     require(len(modules) == shape[0], f"{name} names {len(modules)} modules for {shape[0]} layers")
     ranks = whole_numbers(f"a rank of {name}", described["ranks"])
-    targets = tuple(_target(table("a module", one), (shape[1], shape[2])) for one in modules)
+    targets = tuple(_target(one, (shape[1], shape[2])) for one in modules)
     certificate = _certificate(name, described["certificate"], len(targets))
     arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
     if form.kept:
@@ -305,16 +308,18 @@ def _certificate(name: str, described: Any, layers: int) -> Certificate | None:
     if described is None:
         return None
     said = table(f"the certificate of {name}", described)
+    lost = {"relative_error", "layer_distances", "lower", "upper"}
+    exact = not lost & said.keys()  # nothing was lost
 
     def each(what: str) -> np.ndarray:
-        values = sequence(f"{what} of {name}", said[what])
+        values = sequence(f"{what} of {name}", said.get(what, [0.0] * layers if exact else None))
         require(len(values) == layers, f"{name} has {len(values)} {what} for {layers} layers")
         return np.array([finite_number(f"{what} of {name}", value) for value in values])
 
     def bound(what: str) -> np.float64:
-        return np.float64(finite_number(f"{what} of {name}", said[what]))
+        return np.float64(finite_number(f"{what} of {name}", 0.0 if exact else said[what]))
 
-    finite_number(f"the error of {name}", said["relative_error"])
+    finite_number(f"the error of {name}", 0.0 if exact else said["relative_error"])
     return Certificate(
         each("layer_distances"),
         each("layer_norms"),
