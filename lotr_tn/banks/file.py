@@ -181,7 +181,7 @@ def _adapter(entry: Mapping[str, Any], keys: Sequence[Sequence[str]], contents: 
     )
 
 
-TENSOR_ENTRY = 180
+TENSOR_ENTRY = 140
 """Bytes of the header that one tensor's dtype, shape, place and checksum take, at most."""
 
 

@@ -1,6 +1,7 @@
 """Damage of a container is seen: at once in its header, by checksums in its data."""
 
 import hashlib
+import base64
 import json
 import os
 import struct
@@ -124,9 +125,9 @@ def another_text(header):
 
 
 def another_checksum(header):
-    checksums = json.loads(header["__metadata__"]["checksums"])
-    checksums["half"], checksums["brain"] = checksums["brain"], checksums["half"]
-    header["__metadata__"]["checksums"] = json.dumps(checksums)
+    together = base64.b64decode(json.loads(header["__metadata__"]["checksums"]))
+    swapped = base64.b64encode(together[32:] + together[:32]).decode()
+    header["__metadata__"]["checksums"] = json.dumps(swapped)
 
 
 def no_checksums(header):
@@ -166,10 +167,11 @@ def test_a_header_that_says_something_else_is_refused(small, change):
         read_container(small)
 
 
-def test_checksums_of_other_tensors_are_refused(small):
+@pytest.mark.parametrize("checksums", ["{}", '"AAAA"', '"?"', "7", "null", "", '{"half": 1}'])
+def test_checksums_of_other_tensors_are_refused(small, checksums):
     header, data = split(small.read_bytes())
     metadata = header.pop("__metadata__")
-    metadata["checksums"] = "{}"
+    metadata["checksums"] = checksums
     metadata["digest"] = module._digest(metadata, header)
     small.write_bytes(joined({"__metadata__": metadata, **header}, data))
     with pytest.raises(CheckpointError, match="has not one checksum for each tensor"):

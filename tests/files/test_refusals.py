@@ -301,7 +301,7 @@ def rewrite(file, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, h: h.update(schema=2), "schema 2; this version reads 1"),
+        (lambda t, h: h.update(schema=9), "schema 9; this version reads those up to 2"),
         (lambda t, h: h.pop("groups"), "it lacks 'groups'"),
         (lambda t, h: h["groups"]["q"].pop("modules"), "it lacks 'modules'"),
         (lambda t, h: h["groups"]["q"].update(shape=[1, 7, 4]), "is said to be"),

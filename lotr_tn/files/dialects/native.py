@@ -56,7 +56,7 @@ from lotr_tn.formats import Certificate
 
 METADATA_KEY = "lotr"
 
-TENSOR_ENTRY = 180
+TENSOR_ENTRY = 140
 """Bytes of the header that one tensor's dtype, shape, place and checksum take, at most."""
 
 FIGURE = 24
