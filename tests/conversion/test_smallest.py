@@ -108,7 +108,18 @@ def test_a_bank_is_the_smallest_of_all_ways_and_forms(lotr, tmp_path):  # noqa: 
 
 def test_a_newcomer_says_what_it_shares(lotr, tmp_path):  # noqa: F811
     first, second, third = history(tmp_path / "run", 500, 1000, 2000)
-    lotr("bank", "make", first, second, "--stack", "adapters", "--rel-error", "0.05", "-o", "b.safetensors")
+    lotr(
+        "bank",
+        "make",
+        first,
+        second,
+        "--stack",
+        "adapters",
+        "--rel-error",
+        "0.05",
+        "-o",
+        "b.safetensors",
+    )
     record = of_json(lotr("bank", "add", "b.safetensors", third, "--json"))
     assert record["shared"][0] > 0.9
     other = stranger(tmp_path / "other", 1)

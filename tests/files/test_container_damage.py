@@ -1,7 +1,7 @@
 """Damage of a container is seen: at once in its header, by checksums in its data."""
 
-import hashlib
 import base64
+import hashlib
 import json
 import os
 import struct
