@@ -19,8 +19,8 @@ from lotr_tn.banks.making.choosing import (
 )
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
 from lotr_tn.banks.making.parts import Made, made_at_ranks
-from lotr_tn.banks.making.separate import made_separate, separate_ranks
-from lotr_tn.banks.making.settling import NEAR, Settling, errors_of, size_of, too_many
+from lotr_tn.banks.making.separate import Separate, made_separate, separate_ranks
+from lotr_tn.banks.making.settling import NEAR, Settling, errors_of, too_many
 from lotr_tn.banks.making.stacks import (
     PIECE,
     FleetStack,
@@ -153,16 +153,30 @@ class Job:
         return sum(tensor.entry.nbytes for tensor in self.survey.contents.tensors)
 
     def _by(self, way: Stacking, choices: Choices, wanted: Wanted) -> Outcome:
-        """All stacks of one way, made."""
+        """All stacks of one way, made; each adapter cut for itself where that takes less."""
+        separate = self._separate(choices)
+        alone = None if separate is None else self._alone(way, choices, separate)
+        if alone is not None and self._leaves_nothing(alone, choices):
+            return alone
         clusters = self._clusters(choices, wanted)
         if len(np.unique(clusters.labels)) > 1 or self._refines:
             choices = choose(clusters.stacks, self.energies, wanted, self.progress)
-        made = self._settled(choices, wanted)
+        made = Settling(wanted, self.energies, self.epsilon, self.progress).best(choices)
         routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
+        known = None if separate is None else separate.bytes
         above = self._above(made)
-        outcome = Outcome(made, way, (), routes, None, "shared", clusters, above)
-        outcome = self._or_separate(outcome, choices)
-        return sized(self.survey, outcome, self.asked)
+        outcome = Outcome(made, way, (), routes, known, "shared", clusters, above)
+        outcome = sized(self.survey, outcome, self.asked)
+        if alone is None:
+            return self._or_apart(outcome, choices)
+        alone = replace(alone, clusters=replace(alone.clusters, splits=clusters.splits))
+        return min(outcome, sized(self.survey, alone, self.asked), key=lambda one: one.rank)
+
+    def _leaves_nothing(self, alone: Outcome, choices: Choices) -> bool:
+        """Whether the curves of all stacks let nothing be smaller than adapters cut alone."""
+        shares = any(FORMS[name].shares for name, _ in choices.points)
+        least = (choices.bytes + self._beside) / (NEAR if shares else 1)
+        return alone.above <= 1 and alone.file <= least
 
     def _plans(
         self, ways: Sequence[Stacking], wanted: Wanted
@@ -237,10 +251,6 @@ class Job:
             found += reduce_all(stack, goal, self.route, *self.sketch)
         return found
 
-    def _settled(self, choices: Choices, wanted: Wanted) -> tuple[Made, ...]:
-        work = Settling(wanted, self.energies, self.epsilon, self.progress)
-        return work.best(choices)
-
     def _above(self, made: Sequence[Made]) -> float:
         """The largest error over what was asked for; 0 for a budget."""
         if not self.epsilon:
@@ -261,28 +271,35 @@ class Job:
         told = (StackChoice(way, len(fleet)),)
         return sized(self.survey, replace(outcome, stackings=told), self.asked)
 
-    def _or_separate(self, outcome: Outcome, choices: Choices) -> Outcome:
-        """Each adapter's own ranks cut instead, where that takes less."""
+    def _separate(self, choices: Choices) -> Separate | None:
+        """The ranks of each adapter cut for itself, where an error is asked of each."""
         if not self.epsilon or not self.each or ALONE.name not in self.options.formats:
-            return outcome
+            return None
         reduced = [weighed.reduced for weighed in choices.stacks]
-        dtype = self.options.dtype
-        separate = separate_ranks(reduced, self.energies, self.epsilon, dtype)
-        if any(one.kept is not None for one in reduced):  # of what the bases hold, an estimate
-            if separate.bytes >= outcome.bytes:
-                return outcome
-            other = replace(self, route="apart").made((outcome.stacking,))
-            return min(outcome, other, key=lambda one: one.bytes)
-        outcome = replace(outcome, bytes_separate=separate.bytes)
-        if separate.bytes >= outcome.bytes:
-            return outcome
+        return separate_ranks(reduced, self.energies, self.epsilon, self.options.dtype)
+
+    def _alone(self, way: Stacking, choices: Choices, separate: Separate) -> Outcome | None:
+        """Each adapter cut for itself; None where that is more, or needs the originals."""
+        reduced = [weighed.reduced for weighed in choices.stacks]
+        if separate.bytes >= NEAR * choices.numbers or any(x.kept is not None for x in reduced):
+            return None
         made = made_separate(reduced, separate, self.options)
-        above = self._above(made)
-        if above > 1 or size_of(made) >= size_of(outcome.groups):
-            return outcome
+        routes = {one.fleet.name: one.route for one in reduced}
         one = Clusters.one(len(self.energies), reduced)
-        one = replace(one, splits=outcome.clusters.splits)
-        return replace(outcome, groups=made, note="separate", clusters=one, above=above)
+        figures = routes, separate.bytes, "separate", one, self._above(made)
+        return sized(self.survey, Outcome(made, way, (), *figures), self.asked)
+
+    def _or_apart(self, outcome: Outcome, choices: Choices) -> Outcome:
+        """Each adapter cut for itself instead, of stacks that are known between bases alone."""
+        reduced = [weighed.reduced for weighed in choices.stacks]
+        known = outcome.bytes_separate
+        if known is None or all(one.kept is None for one in reduced):
+            return outcome
+        outcome = replace(outcome, bytes_separate=None)  # of what the bases hold: an estimate
+        if known >= outcome.bytes:
+            return outcome
+        other = replace(self, route="apart").made((outcome.stacking,))
+        return min(outcome, other, key=lambda one: one.bytes)
 
 
 def sized(survey: Survey, outcome: Outcome, asked: Mapping[str, Any]) -> Outcome:
