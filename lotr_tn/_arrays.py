@@ -5,6 +5,7 @@ global backend. Storage dtypes are bfloat16, float16, float32 and float64; every
 reported is computed in float64.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -243,10 +244,11 @@ def wants_gradient(*arrays: Array) -> bool:
 
 
 def row_blocks(x: Array, elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
-    """Slices over the first axis, so that a block has about that many entries."""
-    rows = max(128, elements // max(1, x.shape[1]))
-    for start in range(0, x.shape[0], rows):
-        yield slice(start, min(start + rows, x.shape[0]))
+    """Slices over the rows of matrices (…, m, k), so that a block has about that many entries."""
+    count = x.shape[-2]
+    rows = max(128, elements // max(1, math.prod(x.shape) // max(1, count)))
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
 
 
 def zeros(shape: tuple[int, ...], like: Array, *, xp: Namespace) -> Array:

@@ -127,11 +127,11 @@ def fix_signs(u: Array, *, xp: Namespace) -> Array:
 
 
 def signs(u: Array, *, xp: Namespace) -> Array:
-    """For each column 1, or -1 where its entry of largest size is negative."""
+    """For each column of (…, m, k) 1, or -1 where its entry of largest size is negative."""
     if 0 in u.shape:
-        return xp.sum(u, axis=0) + 1
-    one = xp.ones_like(u[0, :])
-    return xp.where(-xp.min(u, axis=0) > xp.max(u, axis=0), -one, one)
+        return xp.sum(u, axis=-2) + 1
+    one = xp.ones_like(u[..., 0, :])
+    return xp.where(-xp.min(u, axis=-2) > xp.max(u, axis=-2), -one, one)
 
 
 def bounds_of(space: CoreSpace, subspaces: Subspaces, dtype: str) -> tuple[Array, Array]:

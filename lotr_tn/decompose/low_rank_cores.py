@@ -1,5 +1,6 @@
 """Tucker-2 with low-rank cores: shared factors first, then every core cut to its own rank."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack
 from lotr_tn.linalg.factor import pinv, qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankLimits, fixed_pair
 from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.batches import batches, side_by_side
 from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.frame import frame_of
@@ -87,10 +89,12 @@ def low_rank_tucker2(
     xp, known = common_namespace(whole), whole.certificate
     assert known is not None
     bounds = _Bounds(known.lower, known.upper, known.norms)
-    cores = []
-    for core, rank in zip(each_core(whole, xp=xp), most, strict=True):
-        u, s, vt = svd(core, xp=xp)  # of which a layer has no more than its own rank
-        cores.append((xp.asarray(u[:, :rank], copy=True), s, xp.asarray(vt[:rank, :], copy=True)))
+    cores, given = [], each_core(whole, xp=xp)
+    for places in batches([0] * len(most), math.prod(whole.ranks)):
+        u, s, vt = svd(xp.stack([next(given) for _ in places]), xp=xp)
+        for at, place in enumerate(places):  # a layer has no more than its own rank
+            left, right = u[at, :, : most[place]], vt[at, : most[place], :]
+            cores.append((xp.asarray(left, copy=True), s[at, :], xp.asarray(right, copy=True)))
     return _cut(stack, (whole.u, whole.v), cores, terms, limits, bounds)
 
 
@@ -122,18 +126,25 @@ def _inside_bases(
     del space, chosen  # as large as the stack
     up = left @ float64(stack.up, xp=xp)
     down = float64(stack.down, xp=xp) @ xp.matrix_transpose(right)
-    cores = [_svd_of_core(up[:, part], down[part, :], xp=xp) for part in stack.slices]
+    cores = _svds_of_cores(LoRAStack(up, down, stack.ranks), xp=xp)
     del up, down
     return _cut(stack, (u, v), cores, terms, limits, bounds)
 
 
-def _svd_of_core(up: Array, down: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
-    """The SVD of up (r1, k) @ down (k, r2), from matrices of the smaller of both sizes."""
-    if 0 in up.shape or 0 in down.shape:
-        return up[:, :0], xp.sum(up, axis=0)[:0], down[:0, :]
-    (left, r_left), (right, r_right) = qr(up, xp=xp), qr(xp.matrix_transpose(down), xp=xp)
-    u, s, vt = svd(r_left @ xp.matrix_transpose(r_right), xp=xp)
-    return left @ u, s, vt @ xp.matrix_transpose(right)
+def _svds_of_cores(stack: LoRAStack, *, xp: Namespace) -> list[tuple[Array, Array, Array]]:
+    """The SVD of each up (r1, k) @ down (k, r2), from matrices of the smaller of both sizes."""
+    parts, found = stack.slices, {}
+    for places in batches(stack.ranks, sum(stack.shape[1:]) * max(stack.ranks)):
+        up, down = (side_by_side(x, parts, places, xp) for x in (stack.up, stack.down.mT))
+        if 0 in up.shape or 0 in down.shape:
+            nothing = up[0, :, :0], xp.sum(up[0, ...], axis=0)[:0], down[0, ...].mT[:0, :]
+            found |= dict.fromkeys(places, nothing)
+            continue
+        (left, r_left), (right, r_right) = qr(up, xp=xp), qr(down, xp=xp)
+        u, s, vt = svd(r_left @ r_right.mT, xp=xp)
+        u, vt = left @ u, vt @ right.mT
+        found |= {place: (u[at, ...], s[at, :], vt[at, ...]) for at, place in enumerate(places)}
+    return [found[place] for place in range(len(parts))]
 
 
 def _cut(

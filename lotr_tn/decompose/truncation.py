@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from array_api_compat import device
 
 from lotr_tn._arrays import (
     UNIT_ROUNDOFF,
@@ -20,13 +21,15 @@ from lotr_tn.decompose.assemble import beyond, signs, underflow_of_terms
 from lotr_tn.decompose.search import Result, meet_error, resolution
 from lotr_tn.errors import DerivativeError
 from lotr_tn.formats import Certificate, LoRAStack
-from lotr_tn.linalg import svd_of_product
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
+from lotr_tn.linalg.product import svds_of_products
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RankRule, rank_for, tail_energies
 from lotr_tn.ops.arrays import common_namespace, storage_dtype
+from lotr_tn.ops.batches import batches, side_by_side
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.frame import Frame, distances_from, project
+from lotr_tn.ops.frame import distances_in
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
+from lotr_tn.ops.stacking import take_layers
 
 TIE = 16  # unit roundoffs of the largest singular value within which values count as equal
 
@@ -143,42 +146,76 @@ def cut_layers(
     """Each layer at its own rank: the leading singular values, √σ in both factors; certified."""
     # with `keep_whole` layers that lose nothing keep the factors they have
     xp = common_namespace(stack)
-    cuts = [
-        _kept_layer(stack, part, dtype, xp=xp)
-        if keep_whole and rank == part.stop - part.start
-        else _cut_layer(stack, part, rank, dtype, xp=xp)
-        for part, rank in zip(stack.slices, ranks, strict=True)
-    ]
+    parts, found = stack.slices, {}
+    whole = [keep_whole and rank == own for rank, own in zip(ranks, stack.ranks, strict=True)]
+    kept = [layer for layer, all_of_it in enumerate(whole) if all_of_it]
+    found |= dict(zip(kept, _kept_layers(stack, kept, dtype, xp=xp), strict=True))
+    cut = [layer for layer, all_of_it in enumerate(whole) if not all_of_it]
+    entries = sum(stack.shape[1:]) * max(stack.ranks)
+    for places in batches([stack.ranks[layer] for layer in cut], entries):
+        layers = [cut[place] for place in places]
+        wanted = [ranks[layer] for layer in layers]
+        made = _cut_alike(stack, parts, layers, wanted, dtype, xp=xp)
+        found |= dict(zip(layers, made, strict=True))
+    cuts = [found[layer] for layer in range(len(ranks))]
     up = xp.concat([cut.up for cut in cuts], axis=1)
     down = xp.concat([cut.down for cut in cuts], axis=0)
     kept = tuple(int(cut.down.shape[0]) for cut in cuts)
     return LoRAStack(up, down, kept, _certified(stack, cuts, dtype, xp=xp))
 
 
-def _kept_layer(stack: LoRAStack, part: slice, dtype: str, *, xp: Namespace) -> _Cut:
-    up, down = stack.up[:, part], stack.down[part, :]
-    nothing = zeros((0,), stack.up, xp=xp)
-    if dtype == storage_dtype(stack):
-        return _Cut(up, down, nothing, zeros((), stack.up, xp=xp), untouched=True)
-    stored = narrow(up, dtype, xp=xp), narrow(down, dtype, xp=xp)
-    both = [
-        LoRAStack(float64(x, xp=xp), float64(y, xp=xp), (part.stop - part.start,))
-        for x, y in ((up, down), stored)
-    ]
-    return _Cut(*stored, nothing, layer_distances(*both)[0])
+def _kept_layers(
+    stack: LoRAStack, layers: Sequence[int], dtype: str, *, xp: Namespace
+) -> list[_Cut]:
+    """Layers with the factors that they have, in the storage dtype."""
+    if not layers:
+        return []
+    own = take_layers(stack, layers)
+    up, down = own.up, own.down
+    nothing, none = zeros((0,), up, xp=xp), zeros((), up, xp=xp)
+    if untouched := dtype == storage_dtype(stack):
+        distances = [none] * len(layers)
+    else:
+        up, down = narrow(up, dtype, xp=xp), narrow(down, dtype, xp=xp)
+        wide = [
+            LoRAStack(float64(x, xp=xp), float64(y, xp=xp), own.ranks)
+            for x, y in ((own.up, own.down), (up, down))
+        ]
+        distances = list(layer_distances(*wide))
+    pairs = zip(own.slices, distances, strict=True)
+    return [_Cut(up[:, part], down[part, :], nothing, d, untouched) for part, d in pairs]
 
 
-def _cut_layer(stack: LoRAStack, part: slice, rank: int, dtype: str, *, xp: Namespace) -> _Cut:
-    u, s, vt = svd_of_product(stack.up[:, part], stack.down[part, :])
-    root = xp.sqrt(s[:rank]) * signs(u[:, :rank], xp=xp)
-    up = narrow(u[:, :rank] * root[None, :], dtype, xp=xp)
-    down = narrow(root[:, None] * vt[:rank, :], dtype, xp=xp)
+def _cut_alike(
+    stack: LoRAStack,
+    parts: Sequence[slice],
+    layers: Sequence[int],
+    ranks: Sequence[int],
+    dtype: str,
+    *,
+    xp: Namespace,
+) -> list[_Cut]:
+    """Layers of one rank, cut: their singular vectors are all found at once."""
+    ups = side_by_side(stack.up, parts, layers, xp)
+    downs = side_by_side(stack.down.mT, parts, layers, xp).mT
+    u, s, vt = svds_of_products(ups, downs, xp=xp)
+    ranks = [min(rank, s.shape[1]) for rank in ranks]
+    most = max(ranks)
+    # what is cut off a layer is zero, so that all have one size
+    ones = [xp.ones((rank,), dtype=xp.float64, device=device(s)) for rank in ranks]
+    rests = [zeros((most - rank,), s, xp=xp) for rank in ranks]
+    kept = xp.stack([xp.concat(pair) for pair in zip(ones, rests, strict=True)])
+    root = xp.sqrt(s[:, :most]) * signs(u[:, :, :most], xp=xp) * kept
+    up = narrow(u[:, :, :most] * root[:, None, :], dtype, xp=xp)
+    down = narrow(root[:, :, None] * vt[:, :most, :], dtype, xp=xp)
     # in the singular vectors, which are an orthonormal frame already, the layer is diag(s)
-    eye = identity(int(s.shape[0]), s, xp=xp)
-    frame = Frame(u, eye, xp.matrix_transpose(vt), eye)
-    projection = project(LoRAStack(up, down, (rank,)), frame, xp=xp)
-    distance = distances_from(projection, [eye * s[None, :]], xp=xp)[0]
-    return _Cut(up, down, s[rank:], distance)
+    core = identity(s.shape[1], s, xp=xp) * s[:, None, :]
+    wide = float64(up, xp=xp), float64(down, xp=xp).mT
+    distances = distances_in(*wide, u, vt.mT, core, xp=xp)
+    return [
+        _Cut(up[at, :, :rank], down[at, :rank, :], s[at, rank:], distances[at])
+        for at, rank in enumerate(ranks)
+    ]
 
 
 def _certified(stack: LoRAStack, cuts: list[_Cut], dtype: str, *, xp: Namespace) -> Certificate:

@@ -22,9 +22,9 @@ def inverse_or_zero(s: Array, *, xp: Namespace) -> Array:
 
 
 def root_of_gram(gram: Array, *, xp: Namespace) -> Array:
-    """A matrix T (k, k) with Tᵀ T equal to a positive semidefinite Gram matrix."""
+    """T (…, k, k) with Tᵀ T equal to positive semidefinite Gram matrices."""
     values, vectors = eigh_descending(gram, xp=xp)
-    return xp.sqrt(values)[:, None] * vectors.mT
+    return xp.sqrt(values)[..., None] * vectors.mT
 
 
 def triangular_factor(x: Array, *, xp: Namespace) -> Array:

@@ -54,12 +54,12 @@ def eigenvalues(x: Array, *, xp: Namespace) -> Array:
 
 
 def eigh_descending(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
-    """Eigenvalues, largest first and never below zero, and eigenvectors of a Gram matrix."""
+    """Eigenvalues, largest first and never below zero, and eigenvectors of Gram matrices."""
     values, vectors = eigh(x, xp=xp)
     # a copy, not a view with negative strides: BLAS takes only positive ones
-    backwards = xp.arange(x.shape[0] - 1, -1, -1, device=array_api_compat.device(x))
-    values = xp.take(values, backwards)
-    vectors = xp.take(vectors, backwards, axis=1)
+    backwards = xp.arange(x.shape[-1] - 1, -1, -1, device=array_api_compat.device(x))
+    values = xp.take(values, backwards, axis=-1)
+    vectors = xp.take(vectors, backwards, axis=-1)
     return xp.where(values < 0, xp.zeros_like(values), values), vectors
 
 

@@ -10,25 +10,26 @@ ROUNDING = 32 * UNIT_ROUNDOFF["float64"]
 
 
 def sizes_of_terms(left: Array, right: Array, *, xp: Namespace) -> Array:
-    """Σ_j ‖x_j‖‖y_j‖ over the columns of left (p, k) and right (q, k): what may cancel."""
+    """Σ_j ‖x_j‖‖y_j‖ over the columns of left (…, p, k) and right (…, q, k): what may cancel."""
     if 0 in left.shape or 0 in right.shape:
-        return xp.sum(left) * 0.0
+        return xp.sum(left, axis=(-2, -1)) * 0.0
     sizes = []
     for x in (left, right):
-        largest = xp.max(xp.abs(x))
+        largest = xp.max(xp.abs(x), axis=(-2, -1))
         scale = xp.where(largest == 0, xp.ones_like(largest), largest)
-        sizes.append((scale, xp.linalg.vector_norm(x / scale, axis=0)))
+        sizes.append((scale, xp.linalg.vector_norm(x / scale[..., None, None], axis=-2)))
     (a, x), (b, y) = sizes
-    return a * (b * xp.sum(x * y))
+    return a * (b * xp.sum(x * y, axis=-1))
 
 
 def product_or_zero(left: Array, right: Array, *, xp: Namespace) -> Array:
-    """The product left rightᵀ of float64 factors (p, k) and (q, k); 0 where it is all rounding."""
+    """Left rightᵀ of float64 factors (…, p, k) and (…, q, k); 0 where it is all rounding."""
     made = left @ right.mT
     if 0 in made.shape:
         return made
-    more = xp.max(xp.abs(made)) > ROUNDING * sizes_of_terms(left, right, xp=xp)
-    return made * xp.astype(more, made.dtype)
+    largest = xp.max(xp.abs(made), axis=(-2, -1))
+    more = largest > ROUNDING * sizes_of_terms(left, right, xp=xp)
+    return made * xp.astype(more, made.dtype)[..., None, None]
 
 
 @door
@@ -55,6 +56,11 @@ def svd_of_product(up: Array, down: Array) -> tuple[Array, Array, Array]:
             f"up must be (m, r) and down (r, n) with one r; found {tuple(up.shape)} and "
             f"{tuple(down.shape)}"
         )
+    return svds_of_products(up, down, xp=xp)
+
+
+def svds_of_products(up: Array, down: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
+    """The same of many products at once: of (…, m, r) and (…, r, n)."""
     q_left, r_left = qr(up, xp=xp)
     q_right, r_right = qr(down.mT, xp=xp)
     u, s, vt = svd(product_or_zero(r_left, r_right, xp=xp), xp=xp)

@@ -5,6 +5,7 @@ all layers at once; else layer by layer.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import assert_never
 
 from lotr_tn._arguments import door
@@ -14,9 +15,10 @@ from lotr_tn.linalg import cross_gram
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.arithmetic import subtract
 from lotr_tn.ops.arrays import common_namespace, differentiable, first_array
+from lotr_tn.ops.batches import batches, row_norms, side_by_side
 from lotr_tn.ops.checks import require_same_shape
 from lotr_tn.ops.conversion import as_lora
-from lotr_tn.ops.frame import distances_from, frame_of, project
+from lotr_tn.ops.frame import distances_from, distances_in, frame_of, project
 from lotr_tn.ops.layers import Layer, each_core, layer_of, layer_product
 from lotr_tn.ops.magnitude import measured
 from lotr_tn.ops.moving import astype
@@ -98,15 +100,41 @@ def _from_shared_factors(
 
 def _of_own_factors(a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Namespace) -> Array:
     """Where each layer has factors of its own."""
-    found = []
-    for index, quick in enumerate(_quick_distances(a, b, xp=xp)):
-        if quick is None:
-            one, other = as_lora(take_layers(a, [index])), layer_of(b, index, xp=xp)
-            frame = frame_of(other.left, other.right, xp=xp)
-            core = frame.left_factor @ frame.right_factor.mT
-            quick = distances_from(project(one, frame, xp=xp), [core], xp=xp)[0]
-        found.append(quick)
-    return xp.stack(found)
+    quick = _quick_distances(a, b, xp=xp)
+    slow = [index for index, found in enumerate(quick) if found is None]
+    if isinstance(a, LoRAStack) and isinstance(b, LoRAStack):
+        exact = _distances_of_layers(a, b, slow, xp=xp)
+    else:
+        exact = {}
+        for index in slow:
+            one, other = (as_lora(take_layers(x, [index])) for x in (a, b))
+            exact[index] = _distances_of_layers(one, other, [0], xp=xp)[0]
+    pairs = enumerate(quick)
+    return xp.stack([exact[index] if found is None else found for index, found in pairs])
+
+
+def _distances_of_layers(
+    a: LoRAStack, b: LoRAStack, layers: Sequence[int], *, xp: Namespace
+) -> dict[int, Array]:
+    """Distances of some layers, each seen from the orthonormal bases of its own in `b`."""
+    parts, others, found = a.slices, b.slices, {}
+    sizes = [(a.ranks[layer], b.ranks[layer]) for layer in layers]
+    entries = sum(a.shape[1:]) * max((max(size) for size in sizes), default=1)
+    for places in batches(sizes, entries):
+        some = [layers[place] for place in places]
+        x, y, u, v = (
+            float64(side_by_side(factor, where, some, xp), xp=xp)
+            for factor, where in (
+                (a.up, parts),
+                (a.down.mT, parts),
+                (b.up, others),
+                (b.down.mT, others),
+            )
+        )
+        (left, own_left), (right, own_right) = qr(u, xp=xp), qr(v, xp=xp)
+        made = distances_in(x, y, left, right, own_left @ own_right.mT, xp=xp)
+        found |= {layer: made[at] for at, layer in enumerate(some)}
+    return found
 
 
 def _quick_distances(
@@ -181,17 +209,8 @@ def _of_shared_factors(
         within = inside @ inside_v - frame.core(wanted, xp=xp)
         terms = within, outside @ inside_v, inside @ outside_v, outside @ outside_v
         flat = [xp.reshape(t, (len(some), t.shape[1] * t.shape[2])) for t in terms]
-        found.append(_row_norms(xp.concat(flat, axis=1), xp=xp))
+        found.append(row_norms(xp.concat(flat, axis=1), xp=xp))
     return xp.concat(found)
-
-
-def _row_norms(x: Array, *, xp: Namespace) -> Array:
-    """The norm of each row, scaled so that nothing over- or underflows."""
-    if 0 in x.shape:
-        return xp.sum(x, axis=1)
-    largest = xp.max(xp.abs(x), axis=1)
-    scale = xp.where(largest == 0, xp.ones_like(largest), largest)
-    return scale * xp.sqrt(xp.sum((x / scale[:, None]) ** 2, axis=1))
 
 
 def _of_matrices(a: Core, b: Core, *, xp: Namespace) -> Array:

@@ -12,13 +12,14 @@ each small when the difference is small. So the distance is accurate to the unit
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import assert_never
+from typing import Any, assert_never
 
-from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, row_blocks, zeros
+from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, zeros
 from lotr_tn.formats import Core, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
-from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram, triangular_factor
+from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram
 from lotr_tn.linalg.factor import qr
-from lotr_tn.ops.norms import frobenius, root_sum_squares
+from lotr_tn.ops.batches import batches, row_norms, side_by_side
+from lotr_tn.ops.norms import frobenius
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,39 @@ def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namesp
     stack, frame = projection.stack, projection.frame
     # a factor's outside part may be large and yet cancel in the product, so it is multiplied by
     # the other side before its size is taken
-    weights_a = [qr(projection.a[:, part], xp=xp)[1] for part in stack.slices]
-    weights_b = [qr(projection.b[:, part], xp=xp)[1] for part in stack.slices]
-    right = outside(stack.down.mT, frame.right, projection.b, stack.slices, weights_a, xp=xp)
+    weights_a = triangles(projection.a, projection.slices, xp=xp)
+    weights_b = triangles(projection.b, projection.slices, xp=xp)
+    right = outside(stack.down.mT, frame.right, projection.b, projection.slices, weights_a, xp=xp)
     pairs = zip(weights_b, right, strict=True)
     both = [xp.concat([weight, factor], axis=0) for weight, (_, factor) in pairs]
-    left = outside(stack.up, frame.left, projection.a, stack.slices, both, xp=xp)
-    found = []
-    for index, (core, (p, _), (n, _)) in enumerate(zip(cores, left, right, strict=True)):
-        inside = frobenius(projection.core(index, xp=xp) - core, xp=xp)
-        found.append(root_sum_squares(xp.stack([inside, p, n])))
-    return xp.stack(found)
+    left = outside(stack.up, frame.left, projection.a, projection.slices, both, xp=xp)
+    inside = []
+    for index, core in enumerate(cores):
+        inside.append(frobenius(projection.core(index, xp=xp) - core, xp=xp))
+    sizes = [xp.stack(inside), *(xp.stack([size for size, _ in side]) for side in (left, right))]
+    return row_norms(xp.stack(sizes, axis=1), xp=xp)
+
+
+def triangles(x: Array, parts: Sequence[slice], *, xp: Namespace) -> list[Array]:
+    """For each part the triangle R of its QR, which has its norms and inner products."""
+    found: dict[int, Array] = {}
+    for places in batches([part.stop - part.start for part in parts], x.shape[0]):
+        made = qr(side_by_side(x, parts, places, xp), xp=xp)[1]
+        found |= {place: made[at, ...] for at, place in enumerate(places)}
+    return [found[place] for place in range(len(parts))]
+
+
+def distances_in(x: Array, y: Array, left: Array, right: Array, core: Array, *, xp: Any) -> Array:
+    """(G,) ‖X_g Y_gᵀ − left H_g rightᵀ‖ for factors (G, m, r), (G, n, r) and cores H, in float64.
+
+    The bases (m, k) have orthonormal columns; each layer may have its own, (G, m, k).
+    """
+    a, b = left.mT @ x, right.mT @ y
+    above, beside = x - left @ a, y - right @ b
+    weighed = beside @ qr(a, xp=xp)[1].mT
+    both = xp.concat([qr(b, xp=xp)[1], qr(beside, xp=xp)[1]], axis=1)
+    terms = a @ b.mT - core, weighed, above @ both.mT
+    return row_norms(xp.stack([row_norms(term, xp=xp) for term in terms], axis=1), xp=xp)
 
 
 def outside(
@@ -135,21 +158,48 @@ def outside(
 ) -> list[tuple[Array, Array]]:
     """For each part P_l of P = X - basis @ inside: ‖P_l T_lᵀ‖ for the weight T_l, and its size."""
     # the size of P_l is a small factor with its Gram matrix
+    alike = [tuple(weight.shape) for weight in weights]
+    sizes: dict[int, Array] = {}
+    factors: dict[int, Array] = {}
     if is_wide(x):
-        found = []
-        for part, weight in zip(parts, weights, strict=True):
-            rest = x[:, part] - basis @ inside[:, part]
-            weighed = frobenius(rest @ weight.mT, xp=xp)
-            found.append((weighed, triangular_factor(rest, xp=xp)))
-        return found
-    grams = [zeros((part.stop - part.start,) * 2, x, xp=xp) for part in parts]
-    squares = [zeros((), x, xp=xp) for _ in parts]
-    for rows in row_blocks(x, BLOCK_ELEMENTS // 2):  # three copies of a block live at a time
-        rest = float64(x[rows, :], xp=xp) - basis[rows, :] @ inside
-        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            own = rest[:, part]
-            grams[index] = grams[index] + own.mT @ own
-            weighed = own @ weight.mT
-            squares[index] = squares[index] + xp.sum(weighed * weighed)
-    pairs = zip(squares, grams, strict=True)
-    return [(xp.sqrt(square), root_of_gram(gram, xp=xp)) for square, gram in pairs]
+        for places in batches(alike, x.shape[0] * max(1, inside.shape[1] // max(1, len(parts)))):
+            own, within = (side_by_side(one, parts, places, xp) for one in (x, inside))
+            rest = own - basis @ within
+            weight = xp.stack([weights[place] for place in places])
+            squares, made = row_norms(rest @ weight.mT, xp=xp), qr(rest, xp=xp)[1]
+            sizes |= {place: squares[at] for at, place in enumerate(places)}
+            factors |= {place: made[at, ...] for at, place in enumerate(places)}
+        return [(sizes[place], factors[place]) for place in range(len(parts))]
+    for places in batches(alike, 0):
+        square, gram = _outside_of_alike(x, basis, inside, parts, weights, places, xp=xp)
+        roots = root_of_gram(gram, xp=xp)
+        sizes |= {place: xp.sqrt(square[at]) for at, place in enumerate(places)}
+        factors |= {place: roots[at, ...] for at, place in enumerate(places)}
+    return [(sizes[place], factors[place]) for place in range(len(parts))]
+
+
+def _outside_of_alike(
+    x: Array,
+    basis: Array,
+    inside: Array,
+    parts: Sequence[slice],
+    weights: Sequence[Array],
+    places: Sequence[int],
+    *,
+    xp: Namespace,
+) -> tuple[Array, Array]:
+    """Of parts of one width: ‖P_l T_lᵀ‖², and the Gram matrices of all P_l."""
+    weight = xp.stack([weights[place] for place in places])
+    width = weight.shape[2]
+    gram = zeros((len(places), width, width), x, xp=xp)
+    square = zeros((len(places),), x, xp=xp)
+    within = side_by_side(inside, parts, places, xp)
+    entries = max(1, len(places) * width)
+    step = max(128, BLOCK_ELEMENTS // 2 // entries)  # three copies of a block live at a time
+    for start in range(0, x.shape[0], step):
+        rows = slice(start, min(start + step, x.shape[0]))
+        own = side_by_side(float64(x[rows, :], xp=xp), parts, places, xp) - basis[rows, :] @ within
+        gram = gram + own.mT @ own
+        weighed = own @ weight.mT
+        square = square + xp.sum(weighed * weighed, axis=(1, 2))
+    return square, gram

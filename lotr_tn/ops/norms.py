@@ -1,11 +1,13 @@
 """Norms from factors."""
 
+import math
+from collections.abc import Sequence
 from typing import Literal, assert_never
 
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, on_host
+from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, on_host, to_numpy
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import triangular_factor
@@ -13,6 +15,7 @@ from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.linalg.factor import qr, singular_values
 from lotr_tn.linalg.product import product_or_zero, sizes_of_terms
 from lotr_tn.ops.arrays import common_namespace, differentiable
+from lotr_tn.ops.batches import batches, row_norms, side_by_side
 from lotr_tn.ops.layers import layer_inner, layer_of, left_times_middle
 from lotr_tn.ops.magnitude import measured
 from lotr_tn.ops.primitives import by_rule_or_hub
@@ -68,7 +71,7 @@ def layer_norms(stack: Stack, kind: NormKind = "frobenius") -> Array:
         case "frobenius":
             if differentiable(stack):
                 return _norms_with_gradient(stack, xp=xp)
-            return xp.stack([frobenius(x, xp=xp) for x in _small_layers(stack, xp=xp)])
+            return norms_of(_small_layers(stack, xp=xp), xp=xp)
         case "spectral":
             return xp.stack([_largest(s, xp=xp) for s in layer_singular_values(stack)])
         case "nuclear":
@@ -113,30 +116,42 @@ def _small_layers(stack: Core, *, xp: Namespace) -> list[Array]:
             up = triangular_factor(stack.u, xp=xp) @ float64(stack.up, xp=xp)
             down = float64(stack.down, xp=xp) @ triangular_factor(stack.v, xp=xp).mT
             cores = LoRAStack(up, down, stack.ranks)
-            return [_small_lora(cores, part, xp=xp) for part in cores.slices]
+            return _small_loras(cores, xp=xp)
         case Tucker1():
-            return [_small(stack.own[i, ...], stack.shared, xp=xp) for i in layers]
+            shared = stack.shared[None, ...]
+            return [_small(stack.own[i, ...][None, ...], shared, xp=xp)[0] for i in layers]
         case LoRAStack():
-            return [_small_lora(stack, part, xp=xp) for part in stack.slices]
+            return _small_loras(stack, xp=xp)
         case never:
             assert_never(never)
 
 
-def _small_lora(stack: LoRAStack, part: slice, *, xp: Namespace) -> Array:
-    return _small(stack.up[:, part], stack.down[part, :].mT, xp=xp)
+def _small_loras(stack: LoRAStack, *, xp: Namespace) -> list[Array]:
+    """The same for factors of a LoRA's form: those of one rank all at once."""
+    parts, found = stack.slices, {}
+    for places in batches(stack.ranks, sum(stack.shape[1:]) * max(stack.ranks)):
+        left, right = (side_by_side(x, parts, places, xp) for x in (stack.up, stack.down.mT))
+        found |= dict(zip(places, _small(left, right, xp=xp), strict=True))
+    return [found[place] for place in range(len(parts))]
 
 
-def _small(left: Array, right: Array, *, xp: Namespace) -> Array:
-    """A small matrix with the singular values of left rightᵀ; 0 where all of it cancels."""
+def _small(left: Array, right: Array, *, xp: Namespace) -> list[Array]:
+    """For each of (G, m, r) and (G, n, r) a small matrix with the singular values of left rightᵀ.
+
+    It is 0 where all of it cancels.
+    """
     x, y = (triangular_factor(factor, xp=xp) for factor in (left, right))
     made = product_or_zero(x, y, xp=xp)
+    found = [made[at, ...] for at in range(made.shape[0])]
     if is_wide(left) or 0 in made.shape or not on_host(made):
-        return made
+        return found
     # the Gram matrices leave 1e-8 of the terms: where as little is left, it is looked at again
-    if float(xp.max(xp.abs(made))) > CANCELLED * float(sizes_of_terms(x, y, xp=xp)):
-        return made
-    x, y = (qr(factor, xp=xp)[1] for factor in (left, right))
-    return product_or_zero(x, y, xp=xp)
+    size = CANCELLED * sizes_of_terms(x, y, xp=xp)
+    for at, much in enumerate(to_numpy(xp.max(xp.abs(made), axis=(1, 2)) > size)):
+        if not much:
+            a, b = (qr(factor[at, ...], xp=xp)[1] for factor in (left, right))
+            found[at] = product_or_zero(a, b, xp=xp)
+    return found
 
 
 def _norms_with_gradient(stack: Core, *, xp: Namespace) -> Array:
@@ -158,6 +173,15 @@ def _singular_values_with_gradient(stack: Core, index: int, *, xp: Namespace) ->
 
 def _largest(values: Array, *, xp: Namespace) -> Array:
     return values[0] if values.shape[0] else xp.sum(values)
+
+
+def norms_of(matrices: Sequence[Array], *, xp: Namespace) -> Array:
+    """(L,) the norm of each matrix, in float64."""
+    found: dict[int, Array] = {}
+    for places in batches([tuple(x.shape) for x in matrices], math.prod(matrices[0].shape)):
+        norms = row_norms(float64(xp.stack([matrices[at] for at in places]), xp=xp), xp=xp)
+        found |= {place: norms[at] for at, place in enumerate(places)}
+    return xp.stack([found[place] for place in range(len(matrices))])
 
 
 def frobenius(x: Array, *, xp: Namespace) -> Array:
