@@ -32,7 +32,7 @@ from lotr_tn.files.places import located, name_of
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import FixedRank
 from lotr_tn.report.records import conversion_record
-from lotr_tn.report.text import conversion_text, cut_ranks
+from lotr_tn.report.text import conversion_text
 
 PANELS = {
     "How much": "rel_error total_error max_params max_bytes rank",

@@ -34,7 +34,6 @@ def conversion_record(
         "groups": [_group_record(group) for group in conversion.groups],
         "untouched": list(conversion.adapter.extras),
         "zero": is_zero(conversion.adapter),
-        "cut_ranks": None,
         "destination": str(destination),
     }
 

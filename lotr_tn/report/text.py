@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lotr_tn.analysis.forms import FORMS
-from lotr_tn.linalg.ranks import FixedRank
 from lotr_tn.report.emphasis import FigureTable, emphasised
 from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.numbers import byte_size, count, counted, error, file_growth, rank_range, times
@@ -92,27 +91,12 @@ def conversion_text(
         lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
-    if record["cut_ranks"]:
-        lines.insert(1, f"Ranks           {record['cut_ranks']}")
     parts: list[RenderableType] = [group_table(record), emphasised("\n".join(lines))]
     if record["zero"]:
         parts.append(Text("\n" + ALL_ZERO, style="yellow"))
     elif not mixed and (warning := verdict_line(record)):
         parts.append(Text("\n" + warning, style="yellow"))
     return Group(*parts)
-
-
-def cut_ranks(rule: object, groups: list[dict[str, Any]]) -> str | None:
-    """What is said where ranks were asked for that do not exist; None where all do."""
-    if not isinstance(rule, FixedRank):
-        return None
-    asked = max(rule.pair)
-    less = [max(group["ranks"], default=0) for group in groups]
-    less = [rank for rank in less if rank < asked]
-    if not less:
-        return None
-    which = "all groups" if len(less) == len(groups) else counted(len(less), "group")
-    return f"cut to what exists: {asked:,} was asked for, and {which} have at most {max(less):,}"
 
 
 def bound_text(record: dict[str, Any]) -> str:

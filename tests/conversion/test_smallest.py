@@ -80,14 +80,6 @@ def test_each_layer_keeps_to_the_error(lotr, tmp_path):  # noqa: F811
     assert lotr("convert", source, "--rank", "2", "--each-layer")[0] == 2
 
 
-def test_ranks_that_do_not_exist_are_said(lotr, tmp_path):  # noqa: F811
-    source = stranger(tmp_path / "adapter", 3)
-    _, out, _ = lotr("convert", source, "--rank", "1000")
-    assert "cut to what exists: 1,000 was asked for" in " ".join(out.split())
-    record = of_json(lotr("convert", source, "--rank", "2", "--force", "--json"))
-    assert record["cut_ranks"] is None
-
-
 def test_a_bank_is_the_smallest_of_all_ways_and_forms(lotr, tmp_path):  # noqa: F811
     sources = [*history(tmp_path / "run", 500, 1000, 2000), stranger(tmp_path / "other", 1)]
     for error in ("0.3", "0.02"):
