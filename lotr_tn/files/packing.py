@@ -63,9 +63,12 @@ PRESET = b"""
 
 
 def packed(text: str) -> str:
-    """A text, compressed, in characters that JSON need not escape."""
+    """A text, compressed, in characters that JSON need not escape; as it is if it is too long."""
+    plain = text.encode(errors="surrogatepass")
+    if len(plain) > LONGEST:
+        return text
     work = zlib.compressobj(9, zdict=PRESET)
-    data = work.compress(text.encode(errors="surrogatepass")) + work.flush()
+    data = work.compress(plain) + work.flush()
     return PREFIX + base64.b85encode(data).decode()
 
 
@@ -81,10 +84,12 @@ def unpacked(text: str) -> str:
     """
     work = zlib.decompressobj(zdict=PRESET)
     try:
-        data = work.decompress(base64.b85decode(text.removeprefix(PREFIX)), LONGEST)
+        data = work.decompress(base64.b85decode(text.removeprefix(PREFIX)), LONGEST + 1)
         found = data.decode(errors="surrogatepass")
     except (ValueError, zlib.error):
         raise ValueError("cannot be decompressed") from None
-    if not work.eof:
-        raise ValueError(f"is cut short, or takes more than {LONGEST} bytes")
+    if len(data) > LONGEST:
+        raise ValueError(f"takes more than {LONGEST} bytes")
+    if not work.eof or work.unused_data:
+        raise ValueError("is cut short, or goes on after its end")
     return found

@@ -81,6 +81,19 @@ def test_the_reported_error_is_what_a_plain_loop_finds(folder, epsilon, tmp_path
         assert certificate.lower_bound <= certificate.relative_error <= certificate.upper_bound
 
 
+IN_SAFETENSORS = [f for f in GOOD if (f / "adapter_model.safetensors").exists()]
+
+
+@pytest.mark.parametrize("folder", IN_SAFETENSORS, ids=name_of)
+def test_with_nothing_cut_the_file_is_not_larger(folder, tmp_path):
+    asked = {"format": "auto", "group_by": "auto"}
+    made = lt.convert_adapter(lt.load_adapter(folder), lt.RelativeError(0), **asked)
+    assert made.met
+    lt.save_adapter(made.adapter, tmp_path / "a.lotr.safetensors")
+    before = (folder / "adapter_model.safetensors").stat().st_size
+    assert (tmp_path / "a.lotr.safetensors").stat().st_size <= before
+
+
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if f.name in REFUSED], ids=name_of)
 def test_what_is_no_plain_lora_is_refused_by_name(folder):
     with pytest.raises(lt.errors.LotrError, match=REFUSED[folder.name]):

@@ -5,6 +5,7 @@ each form, a folder of LoTR in PEFT, and banks in several forms. `products.npz` 
 these times one fixed matrix X (n, 2), as that version computed them.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 import lotr_tn as lt
 from lotr_tn.adapters import Layout, LoRAModule, Target
 from lotr_tn.adapters.storage import format_of
+from lotr_tn.files.header import SCHEMA
+from lotr_tn.files.tensors import read_metadata
 
 EARLIER = Path(__file__).parent / "earlier"
 BANKS = ["bank", "layers", "truncated", "shared-in"]
@@ -53,6 +56,36 @@ def require_same(found, known):
         assert gap <= 1e-6 * np.linalg.norm(product) + 1e-6, name
 
 
+def said(path):
+    """The metadata of a file, and its text as JSON."""
+    metadata = read_metadata(path)
+    return metadata, json.loads(metadata.get("lotr") or metadata["lotr_bank"])
+
+
+@pytest.mark.parametrize("name", ["mixed", *BANKS])
+def test_these_files_are_of_the_first_schema(name):
+    _, header = said(EARLIER / f"{name}.lotr.safetensors")
+    assert header["schema"] == 1
+    assert not any("each" in group for group in header["groups"].values())
+
+
+def test_what_is_written_again_is_of_this_schema(tmp_path):
+    one, two = tmp_path / "a.lotr.safetensors", tmp_path / "b.lotr.safetensors"
+    lt.save_adapter(lt.load_adapter(EARLIER / "mixed.lotr.safetensors"), one)
+    shutil.copy(EARLIER / "bank.lotr.safetensors", two)
+    lt.banks.rename_adapter(two, "step-10", "first")
+    for path in (one, two):
+        metadata, header = said(path)
+        assert header["schema"] == SCHEMA == 2
+        assert all("each" in group for group in header["groups"].values())
+        assert isinstance(json.loads(metadata["checksums"]), str)
+    assert said(one)[1]["source"]["config"].startswith("zlib:")
+    earlier = lt.load_adapter(EARLIER / "mixed.lotr.safetensors")
+    assert lt.load_adapter(one).config_text == earlier.config_text
+    assert lt.banks.verify_bank(two) == []
+    require_same(products(lt.banks.load_bank(two)["first"]), wanted("bank/step-10"))
+
+
 def test_a_native_file_with_every_form():
     adapter = lt.load_adapter(EARLIER / "mixed.lotr.safetensors")
     assert {name: format_of(group) for name, group in adapter.groups.items()} == FORMS
@@ -83,7 +116,7 @@ def test_a_folder_of_lotr_in_peft():
 @pytest.mark.parametrize("name", BANKS)
 def test_banks(name):
     bank = lt.banks.load_bank(EARLIER / f"{name}.lotr.safetensors")
-    lt.banks.verify_bank(EARLIER / f"{name}.lotr.safetensors")
+    assert lt.banks.verify_bank(EARLIER / f"{name}.lotr.safetensors") == []
     assert bank.names[:3] == ("step-10", "step-20", "step-30")
     for adapter in bank:
         require_same(products(bank[adapter]), wanted(f"{name}/{adapter}"))
@@ -102,6 +135,17 @@ def test_banks_are_appended_to(name, tmp_path):
         assert adapter_bytes(bank[one], tmp_path / f"new-{one}") == exported, one
     error = lt.compare_adapters(another(), lt.to_lora(bank["step-99"]).adapter).relative_error
     assert error <= 0.05 * (1 + 1e-6)
+
+
+def test_a_bank_is_made_smaller_again(tmp_path):
+    path = tmp_path / "bank.lotr.safetensors"
+    shutil.copy(EARLIER / "layers.lotr.safetensors", path)
+    assert lt.banks.compact_bank(path, rule=lt.RelativeError(0.5)).met
+    bank = lt.banks.load_bank(path)
+    for one in bank:
+        before, found = wanted(f"layers/{one}"), products(bank[one])
+        lost = sum(np.linalg.norm(found[key] - before[key]) ** 2 for key in before)
+        assert lost <= sum(np.linalg.norm(product) ** 2 for product in before.values())
 
 
 def another():
