@@ -32,7 +32,7 @@ from lotr_tn.report.analysis_text import analysis_text
 from lotr_tn.report.page import page_html
 from lotr_tn.report.plots import refuse_plot, save_plot
 
-TOLD = ("group_by", "min_rank", "max_rank", "map_prefix", "dtype", "group", "formats")
+TOLD = ("each_layer", "group_by", "min_rank", "max_rank", "map_prefix", "dtype", "group", "formats")
 EVERY = typer.Option("--all", help="Show other errors, stackings and forms too.")
 
 
@@ -90,11 +90,12 @@ def analyze(
     record = analysis_record(analysis)
     if plot is not None:
         save_plot(record, plot, force=out.force)
+    given = told(context, *TOLD)
     if html is not None:
-        page = page_html(with_surfaces(record, analysis), told(context, *TOLD))
+        page = page_html(with_surfaces(record, analysis), given)
         write_file(html, lambda path: path.write_text(page, encoding="utf-8"), force=out.force)
     written = [path for path in (plot, html) if path is not None]
-    out.show(record, lambda record: analysis_text(record, written, show_all=out.all))
+    out.show(record, lambda record: analysis_text(record, written, given, show_all=out.all))
     if not analysis.met:
         missed(
             f"{analysis.dtype} cannot hold {question_text(record['question'])}; use --dtype auto "

@@ -71,14 +71,16 @@ def typed(context: typer.Context) -> tuple[str, ...]:
 
 
 def told(context: typer.Context, *names: str) -> dict[str, list[str]]:
-    """The values of those of these options that were typed, by the options' names."""
+    """The values of those options that were typed, by the options' names; '' is that of a flag."""
     found = {}
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             value = context.params[name]
             values = value if isinstance(value, list | tuple) else [value]
-            found["--" + name.replace("_", "-")] = [str(one) for one in values]
+            found["--" + name.replace("_", "-")] = [
+                "" if one is True else str(one) for one in values
+            ]
     return found
 
 

@@ -1,6 +1,6 @@
 """An analysis as text for a terminal of 80 columns: tables, and the verdict last."""
 
-import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,26 @@ from lotr_tn.report.advice import question_text
 from lotr_tn.report.emphasis import emphasised
 from lotr_tn.report.forms import is_kept
 from lotr_tn.report.numbers import byte_size, count, counted, error, ratio_text, times
+from lotr_tn.report.page.command import command_parts
 from lotr_tn.report.screen import largest, most_rows, rows_of
 from lotr_tn.report.text import bound_text, plain_table, shape_text
 
 MORE = "More            --all: other errors, other stackings, every form of each group"
 
 
-def analysis_text(record: dict[str, Any], written: list[Path], *, show_all: bool) -> RenderableType:
-    """The outcome of `lotr analyze`; files were written beside."""
+def analysis_text(
+    record: dict[str, Any],
+    written: list[Path],
+    given: Mapping[str, Sequence[str]] | None = None,
+    *,
+    show_all: bool,
+) -> RenderableType:
+    """The outcome of `lotr analyze`; files were written, and other options given, beside."""
     head, parts = _head(record), list[RenderableType]()
     files = [Text(f"Written         {path}") for path in written]
     if not any(group["norm"] for group in record["groups"]):
         return Group(head, Text(), *files, *_verdict(record))
-    more, following = Text(MORE), _next_step(record)
+    more, following = Text(MORE), _next_step(record, given or {})
     told = [text.plain for text in (head, more, *files, Text(), following)]
     room = most_rows(rows_of(*told, *(f"  {words}" for words in record["verdict"])))
     parts.append(_groups(record, room, show_all))
@@ -147,13 +154,12 @@ def _candidates(record: dict[str, Any]) -> list[RenderableType]:
     return [*parts, Text(legend)]
 
 
-def _next_step(record: dict[str, Any]) -> Text:
+def _next_step(record: dict[str, Any], given: Mapping[str, Sequence[str]]) -> Text:
     """The command that does what is recommended, in one line to be copied."""
-    question = record["question"]
+    question, parts = record["question"], command_parts(record, given)
+    form = "" if len(record["sources"]) > 1 else "--format auto "
     option = "--" + question["kind"].replace("_", "-")
     value = f"{question['value']:g}" if "error" in question["kind"] else str(question["value"])
-    sources = shlex.join(record["sources"])
-    line = f"lotr convert {sources} --format auto {option} {value}"
-    if len(record["sources"]) > 1:
-        line = f"lotr bank make {sources} {option} {value} -o bank.lotr.safetensors"
+    asked = f"{form}{option} {value}"
+    line = " ".join(filter(None, (parts["before"], asked, parts["limits"], parts["after"])))
     return Text(f"Next            {line}", overflow="ignore", no_wrap=True)

@@ -123,6 +123,19 @@ def test_the_text_says_what_to_do_next(lotr, demo_adapter, question):
     assert max(len(line) for line in out.splitlines() if "/" not in line) <= 80
 
 
+def test_what_to_do_next_writes_what_is_recommended(lotr, demo_adapter):
+    asked = ("--rel-error", "0.2", "--each-layer", "--max-rank", "6", "--group-by", "kind")
+    _, out, _ = lotr("analyze", demo_adapter.name, *asked, "--dtype", "float32")
+    *_, command = out.strip().split("Next ")
+    assert command.split()[2:] == [
+        *(demo_adapter.name, "--format", "auto", "--rel-error", "0.2", "--max-rank=6"),
+        *("--each-layer", "--group-by=kind", "--dtype=float32"),
+    ]
+    record = of_json(lotr("analyze", demo_adapter.name, *asked, "--dtype", "float32", "--json"))
+    made = of_json(lotr(*command.split()[1:], "-o", "next.safetensors", "--json"))
+    assert made["bytes_after"] == record["recommended"]["bytes"]
+
+
 def test_all_groups_are_shown_when_asked(lotr, demo_adapter):
     _, few, _ = lotr("analyze", demo_adapter, "--group-by", "kind")
     _, all_of_them, _ = lotr("analyze", demo_adapter, "--group-by", "kind", "--all")

@@ -1,4 +1,4 @@
-"""Packed configurations: any text comes back, and no damaged one takes much memory or is believed."""
+"""Packed configurations: any text comes back, and no damaged one is believed or takes memory."""
 
 import base64
 import json
@@ -118,7 +118,7 @@ def test_a_file_with_such_a_configuration_is_refused(demo_adapter, tmp_path, wro
     header["source"]["config"] = wrong
     entries = {name: file.entry(name) for name in file.tensors}
     write_digested(path, entries, json.dumps(header), force=True, key="lotr")
-    with pytest.raises(CheckpointError, match="the configuration .*; restore the file") as refusal:
+    with pytest.raises(CheckpointError, match=r"the configuration .*; restore the file") as refusal:
         lt.load_adapter(path)
     assert len(str(refusal.value)) < 500
 

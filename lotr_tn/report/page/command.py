@@ -8,7 +8,7 @@ from typing import Any
 
 ORDER = ("before", "asked", "limits", "after")
 LIMITS = ("--min-rank", "--max-rank")  # of ranks that are chosen, not of ranks that are told
-CONVERT = ("--group-by", "--dtype")
+CONVERT = ("--each-layer", "--group-by", "--dtype")
 STACKS = {"adapters": "--stack=adapters", "adapters-layers": "--stack=layers"}  # of a bank
 BANK = ("--group-by", "--map-prefix", "--dtype")
 
@@ -18,7 +18,8 @@ def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> 
 
     Args:
         record: of an analysis.
-        told: the values of options that the analysis was given beside its question, by their names.
+        told: the values of options that the analysis was given beside its question, by their names;
+            a flag has none, which is ''.
 
     Returns:
         What stands before the question and after it, quoted for a shell; the question of the
@@ -31,7 +32,7 @@ def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> 
     given = [(name, value) for name, values in told.items() for value in values]
 
     def kept(names: Sequence[str]) -> list[str]:
-        return [f"{name}={value}" for name, value in given if name in names]
+        return [f"{name}={value}" if value else name for name, value in given if name in names]
 
     target = ["-o", "bank.lotr.safetensors"] if several else []
     words = ["lotr", "bank", "make"] if several else ["lotr", "convert"]
@@ -43,7 +44,7 @@ def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> 
         "limits": shlex.join(kept(limits)),
         "stack": _stack(record) if several else "",
         "after": shlex.join([*kept(others), *target]),
-        "left": [f"{name} {value}" for name, value in given if name not in (*limits, *others)],
+        "left": [f"{n} {value}".strip() for n, value in given if n not in (*limits, *others)],
     }
 
 
