@@ -102,6 +102,9 @@ def stored_group(group: LoRAGroup, stack: Compressed) -> LoTRGroup:
 
 
 def rank_of(rule: AdapterRule, adapter: LoTRAdapter, error: float, met: bool) -> tuple[float, ...]:
-    """Smaller is better: met, a smaller file, and for a budget a smaller error first."""
-    size = float(native_size(adapter))
+    """Smaller is better: met, a smaller file, and for a budget a smaller error first.
+
+    Errors that differ by rounding alone are equal.
+    """
+    size, error = float(native_size(adapter)), float(f"{error:.9e}")
     return (not met, error, size) if isinstance(rule, Budget) else (not met, size, error)

@@ -63,7 +63,7 @@ def test_what_a_reader_sees(lotr, bank):
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     text = words(out)
-    assert "bank of 4 adapters, float32" in text
+    assert "bank of 4 adapters, float16" in text
     assert "Base model tiny" in text
     assert "Asked at most 0.05 for each adapter" in text
     assert all(f"{name} {runs.MODULES} " in text for name in NAMES)

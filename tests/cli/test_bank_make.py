@@ -46,7 +46,8 @@ def test_a_bank_and_its_record(lotr, run, tmp_path):
     weights = [folder / "adapter_model.safetensors" for folder in run]
     assert record["bytes_before"] == sum(path.stat().st_size for path in weights)
     assert record["bytes_after"] == (tmp_path / BANK).stat().st_size
-    assert record["bytes_stacks"] == 4 * record["params_after"]
+    assert record["dtype"] == "float16"
+    assert record["bytes_stacks"] == 2 * record["params_after"]
     assert record["stacking"] in {way["stacking"] for way in record["stackings"]}
     assert record["destination"] == BANK
 
@@ -159,7 +160,7 @@ def test_other_options_reach_the_conversion(lotr, run):
     asked = ["bank", "make", *run, "--rel-error", "0.1", "--json", "--force", "-o", BANK]
     truncated = of_json(lotr(*asked, "--format", "truncated"))
     assert set(truncated["formats"]) == {"truncated"}
-    wide = of_json(lotr(*asked, "--dtype", "float64"))
+    wide = of_json(lotr(*asked, "--format", "lotr", "--dtype", "float64"))
     assert wide["dtype"] == "float64"
     updated = of_json(lotr(*asked, "--route", "updated"))
     assert set(updated["routes"].values()) == {"updated"}

@@ -40,7 +40,9 @@ def test_every_command_reads_it(lotr, folder, tmp_path):
     assert lotr("export", "made", "-o", "again", "--quiet")[0] == 0
     same = of_json(lotr("compare", "made", "again", "--json"))
     assert same["relative_error"] < 1e-6
-    analysed = of_json(lotr("analyze", "made", "--rel-error", "0.2", "--json"))
+    analysed = of_json(
+        lotr("analyze", "made", "--rel-error", "0.2", "--group-by", "kind", "--json")
+    )
     assert len(analysed["groups"]) == len(made["groups"])
 
 

@@ -37,6 +37,7 @@ def test_the_largest_keep_their_order():
 
 @pytest.mark.parametrize("asked", [["--rel-error", "30%"], ["--max-params", "900"]])
 def test_an_analysis_fits(lotr, many, asked):
+    asked = [*asked, "--group-by", "kind"]
     status, out, err = lotr("analyze", "many", *asked)
     assert (status, err) == (0, "")
     assert rows(out) <= ROWS

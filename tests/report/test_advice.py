@@ -32,8 +32,9 @@ def zeros(layers=3, m=19, n=13):
     return lt.LoRAStack(np.zeros((m, 2 * layers)), np.ones((2 * layers, n)), (2,) * layers)
 
 
-def record_of(question=None, *, surfaces=False, **stacks):
-    return analysis_record(analyze_adapters([adapter_of(**stacks)], question), surfaces=surfaces)
+def record_of(question=None, *, surfaces=False, dtype="auto", **stacks):
+    analysis = analyze_adapters([adapter_of(**stacks)], question, dtype=dtype)
+    return analysis_record(analysis, surfaces=surfaces)
 
 
 def group_of(record, name):
@@ -78,7 +79,9 @@ def test_zero():
     record = record_of(q_proj=zeros(), v_proj=zeros(2, 11, 7))
     assert record["verdict"] == ["All updates are zero: there is nothing to keep."]
     assert [g["advice"] for g in record["groups"]] == record["verdict"] * 2
-    assert record["recommended"] == {"params": 0, "bytes": 0, "relative_error": 0.0}
+    header = record["recommended"].pop("bytes")
+    assert record["recommended"] == {"params": 0, "update_bytes": 0, "relative_error": 0.0}
+    assert 0 < header < record["bytes"] + 2000
     one = record_of(q_proj=zeros(), v_proj=shared(1))
     assert one["verdict"][0].startswith("Smallest: LoTR takes")
     assert group_of(one, "q_proj")["advice"] == record["verdict"][0]
@@ -86,7 +89,7 @@ def test_zero():
 
 
 def test_nothing_compresses():
-    record = record_of(q_proj=lora(1, (5, 97, 83), (3,) * 5, decay=1.0))
+    record = record_of(dtype="float32", q_proj=lora(1, (5, 97, 83), (3,) * 5, decay=1.0))
     assert record["groups"][0]["recommended"] == "lora"
     assert record["verdict"][0] == (
         "Nothing compresses: at most 0.05 relative error in each group needs all 2,700 "
@@ -110,6 +113,7 @@ def test_hardly():
 
 def test_groups_of_different_forms():
     record = record_of(
+        dtype="float32",
         q_proj=shared(0),
         v_proj=lora(0, **UNSHARED, decay=0.15),
         k_proj=one_side(3, "out"),
@@ -179,7 +183,7 @@ def test_questions(question, kind, value, words):
 
 
 def test_what_cannot_be_met_is_said():
-    record = record_of(q_proj=shared(0)) | {"met": False}
+    record = record_of(dtype="float32", q_proj=shared(0)) | {"met": False}
     assert verdict_lines(record)[-1] == (
         "What was asked, at most 0.05 relative error in each group, cannot be met in float32."
     )
@@ -225,7 +229,8 @@ def test_every_number_is_what_it_says(surfaces):
             assert candidate["ratio"] == pytest.approx(candidate["params"] / group["params"])
             assert candidate["relative_error"] <= 0.1
         best = next(c for c in group["candidates"] if c["format"] == group["recommended"])
-        assert best["params"] == min(c["params"] for c in group["candidates"])
+        sizes = [c["bytes"] + FORMS[c["format"]].header(layers) for c in group["candidates"]]
+        assert best["bytes"] + FORMS[best["format"]].header(layers) == min(sizes)
         params = [point["params"] for point in group["front"]]
         assert params == sorted(set(params))
         assert params[-1] <= 2.5 * group["params"]
