@@ -120,3 +120,16 @@ def test_a_newcomer_says_what_it_shares(lotr, tmp_path):  # noqa: F811
     out_of = tmp_path / "out"
     assert lotr("bank", "export", "b.safetensors", "other", "-o", out_of)[0] == 0
     assert gap(out_of, other) <= 0.051
+
+
+@pytest.mark.parametrize("size", ["100kB", "185kB", "200kB"])
+def test_the_bound_of_a_size_is_below_what_is_reached(demo_adapter, size):
+    """Numbers in half precision may lose less by rounding than they could."""
+    adapter = lt.load_adapter(demo_adapter)
+    ways = [
+        lt.convert_adapter(adapter, lt.Budget(bytes=size), format="auto", group_by=by)
+        for by in ("kind", "shape", "auto")
+    ]
+    for made in ways:
+        assert made.bound <= made.relative_error * (1 + 1e-9)
+    assert ways[-1].relative_error <= min(way.relative_error for way in ways) * (1 + 1e-9)
