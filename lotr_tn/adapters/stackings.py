@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup, LoRAModule
 from lotr_tn.adapters.grouping import lora_groups
-from lotr_tn.catalogue.grouping import kind_of
+from lotr_tn.catalogue.grouping import EACH, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,7 @@ def stackings_of(adapters: Mapping[str, LoRAAdapter], group_by: str) -> list[Sta
     alone, kinds = _alone(adapters, group_by), _over(adapters, group_by)
     return [
         Stacking("layers", "each adapter on its own, over its layers", alone),
-        # a path is taken literally: each module is a group of its own
-        Stacking("adapters", "each module over the adapters", _over(adapters, r"^(.*)$")),
+        Stacking("adapters", "each module over the adapters", _over(adapters, EACH)),
         Stacking("adapters-layers", "each kind over adapters and layers", kinds),
     ]
 

@@ -66,9 +66,11 @@ def divide_points(
     """As `divide`, of known points; an error allows this squared loss of all groups together."""
     if isinstance(rule, TotalError):
         menus = [Menu(group.menu.loss, group.menu.cost) for group in groups]
-        lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
         found = allocate(menus, max(allowed, _least(menus)))
-        bound = least_loss(lower, max(allowed, _least(lower)))
+        bound = found.loss
+        if any(group.lower is not group.menu for group in groups):
+            lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
+            bound = least_loss(lower, max(allowed, _least(lower)))
     else:
         found = _affordable([group.menu for group in groups], rule, spent)
         bound = least_loss([group.lower for group in groups], rule.size - spent)

@@ -1,10 +1,14 @@
 """Which modules are stacked together, by their paths and shapes."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from lotr_tn.catalogue.expressions import regular_expression
 
 Shape = tuple[int, int]
+
+EACH = r"^(.*)$"
+"""Each module as a group of its own, by its path."""
 
 
 def kind_of(name: str) -> str:
@@ -45,6 +49,8 @@ def _labeller(by: str) -> Callable[[str, Shape], str]:
         return lambda path, shape: kind_of(path)
     if by == "shape":
         return lambda path, shape: "{}x{}".format(*shape)
+    if by == EACH:
+        return lambda path, shape: path
     expression = regular_expression(by, "group_by takes kind, shape or a regular expression")
 
     def label(path: str, shape: Shape) -> str:
@@ -59,17 +65,16 @@ def _labeller(by: str) -> Callable[[str, Shape], str]:
 
 def _short_names(keys: Collection[tuple[str, Shape]]) -> dict[tuple[str, Shape], str]:
     """The shortest tails of the labels that differ; the shape is added where labels are equal."""
-    labels = [label for label, _ in keys]
+    times = Counter(label for label, _ in keys)
+    known = Counter(tail for label in times for tail in _tails(label))
     names = {}
     for label, shape in keys:
-        parts = label.split(".")
-        for count in range(1, len(parts) + 1):
-            tail = ".".join(parts[-count:])
-            if sum(f".{other}".endswith("." + tail) for other in set(labels)) == 1:
-                break
-        else:
-            tail = label
-        if labels.count(label) > 1:
-            tail += f"[{shape[0]}x{shape[1]}]"
-        names[label, shape] = tail
+        tail = next((tail for tail in _tails(label) if known[tail] == 1), label)
+        names[label, shape] = tail if times[label] == 1 else f"{tail}[{shape[0]}x{shape[1]}]"
     return names
+
+
+def _tails(label: str) -> list[str]:
+    """Its last word, its last two words, and so on."""
+    parts = label.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]

@@ -32,6 +32,9 @@ DAMPING = 0.8
 SHARES = 8
 """Times that less of the error is divided, for weights with which an adapter exceeds it."""
 
+SPENT = 0.98
+"""Share of the error asked for that every adapter has to use, for weights to be good enough."""
+
 GAIN = 0.995
 """Share of the bytes that another round has to come down to, for yet another to be made."""
 
@@ -43,6 +46,10 @@ HEADER = 150
 
 DESCRIBED = 600
 """Bytes that a stack takes beside its own tensors, about: its names, index and figures."""
+
+NEAR = 1.1
+"""How far above the smallest file the curves of a way, or of one form, may lie for it to be made:
+what refining and a method's own gains may bring."""
 
 POINTS = 1024
 """Points of a curve, at most: a stack of thousands of rank terms has no need of each of them."""
@@ -75,6 +82,16 @@ class Choices:
     numbers: int  # what their numbers take alone
     errors: np.ndarray  # (N,) the relative error of each adapter, predicted
     share: float = 1.0  # of the squared error asked for that was divided
+    even: dict[int, Subject] = field(default_factory=dict)  # curves of stacks as they are
+
+    @property
+    def least(self) -> float:
+        """What all stacks may come down to when they are made.
+
+        Some methods gain on their curve, and headers are known to a quarter.
+        """
+        gains = any(FORMS[name].least is not None for name, _ in self.points)
+        return (self.bytes - (self.bytes - self.numbers) / 4) / (NEAR if gains else 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,14 +214,16 @@ def choose(
     progress: Callable[[str], None] | None = None,
     *,
     refine: bool = True,
+    even: dict[int, Subject] | None = None,
 ) -> Choices:
     """Formats and ranks for all stacks, of adapters whose ‖ΔW‖² are `energies` (N,).
 
     Weights are refined until every adapter keeps to the error; without `refine` it holds for their
-    mean square, which tells ways of stacking apart. `progress` hears of each stack in every round.
+    mean square, which tells ways of stacking apart. `progress` hears of each stack in every round;
+    `even` are the curves of these very stacks that an earlier choice has found.
     Cost: a HOSVD in coordinates and its curves for each stack, at most six times.
     """
-    work = _Choosing(tuple(stacks), energies, wanted, progress)
+    work = _Choosing(tuple(stacks), energies, wanted, progress, {} if even is None else even)
     if isinstance(wanted.rule, Budget) or not wanted.each or not refine:
         weights = np.ones(len(energies))
         found = work.picked(work.weighed(weights), weights, 1.0)
@@ -218,6 +237,8 @@ class _Choosing:
     energies: np.ndarray
     wanted: Wanted
     progress: Callable[[str], None] | None
+    # the curves of stacks as they are, by the place of each, where weights are equal
+    even: dict[int, Subject] = field(default_factory=dict)
 
     @property
     def epsilon(self) -> float:
@@ -228,11 +249,6 @@ class _Choosing:
     def bounds(self) -> bool:
         """Whether an error is asked for, and no size."""
         return isinstance(self.wanted.rule, TotalError)
-
-    @cached_property
-    def even(self) -> dict[int, Subject]:
-        """The curves of stacks as they are, by the place of each, where weights are equal."""
-        return {}
 
     def kept(self, place: int, make: Callable[[], Subject]) -> Subject:
         """The curves of a stack as it is, which are worked out once."""
@@ -292,7 +308,7 @@ class _Choosing:
         safe = np.where(self.energies > 0, self.energies, 1.0)
         errors = np.sqrt(np.maximum(lost, 0.0) / safe)
         whole = size + sum(stack.header(point) for stack, point in chosen)
-        return Choices(factors, stacks, division.points, whole, size, errors, share)
+        return Choices(factors, stacks, division.points, whole, size, errors, share, self.even)
 
     def refined(self) -> Choices:
         """The smallest choice found whose worst adapter keeps to the error."""
@@ -310,7 +326,8 @@ class _Choosing:
             if gained:
                 weights = tried
                 ratios = (first.errors / self.epsilon) ** 2 if self.epsilon else np.zeros(1)
-                if ratios.max(initial=0.0) <= 1:  # weights cannot make more of the error
+                spent = found.errors[self.present].min(initial=1.0) >= SPENT * self.epsilon
+                if ratios.max(initial=0.0) <= 1 or spent:  # weights cannot make more of it
                     break
             elif damping == DAMPING:
                 damping = DAMPING / 2  # it may have been too far

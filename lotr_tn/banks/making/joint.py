@@ -12,6 +12,7 @@ from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import bank_overhead, bank_size
 from lotr_tn.banks.making.choosing import (
+    NEAR,
     Choices,
     Wanted,
     choose,
@@ -20,7 +21,7 @@ from lotr_tn.banks.making.choosing import (
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
 from lotr_tn.banks.making.parts import Made, made_at_ranks
 from lotr_tn.banks.making.separate import Separate, made_separate, separate_ranks
-from lotr_tn.banks.making.settling import NEAR, Settling, errors_of, too_many
+from lotr_tn.banks.making.settling import Settling, errors_of, size_of, too_many
 from lotr_tn.banks.making.stacks import (
     PIECE,
     FleetStack,
@@ -131,9 +132,9 @@ class Job:
         while plans:
             way = min(plans, key=lambda way: self._rank(plans[way]))
             choices = plans.pop(way)  # curves of all stacks, which may be found anew
-            stacks, beside = len(choices.stacks), self._beside
-            if best is not None and not self._near(choices.bytes + beside, best):
-                note = f"not made: about {choices.bytes + beside:,} bytes by its curves"
+            stacks = len(choices.stacks)
+            if best is not None and not self._near(choices, best):
+                note = f"not made: about {choices.bytes:,} bytes of stacks by its curves"
                 costs[way] = StackChoice(way, stacks, note=note)
                 continue
             found = self._by(way, choices, wanted)
@@ -143,14 +144,9 @@ class Job:
         told = tuple(costs[way] for way in ways if way in costs)
         return sized(self.survey, replace(best, stackings=told), self.asked)
 
-    def _near(self, predicted: int, best: Outcome) -> bool:
+    def _near(self, choices: Choices, best: Outcome) -> bool:
         """Whether what is predicted leaves a way a chance; for a budget one way is made."""
-        return not isinstance(self.rule, Budget) and predicted <= NEAR * best.file
-
-    @property
-    def _beside(self) -> int:
-        """Bytes of what is no update."""
-        return sum(tensor.entry.nbytes for tensor in self.survey.contents.tensors)
+        return not isinstance(self.rule, Budget) and choices.least < size_of(best.groups)
 
     def _by(self, way: Stacking, choices: Choices, wanted: Wanted) -> Outcome:
         """All stacks of one way, made; each adapter cut for itself where that takes less."""
@@ -159,8 +155,11 @@ class Job:
         if alone is not None and self._leaves_nothing(alone, choices):
             return alone
         clusters = self._clusters(choices, wanted)
-        if len(np.unique(clusters.labels)) > 1 or self._refines:
+        if len(np.unique(clusters.labels)) > 1:
             choices = choose(clusters.stacks, self.energies, wanted, self.progress)
+        elif self._refines:
+            stacks = [weighed.reduced for weighed in choices.stacks]
+            choices = choose(stacks, self.energies, wanted, self.progress, even=choices.even)
         made = Settling(wanted, self.energies, self.epsilon, self.progress).best(choices)
         routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
         known = None if separate is None else separate.bytes
@@ -174,9 +173,7 @@ class Job:
 
     def _leaves_nothing(self, alone: Outcome, choices: Choices) -> bool:
         """Whether the curves of all stacks let nothing be smaller than adapters cut alone."""
-        shares = any(FORMS[name].shares for name, _ in choices.points)
-        least = (choices.bytes + self._beside) / (NEAR if shares else 1)
-        return alone.above <= 1 and alone.file <= least
+        return alone.above <= 1 and size_of(alone.groups) <= choices.least
 
     def _plans(
         self, ways: Sequence[Stacking], wanted: Wanted
@@ -186,6 +183,7 @@ class Job:
         costs: dict[Stacking, StackChoice] = {}
         fleets = {way: stacks_of(self.survey, way, self.group_by) for way in ways}
         counts: set[int] = set()
+        separate: Separate | None = None
         for way in sorted(ways, key=lambda way: len(fleets[way])):  # the fewest headers first
             fleet, note = fleets[way], None
             if len(fleet) in counts:
@@ -193,14 +191,14 @@ class Job:
             if way != ways[0]:  # whose stacks are the smallest, where there are several
                 note = too_large(fleet)
             elif plans and not isinstance(self.rule, Budget):
-                least = min(one.bytes for one in plans.values())
-                note = too_many(fleet, NEAR * least)
+                note = too_many(fleet, min(plans.values(), key=lambda one: one.bytes), separate)
             if note is not None:
                 costs[way] = StackChoice(way, len(fleet), note=note)
                 continue
             counts.add(len(fleet))
             reduced = self._reduced(fleet)
             plans[way] = choose(reduced, self.energies, wanted, self.progress, refine=False)
+            separate = separate or self._separate(plans[way])
         return {way: plans[way] for way in ways if way in plans}, costs
 
     def _rank(self, found: Choices) -> tuple[float, float]:
@@ -218,7 +216,8 @@ class Job:
     def _clusters(self, choices: Choices, wanted: Wanted) -> Clusters:
         """The adapters in clusters, where an error is asked for and sets may be split."""
         reduced = [one.reduced for one in choices.stacks]
-        if not self.cluster or isinstance(wanted.rule, Budget):
+        few = len(self.energies) < 3  # apart, two have nothing to share: a way of its own
+        if few or not self.cluster or isinstance(wanted.rule, Budget):
             return Clusters.one(len(self.energies), reduced)
         return clusters_of(reduced, self.energies, wanted, choices.bytes, self.progress)
 

@@ -9,6 +9,7 @@ from lotr_tn.analysis.division import Point
 from lotr_tn.banks.making.choosing import (
     DESCRIBED,
     HEADER,
+    NEAR,
     Choices,
     Wanted,
     in_one_form,
@@ -16,6 +17,7 @@ from lotr_tn.banks.making.choosing import (
     shrunk,
 )
 from lotr_tn.banks.making.parts import Made, made_at
+from lotr_tn.banks.making.separate import Separate
 from lotr_tn.banks.making.stacks import FleetStack
 from lotr_tn.linalg.ranks import Budget
 
@@ -26,10 +28,6 @@ LEAST_TENSORS = 2  # that any stack has of its own
 
 TIGHT = 0.995
 """Share of the error asked for that has to be used, or stacks are made with more of it."""
-
-NEAR = 1.1
-"""How far above the smallest file the curves of a way, or of one form, may lie for it to be made:
-what refining and a method's own gains may bring."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +51,7 @@ class Settling:
             return best
         for name in sharing():
             only = in_one_form(choices, self.energies, self.wanted, name)
-            if only is None or only.points == choices.points or only.bytes > NEAR * size_of(best):
+            if only is None or only.points == choices.points or only.least >= size_of(best):
                 continue
             found = self._within(only)
             best = min(best, found, key=lambda made: (self._above(made) > 1, size_of(made)))
@@ -101,10 +99,15 @@ class Settling:
         return float(errors.max(initial=0.0)) / self.epsilon
 
 
-def too_many(fleet: Sequence[FleetStack], most: float) -> str | None:
+def too_many(fleet: Sequence[FleetStack], known: Choices, separate: Separate | None) -> str | None:
     """Why stacks are so many that no choice for them can be small; None where they are not."""
     header = (DESCRIBED + HEADER * LEAST_TENSORS) * len(fleet)
-    return f"not measured: headers of {len(fleet):,} stacks" if header > most else None
+    # a side that L layers share is at least as wide as the mean of what each needs for itself
+    layers = max(len(stack.layers) for stack in fleet)
+    numbers = 0 if separate is None else separate.bytes // layers
+    if header + numbers <= NEAR * known.bytes:
+        return None
+    return f"not measured: headers of {len(fleet):,} stacks"
 
 
 def size_of(made: Sequence[Made]) -> int:

@@ -17,7 +17,7 @@ from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
 from lotr_tn.banks.bank import Stacking
 from lotr_tn.banks.group import exact_stack
 from lotr_tn.banks.making.survey import ModuleLayers, Survey
-from lotr_tn.catalogue.grouping import group_paths
+from lotr_tn.catalogue.grouping import EACH, group_paths
 from lotr_tn.decompose.stack_sketch import Sketch
 from lotr_tn.decompose.streaming import Bases, Block, grow, joined, project
 from lotr_tn.files.spool import Slot, Spool
@@ -123,8 +123,7 @@ class FleetStack:
 def stacks_of(survey: Survey, stacking: Stacking, group_by: str = "kind") -> list[FleetStack]:
     """All updates in stacks: for each module, for each kind of modules, or for each shape."""
     known = list(survey.modules.values())
-    # a path is taken literally: each module is a group of its own
-    rule = {"adapters": r"^(.*)$", "layers": group_by, "all": "shape"}[stacking]
+    rule = {"adapters": EACH, "layers": group_by, "all": "shape"}[stacking]
     members = group_paths([(layers.name, layers.shape) for layers in known], rule)
     return [
         _stack(name, [known[at] for at in members[name]], survey.spool)
