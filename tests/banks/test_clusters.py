@@ -124,8 +124,8 @@ def test_a_module_that_a_lineage_lacks_gets_a_group_in_it(path):
     few = {key: form for key, form in modules.items() if not key.endswith("1.v")}
     one, other = fleets.spaces(1, modules, 5), fleets.spaces(2, modules, 5)
     fleet = {
-        **{f"x{i}": fleets.adapter(i, planted=one, modules=modules) for i in range(6)},
-        **{f"y{i}": fleets.adapter(50 + i, planted=other, modules=few) for i in range(6)},
+        **{f"x{i}": fleets.adapter(i, planted=one, modules=modules) for i in range(12)},
+        **{f"y{i}": fleets.adapter(50 + i, planted=other, modules=few) for i in range(12)},
     }
     made = lt.banks.make_bank(fleet, path, RULE, stack="adapters")
     cluster = made.bank.adapters[-1].cluster

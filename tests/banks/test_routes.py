@@ -94,7 +94,8 @@ def test_a_sketch_depends_on_its_seed_alone(path):
     assert seen[0] == seen[1] != seen[2]
 
 
-def test_what_is_large_grows_bases_and_what_shares_nothing_is_cut_apart(path):
+def test_what_is_large_grows_bases_and_what_shares_nothing_is_cut_apart(path, monkeypatch):
+    monkeypatch.setattr("lotr_tn.banks.making.stacks.SMALL", 0)
     kinds = {"q": ((60, 50), Layout())}
     options = {"kinds": kinds, "layers": 1, "ranks": (4,)}
     near = fleets.fleet(140, shared=8, noise=1e-3, **options)

@@ -10,10 +10,12 @@ from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
+from lotr_tn.adapters.storage import other_dtypes_for
 from lotr_tn.analysis.forms import FORMS, Options, auto_forms
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, DISTANCE, DRIFT, MODULE, NORM, RANK, BankGroup, Part
+from lotr_tn.banks.making.conversion import STACKINGS
 from lotr_tn.banks.making.joint import Job, bank_of
 from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.errors import OptionError
@@ -113,13 +115,16 @@ def _made_anew(
     allowed = _allowed_drift(bank, rule.epsilon)
     energies = (allowed / rule.epsilon) ** 2
     # not as they are: expanded, they are large
-    options = Options(tuple(x for x in auto_forms() if not FORMS[x].kept), bank.dtype)
-    clusters = len({adapter.cluster for adapter in bank.adapters}) > 1
+    forms = tuple(form for form in auto_forms() if not FORMS[form].kept)
+    options = Options(forms, bank.dtype, others=other_dtypes_for(bank.dtype, rule))
+    clusters = bool(bank.asked.get("cluster", True))
     none = 0, 0
     job = Job(
         survey, energies, rule, True, options, "auto", none, "kind", clusters, bank.asked, progress
     )
-    anew = bank_of(survey, job.made((bank.stacking,)), bank.asked)
+    # the way of the first adapters need not be the best of all that came since
+    ways = bank.stacking, *(way for way in STACKINGS if way != bank.stacking)
+    anew = bank_of(survey, job.made(ways), bank.asked)
     pairs = zip(bank.adapters, anew.adapters, strict=True)
     adapters = tuple(replace(adapter, cluster=new.cluster) for adapter, new in pairs)
     return _with_drift(bank, replace(anew, adapters=adapters, contents=bank.contents))

@@ -155,7 +155,7 @@ def make_bank(
             (sketch or 0, seed),
             group_by,
             cluster,
-            _asked(rule, each),
+            _asked(rule, each) | ({} if cluster else {"cluster": False}),
             progress,
         )
         made = job.made(STACKINGS if stack == "auto" else (stack,))

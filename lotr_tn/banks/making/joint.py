@@ -150,12 +150,15 @@ class Job:
 
     def _by(self, way: Stacking, choices: Choices, wanted: Wanted) -> Outcome:
         """All stacks of one way, made; each adapter cut for itself where that takes less."""
+        clusters = self._clusters(choices, wanted)
+        split = len(np.unique(clusters.labels)) > 1
         separate = self._separate(choices)
         alone = None if separate is None else self._alone(way, choices, separate)
-        if alone is not None and self._leaves_nothing(alone, choices):
-            return alone
-        clusters = self._clusters(choices, wanted)
-        if len(np.unique(clusters.labels)) > 1:
+        if alone is not None:
+            alone = replace(alone, clusters=replace(alone.clusters, splits=clusters.splits))
+            if not split and self._leaves_nothing(alone, choices):
+                return sized(self.survey, alone, self.asked)
+        if split:
             choices = choose(clusters.stacks, self.energies, wanted, self.progress)
         elif self._refines:
             stacks = [weighed.reduced for weighed in choices.stacks]
@@ -168,7 +171,6 @@ class Job:
         outcome = sized(self.survey, outcome, self.asked)
         if alone is None:
             return self._or_apart(outcome, choices)
-        alone = replace(alone, clusters=replace(alone.clusters, splits=clusters.splits))
         return min(outcome, sized(self.survey, alone, self.asked), key=lambda one: one.rank)
 
     def _leaves_nothing(self, alone: Outcome, choices: Choices) -> bool:
@@ -286,7 +288,7 @@ class Job:
         routes = {one.fleet.name: one.route for one in reduced}
         one = Clusters.one(len(self.energies), reduced)
         figures = routes, separate.bytes, "separate", one, self._above(made)
-        return sized(self.survey, Outcome(made, way, (), *figures), self.asked)
+        return Outcome(made, way, (), *figures)
 
     def _or_apart(self, outcome: Outcome, choices: Choices) -> Outcome:
         """Each adapter cut for itself instead, of stacks that are known between bases alone."""

@@ -10,6 +10,7 @@ from lotr_tn.banks.making.choosing import (
     DESCRIBED,
     HEADER,
     NEAR,
+    SHARES,
     Choices,
     Wanted,
     in_one_form,
@@ -74,6 +75,11 @@ class Settling:
             if low and high:
                 share = (low + high) / 2
             choices = shrunk(choices, self.energies, self.wanted, share)
+            for step in range(SHARES):
+                if above <= 1 or choices.points not in seen:
+                    break  # points lie apart: ever less is asked for until there is another
+                share *= 0.99**2**step
+                choices = shrunk(choices, self.energies, self.wanted, share)
             if choices.points in seen:
                 break
             seen.add(choices.points)
