@@ -63,6 +63,27 @@ class StackingCost:
     note: str | None = None
 
 
+@dataclass(frozen=True)
+class BankCost:
+    """What one bank of several adapters takes, each of them within the error asked for.
+
+    Attributes:
+        bytes: of the file.
+        update_bytes: of the numbers of all its stacks.
+        parameters: these numbers.
+        relative_error: of the worst adapter, or of all together where that was asked.
+        stacking: `adapters`, `layers` or `all`.
+        met: whether the error is kept to.
+    """
+
+    bytes: int
+    update_bytes: int
+    parameters: int
+    relative_error: float
+    stacking: str
+    met: bool
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Shown):
     """Adapters of one base, before anything is converted.
@@ -79,6 +100,7 @@ class Analysis(Shown):
         bound: where a budget or an error is divided over the groups, what no other choice of
             formats and ranks goes below: the relative error for a budget, the bytes for an error.
         seconds: it took.
+        bank: of several adapters and an error, the bank that `lotr bank make` writes.
     """
 
     sources: tuple[str, ...]
@@ -91,6 +113,7 @@ class Analysis(Shown):
     met: bool
     seconds: float
     bound: float | None = None
+    bank: BankCost | None = None
 
     def __repr__(self) -> str:
         modules = sum(group.shape[0] for group in self.groups)

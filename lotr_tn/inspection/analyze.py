@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF
@@ -22,12 +23,13 @@ from lotr_tn.analysis.clustering import clusters_of
 from lotr_tn.analysis.division import Division, division_path
 from lotr_tn.analysis.forms import FORMS, FormatName, Options
 from lotr_tn.analysis.subspaces import overlaps_of
+from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.conversion.made import chosen_group, rank_of
 from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 from lotr_tn.files.budget import spent_beside
 from lotr_tn.files.dialects.native import native_size
-from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
-from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError
+from lotr_tn.inspection.analysis import Analysis, BankCost, GroupAnalysis, StackingCost
+from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RelativeError, TotalError
 
 PATH = 100  # whole-adapter budgets that are listed
 
@@ -142,7 +144,28 @@ class Analysing:
             is_met(self.rule, [candidate.relative_error for candidate in found], joint),
             time.perf_counter() - begun,
             question.bound(division, energy),
+            self._bank(),
         )
+
+    def _bank(self) -> BankCost | None:
+        """The bank of several adapters, made aside, where an error is asked for."""
+        rule, asked = self.rule, self.asked
+        free = asked.limits in (None, RankLimits()) and not asked.each_layer
+        if len(self.adapters) < 2 or not free or not isinstance(rule, RelativeError | TotalError):
+            return None
+        by, dtype = rules_of(asked.group_by)[0], asked.dtype
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "bank.lotr.safetensors"
+            made = make_bank(self.adapters, path, rule, group_by=by, dtype=dtype, any_base=True)
+            together = isinstance(rule, TotalError)
+            return BankCost(
+                path.stat().st_size,
+                sum(x.entry.nbytes for one in made.bank.groups.values() for x in one.tensors),
+                made.parameters_after,
+                made.bank.relative_error if together else max(made.errors.values()),
+                made.bank.stacking,
+                made.met,
+            )
 
     def _compared(
         self, progress: Callable[[str], None] | None

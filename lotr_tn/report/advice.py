@@ -79,6 +79,13 @@ def _recommendation(record: dict[str, Any]) -> str:
             f"Nothing compresses: {question_text(record['question'])} needs all "
             f"{before:,} parameters of the LoRA."
         )
+    if "stacking" in found:
+        together = record["question"]["kind"] == "total_error"
+        whom = "all together" if together else "the worst adapter"
+        return (
+            f"One bank takes {byte_size(found['bytes'])}, {times(found['params'], before)} the "
+            f"parameters ({before:,} -> {found['params']:,}), {whom} {loses}."
+        )
     after, how = found["params"], _how(record, forms)
     size = f"{times(after, before)} the parameters ({before:,} -> {after:,}) {loses}"
     if of_size:
@@ -136,7 +143,7 @@ def _other_stackings(record: dict[str, Any]) -> list[str]:
 
     if len(record["sources"]) > 1:
         shown = "; ".join(f"{way['label']} {figure(way)}" for way in others)
-        return [f"Best stacked: {chosen['label']}, {figure(chosen)}; {shown}."]
+        return [f"Within the error in each stack: {chosen['label']}, {figure(chosen)}; {shown}."]
     key = "relative_error" if by_error else "params"
     best = min(others, key=lambda s: s[key])
     if best[key] >= HARDLY * chosen[key]:

@@ -39,12 +39,7 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
         "verdict": [],
         "params": analysis.parameters,
         "bytes": analysis.bytes,
-        "recommended": {
-            "params": sum(group.choice.candidate.parameters for group in analysis.groups),
-            "bytes": analysis.written,
-            "update_bytes": sum(group.choice.candidate.bytes for group in analysis.groups),
-            "relative_error": analysis.relative_error,
-        },
+        "recommended": _recommended(analysis),
         "bound": analysis.bound,
         "bound_unit": None if analysis.bound is None else unit,
         "bound_forms": list(analysis.bound_forms),
@@ -55,6 +50,24 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
     }
     record["verdict"] = verdict_lines(record)
     return with_surfaces(record, analysis) if surfaces else record
+
+
+def _recommended(analysis: Analysis) -> dict[str, Any]:
+    """What is written when it is followed: of several adapters and an error, a bank."""
+    if (bank := analysis.bank) is not None:
+        return {
+            "params": bank.parameters,
+            "bytes": bank.bytes,
+            "update_bytes": bank.update_bytes,
+            "relative_error": bank.relative_error,
+            "stacking": bank.stacking,
+        }
+    return {
+        "params": sum(group.choice.candidate.parameters for group in analysis.groups),
+        "bytes": analysis.written,
+        "update_bytes": sum(group.choice.candidate.bytes for group in analysis.groups),
+        "relative_error": analysis.relative_error,
+    }
 
 
 def with_surfaces(record: dict[str, Any], analysis: Analysis) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lotr_tn.adapters.adapter import LoRAAdapter
 from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.adapters.storage import other_dtypes_for
 from lotr_tn.analysis.forms import FORMS, Options, auto_forms
-from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, DISTANCE, DRIFT, MODULE, NORM, RANK, BankGroup, Part
 from lotr_tn.banks.making.conversion import STACKINGS
@@ -123,7 +123,10 @@ def _made_anew(
         survey, energies, rule, True, options, "auto", none, "kind", clusters, bank.asked, progress
     )
     # the way of the first adapters need not be the best of all that came since
-    ways = bank.stacking, *(way for way in STACKINGS if way != bank.stacking)
+    ways: tuple[Stacking, ...] = (
+        bank.stacking,
+        *(way for way in STACKINGS if way != bank.stacking),
+    )
     anew = bank_of(survey, job.made(ways), bank.asked)
     pairs = zip(bank.adapters, anew.adapters, strict=True)
     adapters = tuple(replace(adapter, cluster=new.cluster) for adapter, new in pairs)
