@@ -143,7 +143,7 @@ def _other_stackings(record: dict[str, Any]) -> list[str]:
 
     if len(record["sources"]) > 1:
         shown = "; ".join(f"{way['label']} {figure(way)}" for way in others)
-        return [f"Within the error in each stack: {chosen['label']}, {figure(chosen)}; {shown}."]
+        return [f"Best stacked: {chosen['label']}, {figure(chosen)}; {shown}."]
     key = "relative_error" if by_error else "params"
     best = min(others, key=lambda s: s[key])
     if best[key] >= HARDLY * chosen[key]:
