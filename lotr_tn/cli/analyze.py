@@ -23,7 +23,7 @@ from lotr_tn.cli.questions import (
     asked_prefixes,
     require_error,
 )
-from lotr_tn.doors import load_adapter
+from lotr_tn.doors.sources import adapters_at
 from lotr_tn.files.writing import refuse_existing, write_file
 from lotr_tn.inspection.analyze import Analysing
 from lotr_tn.report.advice import question_text
@@ -40,7 +40,9 @@ def analyze(
     context: typer.Context,
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="One adapter, or several of one base model."),
+        typer.Argument(
+            metavar="PATH...", help="Adapters of one base, a folder of them, or a bank."
+        ),
     ],
     *,
     how_much: HowMuch,
@@ -71,7 +73,7 @@ def analyze(
     """Show what each format, rank and way of stacking would cost and lose, before converting.
 
     Ask for an error or a size; without a question, 5% error in each group. What is recommended is
-    what `lotr convert --format auto` with the same question writes.
+    what `lotr convert --format auto`, or of several `lotr bank make`, writes for the same question.
     """
     limits = asked_limits(min_rank, max_rank)
     beside = all_forms() if "all" in (formats or ()) else tuple(formats or ())
@@ -83,7 +85,8 @@ def analyze(
         refuse_plot(plot, force=out.force)
     if html is not None:
         refuse_existing(html, force=out.force)
-    adapters = [moved(load_adapter(source), prefixes) for source in sources]
+    found = [one for source in sources for one in adapters_at(source)]
+    adapters = [moved(adapter, prefixes) for adapter in found]
     analysing = Analysing.of(adapters, asked, group or (), stack_all=stack_all)
     with out.progress(analysing.steps) as step:
         analysis = analysing.run(step)

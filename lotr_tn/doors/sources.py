@@ -79,6 +79,11 @@ def named_adapters(
     return NamedAdapters([source.file for source in sources], read)
 
 
+def adapters_at(path: Path) -> list[Adapter]:
+    """The adapter of a path, or all adapters of a bank or of a folder of adapter folders."""
+    return [source.read() for source in _sources(path, {})]
+
+
 def _mapped(read: Callable[[], Adapter], prefixes: Mapping[str, str]) -> Adapter:
     return map_prefix(read(), prefixes)
 

@@ -98,6 +98,21 @@ def test_a_bank_is_the_smallest_of_all_ways_and_forms(lotr, tmp_path):  # noqa: 
             assert size <= other["bytes_after"] + 64, more
 
 
+def test_an_analysis_of_several_tells_what_their_bank_takes(lotr, tmp_path):  # noqa: F811
+    sources = history(tmp_path / "run", 500, 1000, 2000)
+    for error in ("0.3", "0.02"):
+        asked = ("--rel-error", error, "--json")
+        told = of_json(lotr("analyze", tmp_path / "run", *asked))
+        assert told["sources"] == [str(source) for source in sources]
+        assert told == of_json(lotr("analyze", *sources, *asked)) | {"seconds": told["seconds"]}
+        made = of_json(lotr("bank", "make", *sources, *asked, "--force", "-o", "b.safetensors"))
+        size = (tmp_path / "b.safetensors").stat().st_size
+        assert told["recommended"]["bytes"] == made["bytes_after"] == size
+        assert told["recommended"]["stacking"] == made["stacking"]
+        again = of_json(lotr("analyze", "b.safetensors", *asked))
+        assert again["params"] <= told["params"]
+
+
 def test_a_newcomer_says_what_it_shares(lotr, tmp_path):  # noqa: F811
     first, second, third = history(tmp_path / "run", 500, 1000, 2000)
     lotr(
