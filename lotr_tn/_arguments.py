@@ -213,7 +213,7 @@ def _wanted(parameter: inspect.Parameter) -> Wanted | None:
     annotation = parameter.annotation
     if annotation is Any and parameter.name in OPEN:
         return None
-    if annotation == Sequence[float]:  # the function says how many of which it needs
+    if annotation in (Sequence[float], Iterable[int]):  # the function says which it needs
         return None
     if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
         return None

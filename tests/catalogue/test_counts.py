@@ -160,7 +160,7 @@ def test_ranks_that_are_none(ranks):
 
 
 def test_a_rule_that_is_none():
-    with pytest.raises(OptionError, match="--group-by takes kind, shape or"):
+    with pytest.raises(OptionError, match="group_by takes kind, shape or"):
         lt.catalogue.count_table(ROBERTA, group_by="(")
 
 
