@@ -262,17 +262,17 @@ def on_a_full_disk(script):
     return FULL_DISK.replace("PROGRAM", lines)
 
 
-@pytest.mark.parametrize("room", [0, 1, 4096, 6000])
+@pytest.mark.parametrize("room", [0, 1, 4096, 5000])
 @pytest.mark.parametrize("name", ["convert", "append", "drop", "compact"])
 def test_a_full_disk_leaves_the_old_bank(name, room, old, fleet, path):
     path.write_bytes(old)
-    assert len(old) > 6000
+    assert len(old) > 5000
     assert run_killed_at(on_a_full_disk(CHANGES[name].script), [path, fleet, room], 0)
     assert path.read_bytes() == old
     assert litter(path) == []
 
 
-@pytest.mark.parametrize("room", [0, 4096, 6000])
+@pytest.mark.parametrize("room", [0, 4096, 5000])
 def test_a_full_disk_makes_no_first_bank(room, fleet, path):
     assert run_killed_at(on_a_full_disk(CONVERT), [path, fleet, room], 0)
     assert os.listdir(path.parent) == []
