@@ -89,11 +89,6 @@ class Question:
         """The groups in coordinates."""
         return [one.subject for one in self.measured]
 
-    @property
-    def energy(self) -> float:
-        """‖·‖² of all groups together."""
-        return sum(subject.coordinates.energy for subject in self.subjects)
-
     @cached_property
     def divided(self) -> "tuple[_Divided, ...]":
         """An error or a size of all groups, divided for each dtype by their curves; best first."""
@@ -113,10 +108,7 @@ class Question:
                 error = (error**2 + UNIT_ROUNDOFF[own.dtype] ** 2) ** 0.5
             size = sum(one.bytes for one in candidates)
             rank = (error, size) if budget else (size, error)
-            # what rounding may lose is a part of what was divided, and it may lose nothing
-            rounding = UNIT_ROUNDOFF[own.dtype] ** 2 * self.energy
-            bound = max(division.bound - rounding, 0.0) if budget else division.bound
-            found.append(_Divided(own, replace(division, bound=bound), rank))
+            found.append(_Divided(own, division, rank))
         return tuple(sorted(found, key=lambda one: one.rank))
 
     def at(self, points: Sequence[Point], options: Options) -> tuple[Candidate, ...]:

@@ -70,12 +70,14 @@ def divide_points(
         bound = found.loss
         if any(group.lower is not group.menu for group in groups):
             lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
-            bound = least_loss(lower, max(allowed, _least(lower)))
+            bound = min(bound, least_loss(lower, max(allowed, _least(lower))))
     else:
         found = _affordable([group.menu for group in groups], rule, spent)
+        reached = [float(g.lower.loss[at]) for g, at in zip(groups, found.picks, strict=True)]
         bound = least_loss([group.lower for group in groups], rule.size - spent)
+        bound = min(bound, sum(reached))
     points = tuple(group.names[pick] for group, pick in zip(groups, found.picks, strict=True))
-    return Division(points, min(bound, found.loss))
+    return Division(points, bound)
 
 
 def settle(
@@ -147,18 +149,21 @@ def others_of_size(subject: Subject, point: Point, options: Options) -> tuple[Ca
 def points_of(subject: Subject, rule: Budget | TotalError, options: Options) -> Points:
     """What a group can choose from: all points of its curves, with what they cost."""
     names: list[Point] = []
-    costs, losses = [], []
+    costs, losses, roundings = [], [], []
     for name, curve in subject.curves.items():
         kept = np.flatnonzero(_allowed(subject, curve.parameters, rule))
         names.extend((name, int(place)) for place in kept)
         costs.append(_price(subject, name, curve.parameters[kept], rule, options))
-        losses.append(curve.lost[kept] + _rounding(subject, name, rule, options))
+        losses.append(curve.lost[kept])
+        roundings.append(np.full(len(kept), _rounding(subject, name, rule, options)))
     if not names:
         raise OptionError(
             "no ranks within the limits store less than the LoRA itself; allow smaller ranks"
         )
-    menu = Menu(np.concatenate(costs), np.concatenate(losses))
-    return Points(tuple(names), menu, _with_lower_bounds(subject, menu, rule, options))
+    cost, lost = np.concatenate(costs), np.concatenate(losses)
+    menu = Menu(cost, lost + np.concatenate(roundings))
+    lower = Menu(cost, lost)  # rounding may lose that much, or nothing
+    return Points(tuple(names), menu, _with_lower_bounds(subject, lower, rule, options))
 
 
 def _rounding(

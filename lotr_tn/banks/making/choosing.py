@@ -174,10 +174,16 @@ def _worth_trying(reduced: ReducedStack, formats: tuple[FormatName, ...]) -> tup
     if reduced.kept is not None:
         return tuple(name for name in formats if name in sharing()) or sharing()
     layers = len(reduced.fleet.layers)
-    few = ("lora", "truncated") if layers == 1 else tuple(n for n in FORMS if n != "lotr-low-rank")
-    if layers > 2 or not {"truncated", "lotr"} <= {*formats}:
+    if layers > 2 or not {*auto_forms()} <= {*formats}:
         return formats
-    return tuple(name for name in formats if name in few or name not in auto_forms())
+    return tuple(name for name in formats if name not in auto_forms() or _suits(name, layers))
+
+
+def _suits(name: FormatName, layers: int) -> bool:
+    """Whether a form can be best for one layer, or for two."""
+    form = FORMS[name]
+    low_rank_cores = form.shares and any(form.per_term(array) for array in form.axes)
+    return not form.shares if layers == 1 else not low_rank_cores
 
 
 def _scaled(subject: Subject, factor: float) -> Subject:
