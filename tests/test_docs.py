@@ -22,7 +22,9 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(DOCS.rglob("*.md"))
 ALL = typer.main.get_command(app).commands
-CLI_PAGE = (DOCS / "cli.md").read_text("utf-8")
+COMMON = {"--help", "--help-all", "--json", "--quiet", "--debug", "--force"}
+"""Options of most commands, told once on the first page of them."""
+
 COMMANDS = [name for name, command in ALL.items() if not command.hidden] + [
     f"bank {name}" for name in ALL["bank"].commands
 ]
@@ -60,9 +62,27 @@ def test_every_public_name_is_on_one_page_of_the_api():
     assert sorted(shown) == sorted(lt.__all__)
 
 
+def text_of(*pages: str) -> str:
+    return "".join((DOCS / page).read_text("utf-8") for page in pages)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_shows_its_help(name):
-    assert re.search(rf"^\$ lotr {name} --help(-all)?$", CLI_PAGE, re.MULTILINE)
+    page = text_of(f"cli/{name.partition(' ')[0]}.md")
+    assert re.search(rf"^\$ lotr {name} --help( \| head -\d)?$", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name):
+    """On the page of the command, on the first one, or in the guide to banks."""
+    command = ALL["bank"].commands[name[5:]] if name.startswith("bank ") else ALL[name]
+    shown = [found for found in command.params if not getattr(found, "hidden", False)]
+    options = {word for found in shown for word in found.opts + found.secondary_opts}
+    asked = {word for word in options if word.startswith("--")} - COMMON
+    family = name.partition(" ")[0]
+    text = text_of(f"cli/{family}.md", *["banks.md", "cli/merge.md"] * (family == "bank"))
+    assert {word for word in asked if not re.search(rf"(?<![\w-]){word}(?![\w-])", text)} == set()
+    assert {word for word in COMMON if word not in text_of("cli/index.md")} == set()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +97,7 @@ def test_every_lotr_command_is_checked(page):
     assert unchecked == []
 
 
-def shown(command: str, output: str, page: str = "cli.md") -> SimpleNamespace:
+def shown(command: str, output: str, page: str = "index.md") -> SimpleNamespace:
     return SimpleNamespace(parsed=f"$ {command}\n{output}", path=page)
 
 
@@ -134,11 +154,11 @@ def test_a_failure_has_to_be_shown():
 
 def test_a_block_without_a_command_fails():
     assert "begins with a command" in console.check_console(
-        SimpleNamespace(parsed="lotr demo\n", path="cli.md")
+        SimpleNamespace(parsed="lotr demo\n", path="index.md")
     )
 
 
-@pytest.mark.parametrize("page", ["cli.md", "README.md"])
+@pytest.mark.parametrize("page", ["index.md", "README.md"])
 def test_the_terminal_is_plain(page, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -147,7 +167,7 @@ def test_the_terminal_is_plain(page, monkeypatch):
     assert not console.check_console(shown("lotr demo --help", wanted, page))
 
 
-@pytest.mark.parametrize("page", ["cli.md", "README.md"])
+@pytest.mark.parametrize("page", ["index.md", "README.md"])
 def test_commands_are_those_of_a_shell(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.json").write_text("{}")
