@@ -66,7 +66,9 @@ def test_a_run():
     bank, taken = tables(shown)
     assert all(name in bank for name in names["run"])
     assert "PEFT LoRA" in taken
-    assert lt.compare_adapters(names["taken"], names["bank"]["step-160"]).relative_error < 1e-3  # float16
+    assert (
+        lt.compare_adapters(names["taken"], names["bank"]["step-160"]).relative_error < 1e-3
+    )  # float16
 
 
 def test_every_notebook_is_run():
