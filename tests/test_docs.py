@@ -74,13 +74,14 @@ def test_every_command_shows_its_help(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained(name):
-    """On the page of the command, on the first one, or in the guide to banks."""
+    """On the page of the command; of a bank also where that page sends its reader."""
     command = ALL["bank"].commands[name[5:]] if name.startswith("bank ") else ALL[name]
     shown = [found for found in command.params if not getattr(found, "hidden", False)]
     options = {word for found in shown for word in found.opts + found.secondary_opts}
     asked = {word for word in options if word.startswith("--")} - COMMON
     family = name.partition(" ")[0]
-    text = text_of(f"cli/{family}.md", *["banks.md", "cli/merge.md"] * (family == "bank"))
+    told = ("banks.md", "cli/merge.md", "cli/export.md") if family == "bank" else ()
+    text = text_of(f"cli/{family}.md", *told)
     assert {word for word in asked if not re.search(rf"(?<![\w-]){word}(?![\w-])", text)} == set()
     assert {word for word in COMMON if word not in text_of("cli/index.md")} == set()
 
