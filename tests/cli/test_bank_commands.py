@@ -218,7 +218,7 @@ def test_one_adapter_by_its_path(lotr, bank, tmp_path):
 
 
 def test_a_bank_in_place_of_one_adapter(lotr, bank):
-    err = refused(lotr("analyze", BANK))
+    err = refused(lotr("convert", BANK, "--rel-error", "0.1"))
     assert f"is a bank of 4 adapters: take one out with lotr bank export {BANK}" in err
     with pytest.raises(CheckpointError, match=r"load_bank\('history.lotr.safetensors'\)"):
         lt.load_adapter(BANK)
@@ -227,6 +227,8 @@ def test_a_bank_in_place_of_one_adapter(lotr, bank):
 def test_a_bank_stands_for_all_its_adapters(lotr, bank):
     record = of_json(lotr("compare", BANK, "--json"))
     assert [one["name"] for one in record["adapters"]] == NAMES
+    told = of_json(lotr("analyze", BANK, "--json"))
+    assert told["sources"] == [f"{BANK}/{name}" for name in NAMES]
     both = of_json(lotr("compare", "run", BANK, "--json"))
     found = {one["name"] for one in both["adapters"]}
     assert found == {f"{x}/{name}" for x in ("run", BANK) for name in NAMES}

@@ -30,8 +30,13 @@ def at(monkeypatch, name, number):
     ("moment", "said"),
     [("_flush", "nothing was changed"), ("_name_first", f"{OUT} was written all the same")],
 )
-def test_a_command_that_is_stopped(lotr, demo_adapter, tmp_path, monkeypatch, name, moment, said):
+def test_a_command_that_is_stopped(
+    lotr, demo_adapter, tmp_path, monkeypatch, request, name, moment, said
+):
     number = getattr(signal, name)
+    if (ignored := signal.getsignal(number)) == signal.SIG_IGN:  # as of what runs behind a shell
+        request.addfinalizer(lambda: signal.signal(number, ignored))
+        signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     at(monkeypatch, moment, number)
     assert lotr("convert", demo_adapter, "--rank", "2", "-o", OUT) == (

@@ -119,6 +119,7 @@ def test_first_step_moves_cores_only():
 
 def test_first_step_is_as_large_as_told():
     """‖ΔW‖ after a step of size η on the cores is η‖D‖ times the gain of the gauge, on average."""
+    torch.manual_seed(0)
     for init, gauge in (("balanced", "balanced"), ("reference", "normal")):
         ratios = []
         for seed in range(30):

@@ -13,7 +13,7 @@ from lotr_tn.adapters.as_lora import to_lora
 from lotr_tn.adapters.storage import other_dtypes_for
 from lotr_tn.analysis.forms import FORMS, Options, auto_forms
 from lotr_tn.banks.bank import Bank, Stacking
-from lotr_tn.banks.file import load_bank, save_bank
+from lotr_tn.banks.file import bank_size, load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, DISTANCE, DRIFT, MODULE, NORM, RANK, BankGroup, Part
 from lotr_tn.banks.making.conversion import STACKINGS
 from lotr_tn.banks.making.joint import Job, bank_of
@@ -82,7 +82,7 @@ def compact_bank(
             error = max(float(bank.asked.get("relative_error") or 0.0), rule.epsilon)
             asked = {**bank.asked, "relative_error": error}
             made = replace(_made_anew(bank, rule, spool, progress), asked=asked)
-            if made.nbytes < bank.nbytes:
+            if bank_size(made) < before:
                 save_bank(made, real, force=True)
     after = load_bank(path)
     worst = max(after.figures(name).bound for name in after.names)
