@@ -218,8 +218,9 @@ def test_one_adapter_by_its_path(lotr, bank, tmp_path):
 
 
 def test_a_bank_in_place_of_one_adapter(lotr, bank):
-    err = refused(lotr("convert", BANK, "--rel-error", "0.1"))
-    assert f"is a bank of 4 adapters: take one out with lotr bank export {BANK}" in err
+    err = refused(lotr("convert", BANK, "--rel-error", "0.1"), 2)
+    assert f"several are put into a bank: lotr bank make {BANK} --rel-error 0.1" in err
+    assert f"taken by lotr bank export {BANK} NAME" in refused(lotr("export", BANK), 2)
     with pytest.raises(CheckpointError, match=r"load_bank\('history.lotr.safetensors'\)"):
         lt.load_adapter(BANK)
 
