@@ -361,6 +361,18 @@ def test_converted_folder_is_small_and_complete(tmp_path):
         save_lotr_peft(cut, tmp_path / "lotr", force=False)
 
 
+@pytest.mark.parametrize("alpha", [10**400, [1]])
+def test_an_alpha_that_is_no_float_is_damage(tmp_path, alpha):
+    adapt(llama, tmp_path / "lora", r=4, target_modules=["q_proj"])
+    adapter = lt.load_adapter(tmp_path / "lora")
+    cut = lt.convert_adapter(adapter, lt.RelativeError(0.4)).adapter
+    save_lotr_peft(cut, tmp_path / "lotr", force=False)
+    path = tmp_path / "lotr" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lotr_alpha": alpha}))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_lotr_peft(tmp_path / "lotr")
+
+
 def test_zero_updates_become_trainable(tmp_path):
     generator = np.random.default_rng(0)
     empty = lt.Tucker2(np.zeros((6, 0)), np.zeros((2, 0, 0)), np.zeros((5, 0)))

@@ -77,7 +77,7 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
         groups = {name: reader.group(name, paths) for name, paths in listed.items()}
     except CheckpointError:
         raise
-    except (LotrError, LookupError, TypeError, ValueError) as error:
+    except (LotrError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     extras = {key: tensor for key, tensor in tensors.items() if key not in reader.used}
     begin = f"{method.name}_"
