@@ -17,6 +17,7 @@ from lotr_tn.linalg.factor import eigh, qr, singular_values, svd, triangle_of
 from lotr_tn.linalg.ranks import RankLimits, tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
 from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.batches import in_batches, side_by_side
 from lotr_tn.ops.magnitude import in_range, require_finite
 
 WELL_CONDITIONED = 1e-5
@@ -189,18 +190,15 @@ def _directions(
 
 def _triangles_of(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray | list[np.ndarray]:
     """The triangle of each layer's columns; an array (L, r', r) where all ranks are equal."""
-    ranks = np.array([s.stop - s.start for s in slices])
-    alike = np.unique(ranks)
-    if len(alike) == 1 and alike[0]:
-        layers = x.reshape(x.shape[0], len(slices), -1).transpose(1, 0, 2)
+    ranks = [s.stop - s.start for s in slices]
+
+    def small(places: Sequence[int]) -> np.ndarray:
+        layers = side_by_side(x, slices, places, xp)
         return triangle_of(layers) if layers.shape[1] > layers.shape[2] else layers
-    found = [x[:, s] for s in slices]
-    for rank in alike[alike < x.shape[0]]:
-        places = np.flatnonzero(ranks == rank)
-        small = triangle_of(np.stack([found[place] for place in places]))
-        for place, one in zip(places, small, strict=True):
-            found[place] = one
-    return found
+
+    if len({*ranks}) == 1 and ranks[0]:
+        return small(range(len(slices)))
+    return in_batches(ranks, x.shape[0] * max(ranks), lambda places: list(small(places)))
 
 
 def _padded(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Tucker-2 with low-rank cores: shared factors first, then every core cut to its own rank."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lotr_tn._arguments import door
@@ -27,7 +27,7 @@ from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack
 from lotr_tn.linalg.factor import pinv, qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankLimits, fixed_pair
 from lotr_tn.ops.arrays import common_namespace
-from lotr_tn.ops.batches import batches, side_by_side
+from lotr_tn.ops.batches import in_batches, side_by_side
 from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.frame import frame_of
@@ -89,12 +89,15 @@ def low_rank_tucker2(
     xp, known = common_namespace(whole), whole.certificate
     assert known is not None
     bounds = _Bounds(known.lower, known.upper, known.norms)
-    cores, given = [], each_core(whole, xp=xp)
-    for places in batches([0] * len(most), math.prod(whole.ranks)):
-        u, s, vt = svd(xp.stack([next(given) for _ in places]), xp=xp)
-        for at, place in enumerate(places):  # a layer has no more than its own rank
-            left, right = u[at, :, : most[place]], vt[at, : most[place], :]
-            cores.append((xp.asarray(left, copy=True), s[at, :], xp.asarray(right, copy=True)))
+    given = each_core(whole, xp=xp)
+
+    def made(places: list[int]) -> Iterable[tuple[Array, Array, Array]]:
+        factors = map(xp.unstack, svd(xp.stack([next(given) for _ in places]), xp=xp))
+        for place, (u, s, vt) in zip(places, zip(*factors, strict=True), strict=True):
+            left, right = u[:, : most[place]], vt[: most[place], :]  # as a layer has at most
+            yield xp.asarray(left, copy=True), s, xp.asarray(right, copy=True)
+
+    cores = in_batches([0] * len(most), math.prod(whole.ranks), made)
     return _cut(stack, (whole.u, whole.v), cores, terms, limits, bounds)
 
 
@@ -133,18 +136,18 @@ def _inside_bases(
 
 def _svds_of_cores(stack: LoRAStack, *, xp: Namespace) -> list[tuple[Array, Array, Array]]:
     """The SVD of each up (r1, k) @ down (k, r2), from matrices of the smaller of both sizes."""
-    parts, found = stack.slices, {}
-    for places in batches(stack.ranks, sum(stack.shape[1:]) * max(stack.ranks)):
-        up, down = (side_by_side(x, parts, places, xp) for x in (stack.up, stack.down.mT))
+    parts, sides = stack.slices, (stack.up, stack.down.mT)
+
+    def made(places: list[int]) -> Iterable[tuple[Array, Array, Array]]:
+        up, down = (side_by_side(x, parts, places, xp) for x in sides)
         if 0 in up.shape or 0 in down.shape:
             nothing = up[0, :, :0], xp.sum(up[0, ...], axis=0)[:0], down[0, ...].mT[:0, :]
-            found |= dict.fromkeys(places, nothing)
-            continue
+            return [nothing] * len(places)
         (left, r_left), (right, r_right) = qr(up, xp=xp), qr(down, xp=xp)
         u, s, vt = svd(r_left @ r_right.mT, xp=xp)
-        u, vt = left @ u, vt @ right.mT
-        found |= {place: (u[at, ...], s[at, :], vt[at, ...]) for at, place in enumerate(places)}
-    return [found[place] for place in range(len(parts))]
+        return zip(*map(xp.unstack, (left @ u, s, vt @ right.mT)), strict=True)
+
+    return in_batches(stack.ranks, sum(stack.shape[1:]) * max(stack.ranks), made)
 
 
 def _cut(

@@ -25,7 +25,7 @@ from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.linalg.product import svds_of_products
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RankRule, rank_for, tail_energies
 from lotr_tn.ops.arrays import common_namespace, storage_dtype
-from lotr_tn.ops.batches import batches, side_by_side
+from lotr_tn.ops.batches import in_batches, side_by_side
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.frame import distances_in
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, root_sum_squares
@@ -146,18 +146,18 @@ def cut_layers(
     """Each layer at its own rank: the leading singular values, √σ in both factors; certified."""
     # with `keep_whole` layers that lose nothing keep the factors they have
     xp = common_namespace(stack)
-    parts, found = stack.slices, {}
     whole = [keep_whole and rank == own for rank, own in zip(ranks, stack.ranks, strict=True)]
-    kept = [layer for layer, all_of_it in enumerate(whole) if all_of_it]
-    found |= dict(zip(kept, _kept_layers(stack, kept, dtype, xp=xp), strict=True))
-    cut = [layer for layer, all_of_it in enumerate(whole) if not all_of_it]
+    rest = [layer for layer, all_of_it in enumerate(whole) if not all_of_it]
+    parts = stack.slices
+
+    def made(places: list[int]) -> list[_Cut]:
+        layers = [rest[place] for place in places]
+        return _cut_alike(stack, parts, layers, [ranks[i] for i in layers], dtype, xp=xp)
+
     entries = sum(stack.shape[1:]) * max(stack.ranks)
-    for places in batches([stack.ranks[layer] for layer in cut], entries):
-        layers = [cut[place] for place in places]
-        wanted = [ranks[layer] for layer in layers]
-        made = _cut_alike(stack, parts, layers, wanted, dtype, xp=xp)
-        found |= dict(zip(layers, made, strict=True))
-    cuts = [found[layer] for layer in range(len(ranks))]
+    kept = iter(_kept_layers(stack, np.flatnonzero(whole).tolist(), dtype, xp=xp))
+    cut = iter(in_batches([stack.ranks[layer] for layer in rest], entries, made))
+    cuts = [next(kept if all_of_it else cut) for all_of_it in whole]
     up = xp.concat([cut.up for cut in cuts], axis=1)
     down = xp.concat([cut.down for cut in cuts], axis=0)
     kept = tuple(int(cut.down.shape[0]) for cut in cuts)
@@ -202,9 +202,8 @@ def _cut_alike(
     ranks = [min(rank, s.shape[1]) for rank in ranks]
     most = max(ranks)
     # what is cut off a layer is zero, so that all have one size
-    ones = [xp.ones((rank,), dtype=xp.float64, device=device(s)) for rank in ranks]
-    rests = [zeros((most - rank,), s, xp=xp) for rank in ranks]
-    kept = xp.stack([xp.concat(pair) for pair in zip(ones, rests, strict=True)])
+    kept = np.arange(most) < np.array(ranks)[:, None]
+    kept = xp.asarray(kept.astype(np.float64), device=device(s))
     root = xp.sqrt(s[:, :most]) * signs(u[:, :, :most], xp=xp) * kept
     up = narrow(u[:, :, :most] * root[:, None, :], dtype, xp=xp)
     down = narrow(root[:, :, None] * vt[:, :most, :], dtype, xp=xp)

@@ -1,11 +1,14 @@
 """Layers of one size at once: of many small factorisations most of the time is in their calls."""
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import array_api_compat
 
 from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace
+
+T = TypeVar("T")
 
 
 def batches(sizes: Sequence[Hashable], entries: int) -> Iterator[list[int]]:
@@ -16,6 +19,16 @@ def batches(sizes: Sequence[Hashable], entries: int) -> Iterator[list[int]]:
         alike.setdefault(size, []).append(place)
     for places in alike.values():
         yield from (places[at : at + most] for at in range(0, len(places), most))
+
+
+def in_batches(
+    sizes: Sequence[Hashable], entries: int, made: Callable[[list[int]], Iterable[T]]
+) -> list[T]:
+    """What is made for each place, in order, of all that are of one size at once."""
+    found: dict[int, T] = {}
+    for places in batches(sizes, entries):
+        found |= zip(places, made(places), strict=True)
+    return [found[place] for place in range(len(sizes))]
 
 
 def side_by_side(x: Array, parts: Sequence[slice], places: Sequence[int], xp: Namespace) -> Array:

@@ -5,7 +5,7 @@ all layers at once; else layer by layer.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from lotr_tn._arguments import door
@@ -15,7 +15,7 @@ from lotr_tn.linalg import cross_gram
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.arithmetic import subtract
 from lotr_tn.ops.arrays import common_namespace, differentiable, first_array
-from lotr_tn.ops.batches import batches, row_norms, side_by_side
+from lotr_tn.ops.batches import in_batches, row_norms, side_by_side
 from lotr_tn.ops.checks import require_same_shape
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.frame import distances_from, distances_in, frame_of, project
@@ -105,36 +105,30 @@ def _of_own_factors(a: LoRAStack | Tucker1, b: LoRAStack | Tucker1, *, xp: Names
     if isinstance(a, LoRAStack) and isinstance(b, LoRAStack):
         exact = _distances_of_layers(a, b, slow, xp=xp)
     else:
-        exact = {}
-        for index in slow:
-            one, other = (as_lora(take_layers(x, [index])) for x in (a, b))
-            exact[index] = _distances_of_layers(one, other, [0], xp=xp)[0]
-    pairs = enumerate(quick)
-    return xp.stack([exact[index] if found is None else found for index, found in pairs])
+        pairs = ([as_lora(take_layers(x, [index])) for x in (a, b)] for index in slow)
+        exact = [_distances_of_layers(one, other, [0], xp=xp)[0] for one, other in pairs]
+    left = iter(exact)
+    return xp.stack([next(left) if found is None else found for found in quick])
 
 
 def _distances_of_layers(
     a: LoRAStack, b: LoRAStack, layers: Sequence[int], *, xp: Namespace
-) -> dict[int, Array]:
+) -> list[Array]:
     """Distances of some layers, each seen from the orthonormal bases of its own in `b`."""
-    parts, others, found = a.slices, b.slices, {}
-    sizes = [(a.ranks[layer], b.ranks[layer]) for layer in layers]
-    entries = sum(a.shape[1:]) * max((max(size) for size in sizes), default=1)
-    for places in batches(sizes, entries):
+    parts, others = a.slices, b.slices
+
+    def made(places: list[int]) -> Iterable[Array]:
         some = [layers[place] for place in places]
+        factors = (a.up, parts), (a.down.mT, parts), (b.up, others), (b.down.mT, others)
         x, y, u, v = (
-            float64(side_by_side(factor, where, some, xp), xp=xp)
-            for factor, where in (
-                (a.up, parts),
-                (a.down.mT, parts),
-                (b.up, others),
-                (b.down.mT, others),
-            )
+            float64(side_by_side(factor, where, some, xp), xp=xp) for factor, where in factors
         )
         (left, own_left), (right, own_right) = qr(u, xp=xp), qr(v, xp=xp)
-        made = distances_in(x, y, left, right, own_left @ own_right.mT, xp=xp)
-        found |= {layer: made[at] for at, layer in enumerate(some)}
-    return found
+        return xp.unstack(distances_in(x, y, left, right, own_left @ own_right.mT, xp=xp))
+
+    sizes = [(a.ranks[layer], b.ranks[layer]) for layer in layers]
+    entries = sum(a.shape[1:]) * max((max(size) for size in sizes), default=1)
+    return in_batches(sizes, entries, made)
 
 
 def _quick_distances(

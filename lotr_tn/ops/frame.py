@@ -18,7 +18,7 @@ from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, 
 from lotr_tn.formats import Core, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram
 from lotr_tn.linalg.factor import qr
-from lotr_tn.ops.batches import batches, row_norms, side_by_side
+from lotr_tn.ops.batches import in_batches, row_norms, side_by_side
 from lotr_tn.ops.norms import frobenius
 
 
@@ -127,11 +127,10 @@ def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namesp
 
 def triangles(x: Array, parts: Sequence[slice], *, xp: Namespace) -> list[Array]:
     """For each part the triangle R of its QR, which has its norms and inner products."""
-    found: dict[int, Array] = {}
-    for places in batches([part.stop - part.start for part in parts], x.shape[0]):
-        made = qr(side_by_side(x, parts, places, xp), xp=xp)[1]
-        found |= {place: made[at, ...] for at, place in enumerate(places)}
-    return [found[place] for place in range(len(parts))]
+    widths = [part.stop - part.start for part in parts]
+    return in_batches(
+        widths, x.shape[0], lambda some: xp.unstack(qr(side_by_side(x, parts, some, xp), xp=xp)[1])
+    )
 
 
 def distances_in(x: Array, y: Array, left: Array, right: Array, core: Array, *, xp: Any) -> Array:
@@ -157,25 +156,22 @@ def outside(
     xp: Namespace,
 ) -> list[tuple[Array, Array]]:
     """For each part P_l of P = X - basis @ inside: ‖P_l T_lᵀ‖ for the weight T_l, and its size."""
+
     # the size of P_l is a small factor with its Gram matrix
-    alike = [tuple(weight.shape) for weight in weights]
-    sizes: dict[int, Array] = {}
-    factors: dict[int, Array] = {}
-    if is_wide(x):
-        for places in batches(alike, x.shape[0] * max(1, inside.shape[1] // max(1, len(parts)))):
+    def made(places: list[int]) -> Iterable[tuple[Array, Array]]:
+        weight = xp.stack([weights[place] for place in places])
+        if is_wide(x):
             own, within = (side_by_side(one, parts, places, xp) for one in (x, inside))
             rest = own - basis @ within
-            weight = xp.stack([weights[place] for place in places])
-            squares, made = row_norms(rest @ weight.mT, xp=xp), qr(rest, xp=xp)[1]
-            sizes |= {place: squares[at] for at, place in enumerate(places)}
-            factors |= {place: made[at, ...] for at, place in enumerate(places)}
-        return [(sizes[place], factors[place]) for place in range(len(parts))]
-    for places in batches(alike, 0):
-        square, gram = _outside_of_alike(x, basis, inside, parts, weights, places, xp=xp)
-        roots = root_of_gram(gram, xp=xp)
-        sizes |= {place: xp.sqrt(square[at]) for at, place in enumerate(places)}
-        factors |= {place: roots[at, ...] for at, place in enumerate(places)}
-    return [(sizes[place], factors[place]) for place in range(len(parts))]
+            sizes, factors = row_norms(rest @ weight.mT, xp=xp), qr(rest, xp=xp)[1]
+        else:
+            squares, grams = _outside_of_alike(x, basis, inside, parts, weight, places, xp=xp)
+            sizes, factors = xp.sqrt(squares), root_of_gram(grams, xp=xp)
+        return zip(xp.unstack(sizes), xp.unstack(factors), strict=True)
+
+    # narrow factors pass by in blocks of rows, all layers of a size at once
+    each = x.shape[0] * max(1, inside.shape[1] // max(1, len(parts))) if is_wide(x) else 0
+    return in_batches([tuple(weight.shape) for weight in weights], each, made)
 
 
 def _outside_of_alike(
@@ -183,13 +179,12 @@ def _outside_of_alike(
     basis: Array,
     inside: Array,
     parts: Sequence[slice],
-    weights: Sequence[Array],
+    weight: Array,
     places: Sequence[int],
     *,
     xp: Namespace,
 ) -> tuple[Array, Array]:
-    """Of parts of one width: ‖P_l T_lᵀ‖², and the Gram matrices of all P_l."""
-    weight = xp.stack([weights[place] for place in places])
+    """Of parts of one width, and weights (G, k, w): ‖P_l T_lᵀ‖², and the Gram matrices of P_l."""
     width = weight.shape[2]
     gram = zeros((len(places), width, width), x, xp=xp)
     square = zeros((len(places),), x, xp=xp)
@@ -198,7 +193,7 @@ def _outside_of_alike(
     step = max(128, BLOCK_ELEMENTS // 2 // entries)  # three copies of a block live at a time
     for start in range(0, x.shape[0], step):
         rows = slice(start, min(start + step, x.shape[0]))
-        own = side_by_side(float64(x[rows, :], xp=xp), parts, places, xp) - basis[rows, :] @ within
+        own = float64(side_by_side(x[rows, :], parts, places, xp), xp=xp) - basis[rows, :] @ within
         gram = gram + own.mT @ own
         weighed = own @ weight.mT
         square = square + xp.sum(weighed * weighed, axis=(1, 2))

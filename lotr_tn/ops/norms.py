@@ -1,7 +1,7 @@
 """Norms from factors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, assert_never
 
 import numpy as np
@@ -15,7 +15,7 @@ from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.linalg.factor import qr, singular_values
 from lotr_tn.linalg.product import product_or_zero, sizes_of_terms
 from lotr_tn.ops.arrays import common_namespace, differentiable
-from lotr_tn.ops.batches import batches, row_norms, side_by_side
+from lotr_tn.ops.batches import in_batches, row_norms, side_by_side
 from lotr_tn.ops.layers import layer_inner, layer_of, left_times_middle
 from lotr_tn.ops.magnitude import measured
 from lotr_tn.ops.primitives import by_rule_or_hub
@@ -128,11 +128,13 @@ def _small_layers(stack: Core, *, xp: Namespace) -> list[Array]:
 
 def _small_loras(stack: LoRAStack, *, xp: Namespace) -> list[Array]:
     """The same for factors of a LoRA's form: those of one rank all at once."""
-    parts, found = stack.slices, {}
-    for places in batches(stack.ranks, sum(stack.shape[1:]) * max(stack.ranks)):
-        left, right = (side_by_side(x, parts, places, xp) for x in (stack.up, stack.down.mT))
-        found |= dict(zip(places, _small(left, right, xp=xp), strict=True))
-    return [found[place] for place in range(len(parts))]
+    parts, sides = stack.slices, (stack.up, stack.down.mT)
+
+    def made(places: list[int]) -> list[Array]:
+        left, right = (side_by_side(x, parts, places, xp) for x in sides)
+        return _small(left, right, xp=xp)
+
+    return in_batches(stack.ranks, sum(stack.shape[1:]) * max(stack.ranks), made)
 
 
 def _small(left: Array, right: Array, *, xp: Namespace) -> list[Array]:
@@ -142,7 +144,7 @@ def _small(left: Array, right: Array, *, xp: Namespace) -> list[Array]:
     """
     x, y = (triangular_factor(factor, xp=xp) for factor in (left, right))
     made = product_or_zero(x, y, xp=xp)
-    found = [made[at, ...] for at in range(made.shape[0])]
+    found = list(xp.unstack(made))
     if is_wide(left) or 0 in made.shape or not on_host(made):
         return found
     # the Gram matrices leave 1e-8 of the terms: where as little is left, it is looked at again
@@ -177,11 +179,13 @@ def _largest(values: Array, *, xp: Namespace) -> Array:
 
 def norms_of(matrices: Sequence[Array], *, xp: Namespace) -> Array:
     """(L,) the norm of each matrix, in float64."""
-    found: dict[int, Array] = {}
-    for places in batches([tuple(x.shape) for x in matrices], math.prod(matrices[0].shape)):
-        norms = row_norms(float64(xp.stack([matrices[at] for at in places]), xp=xp), xp=xp)
-        found |= {place: norms[at] for at, place in enumerate(places)}
-    return xp.stack([found[place] for place in range(len(matrices))])
+
+    def made(places: list[int]) -> Iterable[Array]:
+        alike = xp.stack([matrices[place] for place in places])
+        return xp.unstack(row_norms(float64(alike, xp=xp), xp=xp))
+
+    shapes = [tuple(x.shape) for x in matrices]
+    return xp.stack(in_batches(shapes, max(map(math.prod, shapes)), made))
 
 
 def frobenius(x: Array, *, xp: Namespace) -> Array:
