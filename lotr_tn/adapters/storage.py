@@ -14,6 +14,15 @@ STORAGE_MARGIN = 1 / 8
 rounding takes at most 1/64 of the squared error allowed."""
 
 
+NEGLIGIBLE = 1 / 4
+"""A dtype's roundoff, as a share of the error asked for, up to which ranks hardly depend on it."""
+
+
+def is_negligible(dtype: str, epsilon: float) -> bool:
+    """Whether a wider dtype could hardly cut more off."""
+    return UNIT_ROUNDOFF[dtype] <= NEGLIGIBLE * epsilon
+
+
 def storage_dtype_for(own: str, rule: AdapterRule) -> str:
     """The storage dtype that an error needs: the LoRA's own, else float32, else float64."""
     if isinstance(rule, FixedRank | Budget):

@@ -15,6 +15,7 @@ from lotr_tn.banks.group import BankGroup, Part
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.container import (
+    TENSOR_ENTRY,
     Container,
     Entry,
     container_size,
@@ -179,10 +180,6 @@ def _adapter(entry: Mapping[str, Any], keys: Sequence[Sequence[str]], contents: 
         whole_number("the number of parameters", entry["parameters"]),
         whole_number("a cluster", entry["cluster"]),
     )
-
-
-TENSOR_ENTRY = 140
-"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most."""
 
 
 def bank_overhead(

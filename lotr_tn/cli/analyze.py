@@ -1,6 +1,5 @@
 """The command `lotr analyze`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -78,9 +77,16 @@ def analyze(
     limits = asked_limits(min_rank, max_rank)
     beside = all_forms() if "all" in (formats or ()) else tuple(formats or ())
     question, prefixes = how_much.question(), asked_prefixes(map_prefix)
-    asked = Asked(question, "auto", group_by=group_by, dtype=dtype, limits=limits, beside=beside)
     require_error(each_layer, question)
-    asked = replace(asked, each_layer=each_layer)
+    asked = Asked(
+        question,
+        "auto",
+        group_by=group_by,
+        dtype=dtype,
+        limits=limits,
+        each_layer=each_layer,
+        beside=beside,
+    )
     if plot is not None:
         refuse_plot(plot, force=out.force)
     if html is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import UNIT_ROUNDOFF, suits_float16, to_numpy
+from lotr_tn._arrays import suits_float16, to_numpy
 from lotr_tn.adapters.adapter import (
     Adapter,
     LoRAAdapter,
@@ -21,7 +21,7 @@ from lotr_tn.adapters.adapter import (
 from lotr_tn.adapters.asked import Asked, Where
 from lotr_tn.adapters.question import Question, is_met, measure, subject_of
 from lotr_tn.adapters.restrictions import Limits, limits_of
-from lotr_tn.adapters.storage import AdapterRule
+from lotr_tn.adapters.storage import AdapterRule, is_negligible
 from lotr_tn.adapters.ways import Grouped, grouped
 from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.division import bounded
@@ -33,7 +33,6 @@ from lotr_tn.conversion.made import (
     chosen_group,
     energy_of,
     kept_as_is,
-    nbytes_of,
     rank_of,
     stored_group,
 )
@@ -109,10 +108,6 @@ def convert_adapter(
     rule = ranks if isinstance(ranks, TotalError | Budget) else as_rule(ranks)
     asked = Asked(rule, format, method, group_by, dtype, limits, keep)
     return Converting.of(adapter, asked, Where(backend, device)).run(progress)
-
-
-NEGLIGIBLE = 1 / 4
-"""A dtype's roundoff, as a share of the error asked for, up to which ranks hardly depend on it."""
 
 
 @dataclass(frozen=True)
@@ -265,10 +260,10 @@ class Converting:
             made = self._in_dtype(group, stack, form, rule, options, last=last)
             if made is None or not (last or _keeps_to(rule, made)):
                 continue
-            if best is None or nbytes_of(made) < nbytes_of(best):
+            if best is None or made.nbytes < best.nbytes:
                 best = made
-            if UNIT_ROUNDOFF[options.dtype] <= NEGLIGIBLE * _epsilon(rule):
-                break  # a wider dtype could not cut more off
+            if is_negligible(options.dtype, _epsilon(rule)):
+                break
         assert best is not None  # the last one is taken as it comes
         return best
 

@@ -46,16 +46,11 @@ class Made:
             certificate=certificate,
             ranks=tuple(stored_ranks(self.made)),
             bytes_before=group.stored * ITEM_SIZES[group.dtype],
-            bytes_after=nbytes_of(self.made),
+            bytes_after=self.made.stored * ITEM_SIZES[self.made.dtype],
             modules=tuple(target.name for target in group.targets),
             met=self.met,
             format=format_of(self.made),
         )
-
-
-def nbytes_of(made: LoTRGroup | LoRAGroup) -> int:
-    """Bytes of its numbers."""
-    return made.stored * ITEM_SIZES[made.dtype]
 
 
 def certificate_of(made: LoTRGroup | LoRAGroup) -> Certificate:

@@ -43,6 +43,9 @@ CHUNK = 1 << 21
 LONGEST_HEADER = 100_000_000
 """Bytes of a header that the safetensors library reads, at most."""
 
+TENSOR_ENTRY = 140
+"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most."""
+
 _RESERVED = "__metadata__"
 _BLANK = "0" * 64  # as long as any digest
 

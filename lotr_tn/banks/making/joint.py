@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.adapters.storage import is_negligible
 from lotr_tn.analysis.forms import FORMS, LOTR, Options, auto_forms
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.banks.bank import Bank, Stacking
@@ -21,7 +21,7 @@ from lotr_tn.banks.making.choosing import (
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
 from lotr_tn.banks.making.parts import Made, made_at_ranks
 from lotr_tn.banks.making.separate import Separate, made_separate, separate_ranks
-from lotr_tn.banks.making.settling import Settling, errors_of, size_of, too_many
+from lotr_tn.banks.making.settling import Settling, above_of, size_of, too_many
 from lotr_tn.banks.making.stacks import (
     PIECE,
     FleetStack,
@@ -36,9 +36,6 @@ from lotr_tn.banks.making.survey import Survey
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
 BankRule: TypeAlias = RelativeError | TotalError | FixedRank | Budget
-
-NEGLIGIBLE = 1 / 4
-"""A dtype's roundoff, as a share of the error asked for, up to which ranks hardly depend on it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ class Job:
         for own in self.options.each:
             job = replace(self, options=replace(self.options, dtype=own.dtype))
             found.append(job._smallest(ways))
-            exact = UNIT_ROUNDOFF[own.dtype] <= NEGLIGIBLE * self.epsilon
+            exact = is_negligible(own.dtype, self.epsilon)
             if isinstance(self.rule, Budget) or (found[-1].above <= 1 and exact):
                 break  # a wider dtype could not cut more off
         return min(found, key=lambda one: one.rank)
@@ -142,7 +139,7 @@ class Job:
             best = found if best is None else min(best, found, key=lambda one: one.rank)
         assert best is not None  # the first way is always measured
         told = tuple(costs[way] for way in ways if way in costs)
-        return sized(self.survey, replace(best, stackings=told), self.asked)
+        return replace(best, stackings=told)
 
     def _near(self, choices: Choices, best: Outcome) -> bool:
         """Whether what is predicted leaves a way a chance; for a budget one way is made."""
@@ -166,7 +163,7 @@ class Job:
         made = Settling(wanted, self.energies, self.epsilon, self.progress).best(choices)
         routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
         known = None if separate is None else separate.bytes
-        above = self._above(made)
+        above = above_of(made, self.energies, self.epsilon, self.each)
         outcome = Outcome(made, way, (), routes, known, "shared", clusters, above)
         outcome = sized(self.survey, outcome, self.asked)
         if alone is None:
@@ -252,12 +249,6 @@ class Job:
             found += reduce_all(stack, goal, self.route, *self.sketch)
         return found
 
-    def _above(self, made: Sequence[Made]) -> float:
-        """The largest error over what was asked for; 0 for a budget."""
-        if not self.epsilon:
-            return 0.0
-        return float(errors_of(made, self.energies, self.each).max(initial=0.0)) / self.epsilon
-
     def _at_ranks(self, way: Stacking, rule: FixedRank) -> Outcome:
         fleet = stacks_of(self.survey, way, self.group_by)
         reduced = self._reduced(fleet)
@@ -269,8 +260,8 @@ class Job:
         routes = {one.fleet.name: one.route for one in reduced}
         one = Clusters.one(len(self.energies), reduced)
         outcome = Outcome(made, way, (), routes, None, "ranks", one)
-        told = (StackChoice(way, len(fleet)),)
-        return sized(self.survey, replace(outcome, stackings=told), self.asked)
+        outcome = sized(self.survey, outcome, self.asked)
+        return replace(outcome, stackings=(StackChoice(way, len(fleet), outcome.file),))
 
     def _separate(self, choices: Choices) -> Separate | None:
         """The ranks of each adapter cut for itself, where an error is asked of each."""
@@ -287,8 +278,8 @@ class Job:
         made = made_separate(reduced, separate, self.options)
         routes = {one.fleet.name: one.route for one in reduced}
         one = Clusters.one(len(self.energies), reduced)
-        figures = routes, separate.bytes, "separate", one, self._above(made)
-        return Outcome(made, way, (), *figures)
+        above = above_of(made, self.energies, self.epsilon, self.each)
+        return Outcome(made, way, (), routes, separate.bytes, "separate", one, above)
 
     def _or_apart(self, outcome: Outcome, choices: Choices) -> Outcome:
         """Each adapter cut for itself instead, of stacks that are known between bases alone."""
@@ -299,18 +290,13 @@ class Job:
         outcome = replace(outcome, bytes_separate=None)  # of what the bases hold: an estimate
         if known >= outcome.bytes:
             return outcome
-        other = replace(self, route="apart").made((outcome.stacking,))
+        other = replace(self, route="apart")._smallest((outcome.stacking,))
         return min(outcome, other, key=lambda one: one.bytes)
 
 
 def sized(survey: Survey, outcome: Outcome, asked: Mapping[str, Any]) -> Outcome:
-    """With the bytes of the file, which its way of stacking is told to take."""
-    size = bank_size(bank_of(survey, outcome, asked))
-    told = tuple(
-        replace(way, bytes=size) if way.stacking == outcome.stacking else way
-        for way in outcome.stackings
-    )
-    return replace(outcome, file=size, stackings=told)
+    """With the bytes of the file."""
+    return replace(outcome, file=bank_size(bank_of(survey, outcome, asked)))
 
 
 def bank_of(survey: Survey, made: Outcome, asked: Mapping[str, Any]) -> Bank:

@@ -98,11 +98,7 @@ class Settling:
         return tuple(made)
 
     def _above(self, made: Sequence[Made]) -> float:
-        """The largest error over what was asked for; 0 for a budget."""
-        if not self.epsilon:
-            return 0.0
-        errors = errors_of(made, self.energies, self.wanted.each)
-        return float(errors.max(initial=0.0)) / self.epsilon
+        return above_of(made, self.energies, self.epsilon, self.wanted.each)
 
 
 def too_many(fleet: Sequence[FleetStack], known: Choices, separate: Separate | None) -> str | None:
@@ -119,6 +115,11 @@ def too_many(fleet: Sequence[FleetStack], known: Choices, separate: Separate | N
 def size_of(made: Sequence[Made]) -> int:
     """Bytes of all numbers, and about those of the header."""
     return sum(one.bytes + DESCRIBED + HEADER * len(one.group.tensors) for one in made)
+
+
+def above_of(made: Sequence[Made], energies: np.ndarray, epsilon: float, each: bool) -> float:
+    """The largest error over the one asked for; 0 where a size is asked for."""
+    return float(errors_of(made, energies, each).max(initial=0.0)) / epsilon if epsilon else 0.0
 
 
 def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from lotr_tn.adapters.adapter import Layout, LoRAGroup, LoRAModule, common_dtype
-from lotr_tn.adapters.stackings import natural
+from lotr_tn.adapters.stackings import LARGEST_STACK, natural
 from lotr_tn.analysis.coordinates import Coordinates, coordinates_of
 from lotr_tn.banks.bank import Stacking
 from lotr_tn.banks.group import exact_stack
@@ -29,9 +29,6 @@ Route: TypeAlias = Literal["auto", "whole", "updated", "sketch", "apart"]
 
 WHOLE_UP_TO = 512
 """Rank terms up to which a stack is held whole: its factors, and two eigenproblems of that size."""
-
-COMPARED_UP_TO = 1024
-"""Rank terms of a stack up to which a way of stacking is tried."""
 
 SMALL = 2**20
 """Numbers of a stack's factors up to which it is held whole and tried, however many its terms."""
@@ -267,7 +264,7 @@ def too_large(fleet: Sequence[FleetStack]) -> str | None:
     """Why stacks are too large to be tried; None where they are not."""
     wide = [one for one in fleet if int(one.ranks.sum()) * sum(one.shape) > SMALL]
     largest = max((int(one.ranks.sum()) for one in wide), default=0)
-    if largest <= COMPARED_UP_TO:
+    if largest <= LARGEST_STACK:
         return None
     return f"not measured: {largest:,} rank terms in one stack"
 

@@ -24,6 +24,7 @@ from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
 from lotr_tn.analysis.forms import FORMS, LOTR, Form, known_form
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.container import (
+    TENSOR_ENTRY,
     Container,
     Entry,
     container_size,
@@ -55,9 +56,6 @@ from lotr_tn.files.packing import packed
 from lotr_tn.formats import Certificate
 
 METADATA_KEY = "lotr"
-
-TENSOR_ENTRY = 140
-"""Bytes of the header that one tensor's dtype, shape, place and checksum take, at most."""
 
 FIGURE = 24
 """Bytes of the longest float64, written in full."""

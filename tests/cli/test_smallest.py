@@ -8,10 +8,7 @@ import pytest
 import lotr_tn as lt
 from lotr_tn.analysis.forms import auto_forms
 from lotr_tn.files.dialects.native import native_size
-from tests.cli.conftest import (
-    lotr,  # noqa: F401
-    of_json,
-)
+from tests.cli.conftest import of_json
 from tests.cli.runs import gap, history, save, stranger
 
 ERRORS = ("0.3", "0.05", "0.002")
@@ -38,7 +35,7 @@ MADE = {
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("kind", MADE)
-def test_no_other_choice_is_a_smaller_file(lotr, tmp_path, kind, error):  # noqa: F811
+def test_no_other_choice_is_a_smaller_file(lotr, tmp_path, kind, error):
     source = MADE[kind](tmp_path / "adapter")
     asked = ("--rel-error", error, "--json", "--force", "-o", "a.safetensors")
     record = of_json(lotr("convert", source, *asked))
@@ -67,7 +64,7 @@ def test_what_is_told_is_what_is_written(tmp_path):
         assert native_size(made) == path.stat().st_size
 
 
-def test_each_layer_keeps_to_the_error(lotr, tmp_path):  # noqa: F811
+def test_each_layer_keeps_to_the_error(lotr, tmp_path):
     source = stranger(tmp_path / "adapter", 3)
     free, each = (
         of_json(lotr("convert", source, "--rel-error", "0.3", *more, "--force", "--json"))
@@ -80,7 +77,7 @@ def test_each_layer_keeps_to_the_error(lotr, tmp_path):  # noqa: F811
     assert lotr("convert", source, "--rank", "2", "--each-layer")[0] == 2
 
 
-def test_a_bank_is_the_smallest_of_all_ways_and_forms(lotr, tmp_path):  # noqa: F811
+def test_a_bank_is_the_smallest_of_all_ways_and_forms(lotr, tmp_path):
     sources = [*history(tmp_path / "run", 500, 1000, 2000), stranger(tmp_path / "other", 1)]
     for error in ("0.3", "0.02"):
         asked = ("--rel-error", error, "--json", "--force", "-o", "b.safetensors")
@@ -98,7 +95,7 @@ def test_a_bank_is_the_smallest_of_all_ways_and_forms(lotr, tmp_path):  # noqa: 
             assert size <= other["bytes_after"] + 64, more
 
 
-def test_an_analysis_of_several_tells_what_their_bank_takes(lotr, tmp_path):  # noqa: F811
+def test_an_analysis_of_several_tells_what_their_bank_takes(lotr, tmp_path):
     sources = history(tmp_path / "run", 500, 1000, 2000)
     for error in ("0.3", "0.02"):
         asked = ("--rel-error", error, "--json")
@@ -113,7 +110,7 @@ def test_an_analysis_of_several_tells_what_their_bank_takes(lotr, tmp_path):  # 
         assert again["params"] <= told["params"]
 
 
-def test_a_newcomer_says_what_it_shares(lotr, tmp_path):  # noqa: F811
+def test_a_newcomer_says_what_it_shares(lotr, tmp_path):
     first, second, third = history(tmp_path / "run", 500, 1000, 2000)
     lotr(
         "bank",
