@@ -309,6 +309,14 @@ class LoTRAdapter(Shown):
     source: Path | None = None
     digests: bool | None = None
 
+    @staticmethod
+    def of_lora(
+        lora: LoRAAdapter, groups: Mapping[str, LoTRGroup | LoRAGroup], group_by: str
+    ) -> "LoTRAdapter":
+        """What was made of a LoRA's groups by some rule, with all else that the LoRA has."""
+        origin = {"format": "peft-lora", "dtype": lora.dtype, "group_by": group_by}
+        return LoTRAdapter(groups, lora.extras, lora.config_text, origin)
+
     def __repr__(self) -> str:
         updates = f"{len(self.groups)} groups, {self.parameters:,} parameters"
         head = f"LoTRAdapter({updates}{_dtype_of(self)}{_source_of(self)})"

@@ -78,7 +78,7 @@ def _every_layer_within(
             return choice
         certificate = choice.stack.certificate
         assert certificate is not None
-        worst = max(map(float, certificate.layer_errors), default=0.0)
+        worst = certificate.worst_error
         if worst <= rule.epsilon:
             return choice
         asked = asked * max(0.99 * rule.epsilon / worst, 0.5)

@@ -153,7 +153,7 @@ class Converting:
             return self._together(rule, tell)
         known: dict[tuple[LoRAModule, ...], Made] = {}
         found = [self._each(way, rule, tell, known) for way in self.ways]
-        return min(found, key=lambda one: _rank(rule, one))
+        return found[0] if len(found) == 1 else min(found, key=lambda one: _rank(rule, one))
 
     def _each(
         self,
@@ -297,10 +297,8 @@ class Converting:
             return stored_group(group, decompose(stack, rule, wide))
 
     def _finished(self, way: Grouped, made: "list[Made]") -> Conversion:
-        own, by = self.adapter.dtype, way.name
-        origin = {"format": "peft-lora", "dtype": own, "group_by": by}
         groups = {one.made.name: one.made for one in made}
-        adapter = LoTRAdapter(groups, self.adapter.extras, self.adapter.config_text, origin)
+        adapter = LoTRAdapter.of_lora(self.adapter, groups, way.name)
         return Conversion(adapter, tuple(one.report for one in made), all(one.met for one in made))
 
 
@@ -338,4 +336,4 @@ def _without_kept(rule: Budget | TotalError, converted: float, whole: float) -> 
 
 
 def _rank(rule: AdapterRule, one: Conversion) -> tuple[float, ...]:
-    return rank_of(rule, one.adapter, one.relative_error, one.met)
+    return rank_of(rule, native_size(one.adapter), one.relative_error, one.met)

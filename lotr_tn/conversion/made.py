@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lotr_tn._arrays import to_numpy
-from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoTRAdapter, LoTRGroup
+from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoTRGroup
 from lotr_tn.adapters.storage import AdapterRule, format_of, stored_ranks
 from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.analysis.truncation import cut_parameters
 from lotr_tn.conversion.outcome import GroupConversion
-from lotr_tn.files.dialects.native import native_size
 from lotr_tn.formats import Certificate
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget
 from lotr_tn.ops.arrays import arrays_of
@@ -96,10 +95,10 @@ def stored_group(group: LoRAGroup, stack: Compressed) -> LoTRGroup:
     return LoTRGroup(group.name, group.targets, on_numpy)
 
 
-def rank_of(rule: AdapterRule, adapter: LoTRAdapter, error: float, met: bool) -> tuple[float, ...]:
+def rank_of(rule: AdapterRule, size: int, error: float, met: bool) -> tuple[float, ...]:
     """Smaller is better: met, a smaller file, and for a budget a smaller error first.
 
     Errors that differ by rounding alone are equal.
     """
-    size, error = float(native_size(adapter)), float(f"{error:.9e}")
+    error = float(f"{error:.9e}")
     return (not met, error, size) if isinstance(rule, Budget) else (not met, size, error)

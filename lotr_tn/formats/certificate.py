@@ -70,6 +70,11 @@ class Certificate:
         return tuple(map(ratio, _numbers(self.distances), self.layer_norms))
 
     @property
+    def worst_error(self) -> float:
+        """The relative error of the layer that loses most of its own norm; 0 without layers."""
+        return max(self.layer_errors, default=0.0)
+
+    @property
     def weighted_error(self) -> float:
         """(Σ w_l ‖ΔW_l − ΔŴ_l‖² / Σ w_l ‖ΔW_l‖²)^½; the relative error where all weigh 1."""
         return ratio(self.weighted_distance, self._weighted(self.layer_norms))

@@ -195,13 +195,12 @@ class Analysing:
             for group, choice in zip(groups, choices, strict=True)
         }
         first = next(iter(self.adapters.values()))
-        origin = {"format": "peft-lora", "dtype": first.dtype, "group_by": way.name}
-        adapter = LoTRAdapter(made, first.extras, first.config_text, origin)
+        size = native_size(LoTRAdapter.of_lora(first, made, way.name))
         found = [choice.candidate for choice in choices]
         error = joint_error(found, question.subjects)
         met = is_met(self.rule, [one.relative_error for one in found], error)
-        rank = rank_of(self.rule, adapter, error, met)
-        return _Answered(way, question, division, choices, native_size(adapter), error, rank)
+        rank = rank_of(self.rule, size, error, met)
+        return _Answered(way, question, division, choices, size, error, rank)
 
     def _question(
         self, way: Stacking, known: Sequence[Measured], progress: Callable[[str], None] | None

@@ -8,7 +8,6 @@ from lotr_tn.adapters.as_lora import Export
 from lotr_tn.adapters.grouping import lora_groups
 from lotr_tn.adapters.storage import format_of, stored_ranks
 from lotr_tn.conversion.outcome import Conversion, GroupConversion
-from lotr_tn.formats import Certificate
 from lotr_tn.inspection.compare import Comparison
 
 
@@ -48,7 +47,7 @@ def _group_record(group: GroupConversion) -> dict[str, Any]:
         "ranks": list(group.ranks),
         "relative_error": certificate.relative_error,
         "module_errors": list(certificate.layer_errors),
-        "worst_error": worst_error(certificate),
+        "worst_error": certificate.worst_error,
         "lower_bound": certificate.lower_bound,
         "upper_bound": certificate.upper_bound,
         "params_before": group.parameters_before,
@@ -138,11 +137,6 @@ def _lotr_group(adapter: LoTRAdapter, name: str) -> dict[str, Any]:
         "ranks": stored_ranks(group),
         "params": group.stored,
         "relative_error": None if certificate is None else certificate.relative_error,
-        "worst_error": None if certificate is None else worst_error(certificate),
+        "worst_error": None if certificate is None else certificate.worst_error,
         "method": None if certificate is None else certificate.method,
     }
-
-
-def worst_error(certificate: Certificate) -> float:
-    """The relative error of the layer that loses most of its own norm."""
-    return max((float(x) for x in certificate.layer_errors), default=0.0)

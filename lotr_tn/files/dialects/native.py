@@ -108,8 +108,7 @@ def native_overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group
         none = np.float64(extreme)
         certificate = Certificate(each, each, none, none, "randomised st-hosvd" * 2, 1000)
         kept[name] = replace(group, certificate=certificate)
-    origin = {"format": "peft-lora", "dtype": adapter.dtype, "group_by": group_by}
-    header = _header(LoTRAdapter(kept, adapter.extras, adapter.config_text, origin))
+    header = _header(LoTRAdapter.of_lora(adapter, kept, group_by))
     for described, group in zip(header["groups"].values(), groups.values(), strict=True):
         described["ranks"] = [10**6] * (group.shape[0] + 2)
     most = max(len(form.fields) for form in FORMS.values())
