@@ -46,16 +46,21 @@ class Asked:
         """Refuse fixed ranks that keep nothing, or that limits are to bound."""
         if not isinstance(self.rule, FixedRank):
             return
-        if 0 in self.rule.pair:
-            raise RankError(
-                "ranks must be at least 1, since rank 0 keeps nothing of the updates; found "
-                f"{','.join(map(str, self.rule.pair))}"
-            )
+        require_directions(self.rule)
         if self.limits not in (None, RankLimits()):
             raise OptionError(
                 "limits bound the ranks that are chosen for an error or a size; with fixed ranks "
                 "nothing is chosen: give ranks or limits"
             )
+
+
+def require_directions(ranks: FixedRank) -> None:
+    """Refuse ranks that keep nothing."""
+    if 0 in ranks.pair:
+        raise RankError(
+            "ranks must be at least 1, since rank 0 keeps nothing of the updates; found "
+            f"{','.join(map(str, ranks.pair))}"
+        )
 
 
 @dataclass(frozen=True)

@@ -201,10 +201,10 @@ def _cut_alike(
     u, s, vt = svds_of_products(ups, downs, xp=xp)
     ranks = [min(rank, s.shape[1]) for rank in ranks]
     most = max(ranks)
-    # what is cut off a layer is zero, so that all have one size
-    kept = np.arange(most) < np.array(ranks)[:, None]
-    kept = xp.asarray(kept.astype(np.float64), device=device(s))
-    root = xp.sqrt(s[:, :most]) * signs(u[:, :, :most], xp=xp) * kept
+    root = xp.sqrt(s[:, :most]) * signs(u[:, :, :most], xp=xp)
+    if min(ranks) < most:  # what is cut off a layer is zero, so that all have one size
+        kept = np.arange(most) < np.array(ranks)[:, None]
+        root = root * xp.asarray(kept.astype(np.float64), device=device(s))
     up = narrow(u[:, :, :most] * root[:, None, :], dtype, xp=xp)
     down = narrow(root[:, :, None] * vt[:, :most, :], dtype, xp=xp)
     # in the singular vectors, which are an orthonormal frame already, the layer is diag(s)

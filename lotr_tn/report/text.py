@@ -228,6 +228,7 @@ def _lora_table(record: dict[str, Any]) -> Table:
 
 def _lotr_table(record: dict[str, Any]) -> Table:
     table = plain_table("Group", "Layers x matrix", "Ranks", "Error", "Worst", "Parameters", "By")
+    table.collapse_padding = True  # or names would be folded on a terminal of 80 columns
     for group in record["groups"]:
         table.add_row(
             group["name"],

@@ -354,6 +354,12 @@ def test_options_that_make_no_sense_are_refused(options, words, path):
     refused(lt.errors.OptionError, words, fleets.fleet(2), path, **options)
 
 
+@pytest.mark.parametrize("rule", [lt.FixedRank(0), lt.FixedRank(0, 3)])
+def test_ranks_that_keep_nothing_are_refused(rule, path):
+    words = "rank 0 keeps nothing of the updates; found 0,"
+    refused(lt.errors.RankError, words, fleets.fleet(2), path, rule=rule)
+
+
 def test_a_file_that_exists_is_only_replaced_by_force(path):
     path.write_bytes(b"old")
     with pytest.raises(lt.errors.CheckpointError, match="exists"):

@@ -60,3 +60,20 @@ def test_a_bank_of_many_fits(lotr, tmp_path):
     assert "--all shows" in out
     _, whole, _ = lotr(*asked, "-o", "b.lotr.safetensors", "--all")
     assert whole.count("step-") == 14
+
+
+def test_the_names_of_a_truncated_file_are_not_folded(lotr, tmp_path):
+    rng = np.random.default_rng(1)
+    pairs = {
+        f"layers.{layer}.cross_attn_add_q_proj": (rng.standard_normal((999, 4)), np.ones((4, 999)))
+        for layer in range(100)
+    }
+    save(tmp_path / "one", pairs)
+    asked = ("--rank", "3", "--format", "lotr", "-o", "cut.lotr.safetensors", "-q")
+    assert lotr("convert", "one", *asked) == (0, "", "")
+    status, out, _ = lotr("inspect", "cut.lotr.safetensors")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= COLUMNS
+    assert [line.split()[0] for line in out.splitlines() if line.strip()].count(
+        "cross_attn_add_q_proj"
+    ) == 1

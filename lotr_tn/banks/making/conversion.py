@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from lotr_tn._arguments import door
 from lotr_tn._arrays import require_dtype
 from lotr_tn.adapters.adapter import Adapter
+from lotr_tn.adapters.asked import require_directions
 from lotr_tn.adapters.storage import other_dtypes_for, storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
@@ -188,6 +189,8 @@ def _check(
         raise OptionError(
             "the route sketch, and no other, needs the size of its bases, such as 256"
         )
+    if isinstance(rule, FixedRank):
+        require_directions(rule)
     if isinstance(rule, FixedRank) and form is not None and form.kept:
         raise OptionError(
             f"--format {format} has no ranks to be told; ask for an error or a size, or for "
