@@ -80,12 +80,7 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     except (LotrError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None
     extras = {key: tensor for key, tensor in tensors.items() if key not in reader.used}
-    begin = f"{method.name}_"
-    strange = [
-        key
-        for key in extras
-        if key.startswith(f"base_model.{begin}") or key.rpartition(".")[2].startswith(begin)
-    ]
+    strange = [key for key in extras if _is_of(method, key)]
     if strange:
         raise CheckpointError(f"{weights}: {strange[0]!r} belongs to no module of the groups")
     for key in extras:
@@ -96,6 +91,12 @@ def load_lotr_peft(path: str | os.PathLike[str]) -> LoTRAdapter:
     dtype = min((g.dtype for g in groups.values()), key=lambda name: UNIT_ROUNDOFF[name])
     origin = {"format": "lotr-peft", "dtype": dtype, "group_by": config.get("group_by", "kind")}
     return LoTRAdapter(groups, extras, config_text(_as_lora(config, groups, method)), origin, path)
+
+
+def _is_of(method: Method, key: str) -> bool:
+    """Whether it is the name of a tensor that a method trains."""
+    begin = f"{method.name}_"
+    return key.startswith(f"base_model.{begin}") or key.rpartition(".")[2].startswith(begin)
 
 
 @dataclass
@@ -231,7 +232,20 @@ def save_lotr_peft(
             for key, core in own.items():
                 stored = LOTR.kept(key, looks_up=target.layout.kind == "embedding")
                 tensors[f"{PREFIX}{target.name}.{stored}"] = RawTensor.of_finite(core, target.name)
+    _require_other_tensors(adapter.extras, tensors, Path(path))
     write_peft_folder(Path(path), tensors, config_text(_as_lotr(adapter, ranks)), force=force)
+
+
+def _require_other_tensors(
+    extras: Mapping[str, RawTensor], written: Mapping[str, RawTensor], path: Path
+) -> None:
+    """Refuse names that would not be read again as those of other tensors."""
+    for key, tensor in extras.items():
+        if written[key] is not tensor or _is_of(LOTR, key) or not key.startswith(PREFIX):
+            raise CheckpointError(
+                f"{path} was not written, as the name {key!r} of another tensor could not be read "
+                f"again; needed {PREFIX} and a module of the base, as PEFT has it"
+            )
 
 
 def _trainable(group: LoTRGroup | LoRAGroup) -> Tucker2:

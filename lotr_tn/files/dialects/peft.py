@@ -185,7 +185,25 @@ def save_peft(adapter: LoRAAdapter, path: Path, *, force: bool, extras: bool = T
     text = adapter.config_text
     if not extras:
         text = config_text(dict(adapter.config) | OTHER_TENSORS)
+    modules = {module.target.name for module in adapter.modules}
+    _require_read_again(path, tensors, text, modules, set(adapter.extras) if extras else set())
     write_peft_folder(path, tensors, text, force=force)
+
+
+def _require_read_again(
+    path: Path, tensors: Mapping[str, RawTensor], text: str, modules: set[str], others: set[str]
+) -> None:
+    """Refuse names and settings that `load_peft` would refuse, or take for other modules."""
+    try:
+        keys = read_keys(tensors, path, own=_target_parts(parse_config(text, path / CONFIG)))
+    except CheckpointError as error:
+        raise CheckpointError(f"not written, as it could not be read again: {error}") from None
+    wrong = sorted((modules ^ keys.pairs.keys()) | (others ^ keys.extras.keys()))
+    if wrong:
+        raise CheckpointError(
+            f"{path} was not written, as {wrong[0]!r} would be read again as another tensor; "
+            "needed names of modules and tensors as PEFT has them, each once"
+        )
 
 
 def write_peft_folder(
