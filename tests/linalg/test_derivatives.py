@@ -27,7 +27,6 @@ PARTS = {
     "U": lambda u, s, v: u,
     "s": lambda u, s, v: s,
     "V": lambda u, s, v: v,
-    "all": lambda u, s, v: (u, s, v),
     "product": lambda u, s, v: (u * s) @ v.mT,
     "projector": lambda u, s, v: u @ u.mT,
     "polar": lambda u, s, v: u @ v.mT,
@@ -57,22 +56,24 @@ def check(part, up, down, rank):
     )
 
 
-@pytest.mark.parametrize("part", PARTS)
+def each_part(u, s, v):
+    """All of `PARTS`, each differentiated by itself against one set of differences."""
+    return (u, s, v, *(part(u, s, v) for name, part in PARTS.items() if name not in set("UsV")))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_differences(shape, part):
+def test_agrees_with_differences(shape):
     m, r, n, rank = SHAPES[shape]
-    assert check(PARTS[part], *factors(m, r, n, seed=4), rank)
+    assert check(each_part, *factors(m, r, n, seed=4), rank)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_factors_that_lack_column_rank(part):
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("column", ["zero", "twice"])
+def test_factors_that_lack_column_rank(column, rank):
     up, down = (x.detach() for x in factors(7, 4, 6))
-    zero, twice = up.clone(), up.clone()
-    zero[:, 1], twice[:, 3] = 0, twice[:, 0]
-    for deficient in (zero, twice):
-        for rank in (2, 3):
-            assert check(PARTS[part], deficient, down, rank)
-            assert check(PARTS[part], down.mT, deficient.mT, rank)
+    up[:, 3] = {"zero": torch.zeros(7), "twice": up[:, 0]}[column]
+    assert check(each_part, up, down, rank)
+    assert check(each_part, down.mT, up.mT, rank)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -149,8 +150,7 @@ def test_accuracy_between_dense_vectors():
 
 def test_equal_dropped_values_do_not_matter():
     up, down, _, _ = planted([3, 2, 1, 1, 1])
-    for part in PARTS.values():
-        assert check(part, up, down, 2)
+    assert check(each_part, up, down, 2)
 
 
 def backward(part, up, down, rank):
@@ -170,7 +170,7 @@ def test_equal_kept_values_are_refused(part):
         backward(PARTS[part], up, down, 4)
 
 
-@pytest.mark.parametrize("part", sorted(PARTS.keys() - {"all"}))
+@pytest.mark.parametrize("part", sorted(PARTS))
 def test_equal_kept_and_dropped_values_are_refused(part):
     up, down, _, _ = planted([3, 2, 2, 1])
     with pytest.raises(
@@ -180,7 +180,7 @@ def test_equal_kept_and_dropped_values_are_refused(part):
         backward(PARTS[part], up, down, 2)
 
 
-@pytest.mark.parametrize("part", sorted(PARTS.keys() - {"all", "norm"}))
+@pytest.mark.parametrize("part", sorted(PARTS.keys() - {"norm"}))
 def test_a_kept_value_of_zero_is_refused(part):
     for values in ([3, 2, 0], [3, 2, 1e-11], [3, 2, 0, 0]):
         up, down, _, _ = planted(values)
@@ -293,8 +293,6 @@ def test_gradients_come_back_in_the_dtype_of_the_factors():
     up, down = factors(6, 3, 5, dtype=torch.float32)
     wide = [x.detach().double().requires_grad_() for x in (up, down)]
     for part in PARTS.values():
-        if part is PARTS["all"]:
-            continue
         for one, other in zip(backward(part, up, down, 2), backward(part, *wide, 2), strict=True):
             assert one.dtype == torch.float32
             torch.testing.assert_close(one, other.float(), rtol=0, atol=0)
@@ -322,7 +320,7 @@ def test_writing_into_the_result_leaves_the_derivative_alone():
     torch.testing.assert_close(torch.autograd.grad(first, up)[0], expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("part", sorted(PARTS.keys() - {"all"}))
+@pytest.mark.parametrize("part", sorted(PARTS))
 def test_second_derivatives_raise(part):
     """Also where the first one comes from a constant, and is a part of a sum only."""
     up, down = factors(6, 3, 5)
