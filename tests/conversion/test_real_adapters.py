@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(ROOT is None, reason="real adapters not found: s
 ROUNDING = 1e-14  # where nothing is cut off, nothing is lost
 
 
-def name_of(folder: Path) -> str:
-    return f"{folder.parent.name}-{folder.name}"
+def name_of(value: object) -> str:
+    return f"{value.parent.name}-{value.name}" if isinstance(value, Path) else str(value)
 
 
 def deltas(folder: Path) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,18 @@ from tests.conversion.test_real_adapters import GOOD, ROOT, name_of
 pytestmark = pytest.mark.skipif(ROOT is None, reason="real adapters not found: set LOTR_REAL_DATA")
 SINGLE = [format for format in FORMS if format != "lora"]
 CHECKPOINTS = [f for f in GOOD if f.parent.name == "roberta-pt-18ckpt"]
-each_folder = pytest.mark.parametrize("folder", GOOD, ids=name_of)
+EPSILONS = (0.3, 0.1, 0.05, 0.01)
+OTHERS = [folder for folder in GOOD if folder not in CHECKPOINTS]
+ASKED = [*product(OTHERS, EPSILONS), *zip(CHECKPOINTS, EPSILONS, strict=False)]
+"""Each adapter with each error; the checkpoints of one run share the errors among them."""
+
+ONE_OF_A_RUN = [*OTHERS, *CHECKPOINTS[:1]]
+COVERING = [
+    (folder, EPSILONS[(place + turn) % len(EPSILONS)], format)
+    for place, folder in enumerate(ONE_OF_A_RUN)
+    for turn, format in enumerate(SINGLE)
+]
+"""Each adapter with each form and with each error, and each form with each error."""
 
 
 @cache
@@ -34,8 +46,7 @@ def analysed(folder: Path, epsilon: float):
     return analyze_adapters([adapter_of(folder)], lt.RelativeError(epsilon))
 
 
-@pytest.mark.parametrize("epsilon", [0.3, 0.1, 0.05, 0.01])
-@each_folder
+@pytest.mark.parametrize(("folder", "epsilon"), ASKED, ids=name_of)
 def test_what_is_recommended_is_what_a_conversion_gives(folder, epsilon):
     adapter, rule = adapter_of(folder), lt.RelativeError(epsilon)
     analysis = analysed(folder, epsilon)
@@ -55,9 +66,7 @@ def test_what_is_recommended_is_what_a_conversion_gives(folder, epsilon):
     assert conversion.relative_error <= analysis.relative_error + 1e-9
 
 
-@pytest.mark.parametrize("format", SINGLE)
-@pytest.mark.parametrize("epsilon", [0.3, 0.1, 0.05, 0.01])
-@pytest.mark.parametrize("folder", [f for f in GOOD if f not in CHECKPOINTS[1:]], ids=name_of)
+@pytest.mark.parametrize(("folder", "epsilon", "format"), COVERING, ids=name_of)
 def test_no_single_format_stores_less(folder, epsilon, format):
     adapter, rule = adapter_of(folder), lt.RelativeError(epsilon)
     analysis = analysed(folder, epsilon)
@@ -105,16 +114,24 @@ def test_every_entry_of_the_surface(data, name, kind, layers):
     assert np.allclose(surface.errors[known > 1e-10], known[known > 1e-10], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("epsilon", [0.05, 0.01])
-def test_checkpoints_of_one_run_belong_together_module_by_module(epsilon):
+def test_the_choices_of_options_cover_every_two_of_them():
+    assert len(CHECKPOINTS) == len(EPSILONS)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        found = {(choice[one], choice[other]) for choice in COVERING}
+        options = (ONE_OF_A_RUN, EPSILONS, SINGLE)
+        assert found == set(product(options[one], options[other]))
+
+
+@pytest.mark.parametrize(("epsilon", "kind"), [(0.05, "query"), (0.01, "value")])
+def test_checkpoints_of_one_run_belong_together_module_by_module(epsilon, kind):
     adapters = [adapter_of(folder) for folder in CHECKPOINTS]
     assert len(adapters) == 4
-    analysis = analyze_adapters(adapters, lt.RelativeError(epsilon))
+    analysis = analyze_adapters(adapters, lt.RelativeError(epsilon), groups=[kind])
     costs = {cost.stacking: cost for cost in analysis.stackings}
     assert set(costs) == {"layers", "adapters", "adapters-layers"}
     assert [cost.stacking for cost in analysis.stackings if cost.chosen] == ["adapters"]
     best = costs["adapters"]
-    assert best.stacks == len(analysis.groups) == 24
+    assert best.stacks == len(analysis.groups) == 12
     for cost in costs.values():
         assert cost is best or best.bytes < cost.bytes
     apart = costs["layers"].parameters

@@ -74,17 +74,17 @@ def dense(adapter: Adapter) -> dict[str, np.ndarray]:
     return found
 
 
-def basis(matrix: np.ndarray) -> np.ndarray:
-    u, s, _ = np.linalg.svd(matrix, full_matrices=False)
-    return u[:, s > 1e-11 * s.max(initial=0.0)]
+def bases_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Orthonormal bases of its outputs and its inputs."""
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    kept = s > 1e-11 * s.max(initial=0.0)
+    return {"out": u[:, kept], "in": vt[kept].T}
 
 
 def truth(adapters: Mapping[str, Adapter]) -> dict[str, np.ndarray]:
     """All matrices by loops over dense updates and SciPy's angles."""
     updates = [dense(adapter) for adapter in adapters.values()]
-    bases = [
-        {k: {"out": basis(w), "in": basis(w.T)} for k, w in update.items()} for update in updates
-    ]
+    bases = [{k: bases_of(w) for k, w in update.items()} for update in updates]
     count = len(updates)
     found = {
         key: np.full((count, count), np.nan)

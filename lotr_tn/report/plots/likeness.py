@@ -107,7 +107,6 @@ def _lay_out(
     figure: Figure, panels: list[Axes], images: list[AxesImage], side: float, note: float
 ) -> None:
     """Give everything its place in inches: names what they need, and a note its line."""
-    figure.draw_without_rendering()
     boxes = [label.get_window_extent() for label in panels[0].get_yticklabels()]
     names = math.ceil(max(box.width for box in boxes) / figure.dpi * 50) / 50 + NAME_GAP
     first, below = LEFT + names, BOTTOM + note
