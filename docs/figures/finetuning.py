@@ -26,7 +26,6 @@ from lotr_tn.demo.train import SEQUENCE_LENGTH as LENGTH
 from lotr_tn.demo.train import TARGET_MODULES, build_base_model, evaluate, make_corpus, optimise
 
 HERE = Path(__file__).parent
-WINDOWS = 128
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 
 
@@ -35,6 +34,7 @@ class Plan:
     """How much is trained, and on how many bytes of text."""
 
     corpus: int
+    windows: int  # of the text that a loss is measured on
     pretraining: int
     steps: int
     seeds: tuple[int, ...]
@@ -44,8 +44,10 @@ class Plan:
     rates: tuple[float, ...]
 
 
-FULL = Plan(200_000, 230, 190, (0, 1, 2), (1, 2, 4, 8), (2, 4, 8, 16, 32), (8, 16, 32, 64), RATES)
-SMOKE = Plan(3_000, 3, 3, (0,), (1,), (2,), (4,), (5e-3,))
+FULL = Plan(
+    200_000, 128, 230, 190, (0, 1, 2), (1, 2, 4, 8), (2, 4, 8, 16, 32), (8, 16, 32, 64), RATES
+)
+SMOKE = Plan(3_000, 16, 3, 3, (0,), (1,), (2,), (4,), (5e-3,))
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class Point:
     losses: list[float]
 
 
-def held_out(seed: int) -> torch.Tensor:
+def held_out(plan: Plan, seed: int) -> torch.Tensor:
     """Windows of text of the new style that no training sees."""
-    corpus = make_corpus(seed, shifted=True, length=WINDOWS * (LENGTH + 1))
-    return corpus.reshape(WINDOWS, LENGTH + 1).long()
+    corpus = make_corpus(seed, shifted=True, length=plan.windows * (LENGTH + 1))
+    return corpus.reshape(plan.windows, LENGTH + 1).long()
 
 
 def lora(base: nn.Module, rank: int, seed: int) -> nn.Module:
@@ -106,7 +108,7 @@ def tuned(model: nn.Module, plan: Plan, rate: float, seed: int) -> nn.Module:
 def point(base: nn.Module, method: str, rank: int, plan: Plan) -> Point:
     """One method at one rank: its best rate on one seed, and its losses on all of them."""
     build = METHODS[method]
-    choosing, judging = held_out(1_000_001), held_out(1_000_000)
+    choosing, judging = held_out(plan, 1_000_001), held_out(plan, 1_000_000)
     tried = {
         rate: evaluate(tuned(build(base, rank, 50), plan, rate, 50), choosing)
         for rate in plan.rates
@@ -122,7 +124,7 @@ def point(base: nn.Module, method: str, rank: int, plan: Plan) -> Point:
 
 def healed(base: nn.Module, plan: Plan) -> list[dict[str, float]]:
     """A LoRA cut to LoTR, and its cores trained on: error and loss before and after."""
-    judging = held_out(1_000_000)
+    judging = held_out(plan, 1_000_000)
     source = tuned(lora(base, max(plan.lora), 0), plan, 5e-3, 0)
     before = evaluate(source, judging)
     updates = {
@@ -201,7 +203,7 @@ def main(plan: Plan = FULL, folder: Path = HERE) -> dict[str, object]:
     torch.set_num_threads(1)
     base = build_base_model(0).float()
     optimise(base, make_corpus(0, shifted=False, length=plan.corpus), plan.pretraining, 2e-3, 0)
-    base_loss = evaluate(base, held_out(1_000_000))
+    base_loss = evaluate(base, held_out(plan, 1_000_000))
     chosen = zip(METHODS, (plan.lora, plan.lotr, plan.cores), strict=True)
     points = [point(base, method, rank, plan) for method, ranks in chosen for rank in ranks]
     record = {

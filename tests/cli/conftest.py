@@ -1,11 +1,15 @@
 """The program, run in an empty folder."""
 
+import contextlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from lotr_tn.cli import main
+from lotr_tn.cli.main import app
 
 
 @pytest.fixture
@@ -25,6 +29,13 @@ def lotr(monkeypatch, capsys, tmp_path):
         return status, out.out, out.err
 
     return run
+
+
+def run_in(folder: Path, *arguments: object) -> None:
+    """Run the program in a folder that several tests look at, where it is to end well."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
 
 
 def of_json(result):

@@ -1,12 +1,14 @@
 """NaN and overflow: every command ends with status 1 and one sentence, and writes nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.cli import runs
+from tests.cli.conftest import run_in
 
 COMMANDS = {
     "inspect": "inspect {bad}",
@@ -25,13 +27,22 @@ COMMANDS = {
 }
 
 
-@pytest.fixture
-def places(lotr, tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Good adapters, one that a test makes bad, and a bank of the good ones."""
+    folder = tmp_path_factory.mktemp("made")
     for at, name in enumerate(("good", "good2", "bad")):
-        runs.checkpoint(tmp_path / name, 1000 + 500 * at)
-    made = lotr("bank", "make", "good", "good2", "--rel-error", "0.1", "-o", "b.safetensors", "-q")
-    assert made[0] == 0
+        runs.checkpoint(folder / name, 1000 + 500 * at)
+    run_in(
+        folder, "bank", "make", "good", "good2", "--rel-error", "0.1", "-o", "b.safetensors", "-q"
+    )
+    return folder
+
+
+@pytest.fixture
+def places(made, tmp_path):
+    """Copies of them."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return {"good": "good", "bad": "bad", "bank": "b.safetensors"}
 
 

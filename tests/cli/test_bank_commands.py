@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,19 +13,26 @@ from lotr_tn.banks import load_bank
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.container import read_container
 from tests.cli import runs
-from tests.cli.conftest import of_json
+from tests.cli.conftest import of_json, run_in
 
 BANK = "history.lotr.safetensors"
 STEPS = (500, 1000, 2000, 3000)
 NAMES = [f"checkpoint-{step}" for step in STEPS]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Checkpoints below `run` and a bank of them at an error of 5%, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    runs.history(folder / "run", *STEPS)
+    run_in(folder, "bank", "make", "run", "--rel-error", "0.05", "-o", BANK, "-q")
+    return folder
+
+
 @pytest.fixture
-def bank(lotr, tmp_path):
-    """A bank of the checkpoints below `run`, at an error of 5%."""
-    runs.history(tmp_path / "run", *STEPS)
-    assert lotr("bank", "make", "run", "--rel-error", "0.05", "-o", BANK, "-q") == (0, "", "")
-    return tmp_path / BANK
+def bank(made, tmp_path):
+    """A copy of that bank, beside the checkpoints."""
+    return shutil.copytree(made, tmp_path, dirs_exist_ok=True) / BANK
 
 
 def words(text: str) -> str:

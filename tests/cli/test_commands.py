@@ -1,8 +1,6 @@
 """The program as a user meets it: output, JSON, exit statuses, help."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -304,42 +302,6 @@ def test_extras_are_named_and_may_be_left_out(lotr, tmp_path):
     assert not bare.extras
     assert bare.config["modules_to_save"] is None
     assert lt.load_adapter("lora").extras
-
-
-def test_the_demo_runs_what_it_shows(lotr, tmp_path):
-    status, out, err = lotr("demo")
-    assert (status, err) == (0, "")
-    assert "1. What is in the adapter" in out
-    left = {p.name for p in (tmp_path / "lotr-demo").iterdir()}
-    assert left == {"adapter", "run", "run.lotr.safetensors", "checkpoint-160"}
-    for command in commands_of(out):
-        words = command.partition(" | ")[0].split()
-        assert lotr(*words, *(["--force"] if "-o" in words else []))[0] == 0, command
-    record = of_json(lotr("demo", "--json"))  # a second run replaces its own files
-    assert record["bank"]["worst_error"] <= 0.1
-    assert record["bank"]["bytes_after"] < record["bank"]["bytes_before"]
-    assert abs(record["compare"]["relative_error"] - record["export"]["relative_error"]) < 1e-4
-
-
-def commands_of(out):
-    """The commands that the demo prints, which do what it says."""
-    shown = [line.strip().removeprefix("$ lotr ") for line in out.splitlines() if "$ lotr" in line]
-    assert len(shown) == 5
-    return shown
-
-
-def test_demo_and_convert_load_neither_torch_nor_plotting(tmp_path):
-    script = (
-        "import sys; sys.argv = ['lotr', 'demo', '-q']\n"
-        "from lotr_tn.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code\n"
-        "heavy = {'torch', 'tensorly', 'matplotlib', 'peft', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_progress_goes_to_stderr_after_a_second(monkeypatch, capsys):

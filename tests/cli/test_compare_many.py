@@ -3,27 +3,39 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lotr_tn as lt
 from lotr_tn.adapters import LoRAModule
-from tests.cli.conftest import of_json
+from tests.cli.conftest import of_json, run_in
 from tests.files import peft_models as pm
 
+DEMO = Path(lt.__file__).parent / "demo" / "adapter"
 KEYS = {
     "adapters", "modules", "cosine", "overlap_out", "overlap_in", "chance_out", "chance_in",
     "common_modules", "chance", "order", "groups", "group_cosine",
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The demo adapter, a LoTR of it, and the same exported, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(DEMO, folder / "demo-adapter")
+    lotr = "demo.lotr.safetensors"
+    run_in(folder, "convert", "demo-adapter", "--rel-error", 0.3, "-o", lotr, "-q")
+    run_in(folder, "export", lotr, "-o", "again", "-q")
+    return folder
+
+
 @pytest.fixture
-def three(lotr, demo_adapter):
-    """The demo adapter, a LoTR of it, and the same exported."""
-    lotr("convert", demo_adapter, "--rel-error", 0.3, "-o", "demo.lotr.safetensors", "-q")
-    lotr("export", "demo.lotr.safetensors", "-o", "again", "-q")
-    return demo_adapter, "demo.lotr.safetensors", "again"
+def three(made, tmp_path):
+    """Copies of the three."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "demo-adapter", "demo.lotr.safetensors", "again"
 
 
 def test_three_as_json(lotr, three):

@@ -1,12 +1,17 @@
 """`lotr demo`, as a user meets it in a terminal of 24 rows of 80 columns."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 import lotr_tn as lt
 from lotr_tn.cli.demo import ERROR, NEXT, TAKEN
+from tests.cli.conftest import of_json
 
 ROWS, COLUMNS = 24, 80
 
@@ -16,15 +21,70 @@ def rows(text):
     return sum(max(1, -(-len(line.rstrip()) // COLUMNS)) for line in text.strip("\n").split("\n"))
 
 
-def test_five_screens_and_what_they_say_is_so(lotr, tmp_path):
-    status, out, err = lotr("demo")
-    assert (status, err) == (0, "")
-    screens = re.split(r"\n(?=\d\. )", out)[1:]
+HEAVY = {"torch", "tensorly", "matplotlib", "peft", "transformers"}
+PROGRAM = f"""
+import sys
+from lotr_tn.cli import main
+sys.argv = ["lotr", "demo"]
+try:
+    main()
+except SystemExit as done:
+    assert not done.code
+heavy = {HEAVY!r} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What the demo prints, and the folder where it ran: in a process of its own, once."""
+    folder = tmp_path_factory.mktemp("ran")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "80"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    return done, folder
+
+
+def test_it_loads_neither_torch_nor_plotting(ran):
+    done, _ = ran
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_runs_what_it_shows(lotr, ran, tmp_path):
+    out = ran[0].stdout
+    shutil.copytree(ran[1], tmp_path, dirs_exist_ok=True)
+    assert "1. What is in the adapter" in out
+    left = {p.name for p in (tmp_path / "lotr-demo").iterdir()}
+    assert left == {"adapter", "run", "run.lotr.safetensors", "checkpoint-160"}
+    for command in commands_of(out):
+        words = command.partition(" | ")[0].split()
+        assert lotr(*words, *(["--force"] if "-o" in words else []))[0] == 0, command
+    record = of_json(lotr("demo", "--json"))  # a second run replaces its own files
+    assert record["bank"]["worst_error"] <= 0.1
+    assert record["bank"]["bytes_after"] < record["bank"]["bytes_before"]
+    assert abs(record["compare"]["relative_error"] - record["export"]["relative_error"]) < 1e-4
+
+
+def commands_of(out):
+    """The commands that the demo prints, which do what it says."""
+    shown = [line.strip().removeprefix("$ lotr ") for line in out.splitlines() if "$ lotr" in line]
+    assert len(shown) == 5
+    return shown
+
+
+def test_five_screens_and_what_they_say_is_so(ran):
+    done, folder = ran
+    screens = re.split(r"\n(?=\d\. )", done.stdout)[1:]
     assert [screen[:2] for screen in screens] == ["1.", "2.", "3.", "4.", "5."]
     assert max(map(rows, screens)) < ROWS
     holds, costs, bank, taken, _ = (" ".join(screen.split()) for screen in screens)
 
-    left = tmp_path / "lotr-demo"
+    left = folder / "lotr-demo"
     run = [left / "run" / f"checkpoint-{step}" for step in (130, 160, 190)]
     assert sorted((left / "run").iterdir()) == run
     assert f"{lt.load_adapter(left / 'adapter').parameters:,} parameters" in holds

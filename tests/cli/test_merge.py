@@ -7,19 +7,29 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
-from tests.cli.conftest import of_json
+from tests.cli.conftest import of_json, run_in
 from tests.conversion.test_merging import dense, dense_sum, gap
 
-
-@pytest.fixture
-def two(lotr, demo_adapter, tmp_path):
-    """The demo adapter as `a`, and a compressed one of it as `b`."""
-    shutil.copytree(demo_adapter, tmp_path / "a")
-    assert lotr("convert", "a", "--rel-error", 0.3, "-o", "b.lotr.safetensors", "-q")[0] == 0
-    return {"a": lt.load_adapter(tmp_path / "a"), "b": lt.load_adapter("b.lotr.safetensors")}
+DEMO = Path(lt.__file__).parent / "demo" / "adapter"
 
 
 PATHS = ("a", "b.lotr.safetensors")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The demo adapter as `a`, and a compressed one of it as `b`, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(DEMO, folder / "a")
+    run_in(folder, "convert", "a", "--rel-error", 0.3, "-o", "b.lotr.safetensors", "-q")
+    return folder
+
+
+@pytest.fixture
+def two(made, tmp_path):
+    """Copies of both, and what they hold."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return {name: lt.load_adapter(tmp_path / path) for name, path in zip("ab", PATHS, strict=True)}
 
 
 def test_a_sum_and_its_record(lotr, two):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +37,52 @@ def record() -> dict[str, Any]:
     return demo_record(NAMES)
 
 
+@pytest.fixture(scope="package")
+def window(browser: Any) -> Callable[[dict[str, Any]], Any]:
+    """Gives the window of some options: each is opened once, and each test loads its own page."""
+
+    @cache
+    def opened(options: tuple[tuple[str, Any], ...]) -> Any:
+        page = browser.new_context(**dict(options)).new_page()
+        page.set_default_timeout(10_000)
+        return page
+
+    return lambda options: opened(tuple(options.items()))
+
+
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def show(window: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens a record's page; at the end nothing may have been asked for and nothing complained."""
     complaints: list[str] = []
     requests: list[str] = []
-    contexts: list[Any] = []
+    used: list[Any] = []
     file = tmp_path / "report.html"
+    heard = {
+        "console": lambda message: complaints.append(message.text),
+        "pageerror": lambda failure: complaints.append(str(failure)),
+        "dialog": lambda dialog: complaints.append(dialog.message),
+        "request": lambda request: requests.append(request.url),
+    }
 
     def opened(
         record: dict[str, Any] | Path, width: int = 1280, told: Any = None, **options: Any
     ) -> Any:
         text = record.read_text("utf-8") if isinstance(record, Path) else page_html(record, told)
         file.write_text(text, encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda failure: complaints.append(str(failure)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on("request", lambda request: requests.append(request.url))
+        page = window(options)
+        page.set_viewport_size({"width": width, "height": 800})
+        if page not in used:
+            used.append(page)
+            for event, listener in heard.items():
+                page.on(event, listener)
         page.goto(file.as_uri())
         return page
 
     yield opened
-    for context in contexts:
-        context.close()
+    for page in used:
+        page.emulate_media(media="null")
+        for event, listener in heard.items():
+            page.remove_listener(event, listener)
     assert complaints == []
     assert set(requests) == {file.as_uri()}
 

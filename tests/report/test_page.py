@@ -15,7 +15,6 @@ from lotr_tn.report.numbers import error
 from lotr_tn.report.page import page_html
 from lotr_tn.report.page.payload import packed
 from tests.report.page_records import (
-    demo_record,
     empty_group,
     llama_record,
     made_up_group,
@@ -74,11 +73,6 @@ def data_of(page: str) -> dict[str, Any]:
 def unpacked(packed_numbers: dict[str, Any]) -> np.ndarray:
     kind = {32: "<f4", 64: "<f8"}[packed_numbers["bits"]]
     return np.frombuffer(base64.b64decode(packed_numbers["data"]), dtype=kind)
-
-
-@pytest.fixture(scope="module")
-def record() -> dict[str, Any]:
-    return demo_record()
 
 
 @pytest.fixture(scope="module")
