@@ -1,7 +1,5 @@
 """Stacks whose structure is known, and dense computations that do not use the package."""
 
-import itertools
-
 import numpy as np
 
 import lotr_tn as lt
@@ -99,10 +97,11 @@ def hosvd_errors(dense, most):
     left, right = unfoldings(dense)
     u, v = (np.linalg.svd(x, full_matrices=False)[0] for x in (left, right))
     errors = np.empty((most[0] + 1, most[1] + 1, len(dense)))
-    for r1, r2 in itertools.product(range(most[0] + 1), range(most[1] + 1)):
-        p, q = u[:, :r1] @ u[:, :r1].T, v[:, :r2] @ v[:, :r2].T
-        for layer, matrix in enumerate(dense):
-            errors[r1, r2, layer] = np.linalg.norm(matrix - p @ matrix @ q) ** 2
+    for r1 in range(most[0] + 1):
+        inside = u[:, :r1] @ (u[:, :r1].T @ dense)
+        for r2 in range(most[1] + 1):
+            lost = dense - inside @ v[:, :r2] @ v[:, :r2].T
+            errors[r1, r2] = (lost**2).sum(axis=(1, 2))
     return errors
 
 

@@ -1,5 +1,6 @@
 """The best format for a stack, against every format converted for real."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -16,7 +17,7 @@ from lotr_tn.errors import DerivativeError, OptionError, PrecisionWarning, RankE
 from lotr_tn.linalg.ranks import RankLimits
 from lotr_tn.testing import laws, strategies
 from tests.analysis.planted import PLANTED, dense_of, lora, one_side, shared
-from tests.conftest import BACKENDS, stack_on
+from tests.conftest import LAW_BACKENDS, stack_on
 
 each_planted = pytest.mark.parametrize("name", PLANTED)
 ERRORS = [0.5, 0.3, 0.1, 0.05, 0.01, 1e-6]
@@ -33,8 +34,7 @@ def option(text):
 
 
 @each_planted
-@pytest.mark.parametrize("epsilon", ERRORS)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("epsilon", "seed"), [*zip(ERRORS, itertools.cycle([0, 1]), strict=False)])
 def test_nothing_that_can_be_made_is_smaller(name, epsilon, seed):
     stack = PLANTED[name](seed)
     rule = lt.RelativeError(epsilon)
@@ -112,7 +112,7 @@ def test_an_energy_asks_for_the_same_as_its_error(seed, share):
 
 
 @each_planted
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
 def test_a_budget_loses_least(name, share):
     stack = PLANTED[name](1)
     stored = lt.parameter_count(stack)
@@ -198,7 +198,7 @@ def test_rounding_to_a_dtype_counts(name, dtype, epsilon):
         assert {a.dtype.name for a in vars(found).values() if isinstance(a, np.ndarray)} == {dtype}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LAW_BACKENDS)
 @each_planted
 def test_every_backend_chooses_the_same(backend, name):
     stack = PLANTED[name](0)

@@ -1,5 +1,7 @@
 """Clusters of layers: planted ones, the cost of every cluster made for real, and both extremes."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,9 +45,8 @@ def extremes(stack, error):
     return min(sizes.values()), alone
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(("error", "seed"), [*zip(ERRORS, itertools.cycle([0, 1]), strict=False)])
 @pytest.mark.parametrize("name", PLANTED)
-@pytest.mark.parametrize("seed", [0, 1])
 def test_the_partition_costs_what_it_says(name, error, seed):
     stack = PLANTED[name](seed)
     found = lt.analysis.cluster_layers(stack, lt.RelativeError(error))

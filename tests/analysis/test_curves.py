@@ -1,5 +1,6 @@
 """Coordinates and curves, against dense layers, every choice of ranks, and stacks made for real."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -196,14 +197,22 @@ def test_one_shared_side_is_the_best_there_is(side, seed, limits):
         assert other >= lost * (1 - 1e-12)
 
 
+@functools.cache
+def known_errors(case):
+    """A case's coordinates, and the dense errors of all pairs of ranks that these have."""
+    stack = CASES[case]()
+    found = coordinates_of(stack)
+    k1, k2 = (size - 1 for size in found.lost.shape)
+    return stack, found, hosvd_errors(dense_of(stack), (k1, k2))
+
+
 @each_case
 @pytest.mark.parametrize("limits", LIMITS[:4])
 def test_the_lotr_curve_is_the_front_of_all_pairs(case, limits):
-    stack = CASES[case]()
-    dense, coordinates = dense_of(stack), coordinates_of(stack)
+    stack, coordinates, errors = known_errors(case)
     layers, m, n = stack.shape
     most = coordinates.lost.shape[0] - 1, coordinates.lost.shape[1] - 1
-    known = hosvd_errors(dense, most).sum(axis=2)
+    known = errors.sum(axis=2)
     curve = curves_of(coordinates, 10**9, ("lotr",), limits)["lotr"]
     (low1, high1), (low2, high2) = (limits.bounds(size) for size in most)
     floor = 1e-20 * known[0, 0]
@@ -266,8 +275,8 @@ def test_what_is_planted_is_cheap():
 
 @each_case
 def test_coordinates_are_those_of_the_dense_layers(case):
-    stack = CASES[case]()
-    dense, found = dense_of(stack), coordinates_of(stack)
+    stack, found, known = known_errors(case)
+    dense = dense_of(stack)
     energy = float(np.linalg.norm(dense) ** 2)
     assert found.shape == stack.shape
     assert found.energy == pytest.approx(energy, rel=1e-12)
@@ -281,7 +290,6 @@ def test_coordinates_are_those_of_the_dense_layers(case):
         wanted = np.linalg.svd(matrix, compute_uv=False)[: len(values)]
         assert np.allclose(values, wanted, rtol=1e-10, atol=1e-13 * energy**0.5)
         assert size == pytest.approx(np.linalg.norm(matrix) ** 2, rel=1e-10)
-    known = hosvd_errors(dense, (k1, k2))
     assert np.allclose(found.lost, known.sum(axis=2), rtol=1e-9, atol=1e-24 * energy)
     pairs = list(itertools.product(range(0, k1 + 1, 2), range(k2 + 1)))
     rows = found.layer_lost(pairs)

@@ -127,9 +127,9 @@ def strangers(count=4, *, seed=0, ranks=(3,), **options):
 
 def mixed(seed=0):
     """Adapters that differ in all that adapters of one base may differ in."""
-    modules = paths(QV | ODD, 2)
+    modules = paths(QV, 2) | paths(ODD, 1)
     planted = spaces(seed, modules, 4)
-    some = {path: form for path, form in modules.items() if not path.endswith(("1.v", "1.grouped"))}
+    some = {path: form for path, form in modules.items() if not path.endswith(("1.v", "0.grouped"))}
     common = {HEAD: head(0)}
 
     def one(number, only=modules, **options):

@@ -30,7 +30,7 @@ def partition(labels):
 
 @pytest.mark.parametrize(
     ("seed", "stack"),
-    [(0, "auto"), (0, "adapters"), (0, "layers"), (1, "auto"), (2, "adapters"), (1, "layers")],
+    [(0, "auto"), (1, "layers"), (2, "adapters")],
 )
 def test_planted_lineages_are_found(seed, stack, path):
     fleet = lineages(seed=seed)
@@ -74,7 +74,7 @@ def test_lineages_are_found_between_growing_bases(path):
     fleets.require_true(made.bank, fleet, 0.05)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_new_adapter_goes_to_the_lineage_that_it_belongs_to(seed, path, tmp_path):
     fleet = lineages(18, seed=seed)
     names = list(fleet)

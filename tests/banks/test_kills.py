@@ -45,6 +45,7 @@ def program(last):
 PLAIN = (
     "stack='adapters', format='lotr'"  # no choice to be made, so that each of many runs is short
 )
+PLAIN_OPTIONS = ("--stack", "adapters", "--format", "lotr")
 CONVERT = program(f"make_bank(adapters, bank, RelativeError(0.05), {PLAIN})")
 
 
@@ -78,7 +79,18 @@ CHANGES = {
     ),
     "lotr bank make": Change(
         LOTR,
-        ("bank", "make", "FLEET", "--rel-error", "0.02", "-o", "BANK", "--force", "-q"),
+        (
+            "bank",
+            "make",
+            "FLEET",
+            "--rel-error",
+            "0.02",
+            "-o",
+            "BANK",
+            "--force",
+            "-q",
+            *PLAIN_OPTIONS,
+        ),
         (0, 1, 2, 3),
     ),
 }

@@ -192,5 +192,5 @@ class BankMachine(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_changes_keeps_every_promise():
-    few = settings(max_examples=max(settings().max_examples, 25), stateful_step_count=6)
+    few = settings(stateful_step_count=6)
     run_state_machine_as_test(BankMachine, settings=few)

@@ -1,11 +1,14 @@
 """Two processes on one machine train the model of `blocks`; run by `test_distributed`."""
 
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint import state_dict
 
 import lotr_tn.nn as ln
 from tests.nn.blocks import model, pairs, shake
@@ -37,8 +40,25 @@ def wrapped(kind, network):
     return ln.shard_lotr(network, network.blocks)
 
 
-def main(rank: int, folder: Path) -> None:
+def both(folder: Path) -> int:
+    """Run the second in a process forked from the first, as both load the same libraries."""
     torch.set_num_threads(1)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            main(1, folder)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    main(0, folder)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for kind in KINDS:
@@ -51,8 +71,6 @@ def run(kind: str, rank: int, folder: Path) -> None:
     plain = adapted()
     network = trained(wrapped(kind, plain), BATCHES[:, rank::2])
     assert len(pairs(plain)) == 2
-    from torch.distributed.checkpoint import state_dict
-
     whole = state_dict.StateDictOptions(full_state_dict=True)
     state = state_dict.get_model_state_dict(network, options=whole)
     if rank == 0:
@@ -60,4 +78,4 @@ def run(kind: str, rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(both(Path(sys.argv[1])))
