@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -27,7 +26,6 @@ from rich.table import Column
 from lotr_tn._shown import shown
 from lotr_tn.cli.words import typed_words
 from lotr_tn.errors import CheckpointError, printable, sentence
-from lotr_tn.files.weights import files_of, weights_in
 
 NOT_MET = 3  # exit status of work that was done, but missed the error or size asked for
 SHOWN_AFTER = 1.0  # seconds of work without a bar
@@ -155,9 +153,3 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a file, or of an adapter folder's weights."""
-    weights = path if path.is_file() else weights_in(path)
-    return 0 if weights is None else sum(part.stat().st_size for part in files_of(weights))

@@ -9,7 +9,7 @@ import typer
 from lotr_tn.adapters.asked import Asked, Where
 from lotr_tn.cli.bank.make import Making
 from lotr_tn.cli.commands import HIDDEN, typed
-from lotr_tn.cli.console import REPLACE, Output, file_size, missed
+from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     BestGroupByOption,
     DtypeOption,
@@ -29,11 +29,13 @@ from lotr_tn.doors.sources import is_collection
 from lotr_tn.errors import OptionError
 from lotr_tn.files.dialects.lotr_peft import save_lotr_peft
 from lotr_tn.files.places import located, name_of
+from lotr_tn.files.weights import file_size
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import FixedRank
 from lotr_tn.report.records import conversion_record
 from lotr_tn.report.text import conversion_text
 
+EVERY = typer.Option("--all", help="Show every group.")
 PANELS = {
     "How much": "rel_error total_error max_params max_bytes rank",
     "Which form": "format",
@@ -76,7 +78,7 @@ def convert(
         str | None, typer.Option(metavar="NAME", help="A device of torch, such as cuda.")
     ] = None,
     making: Annotated[Making, HIDDEN],
-    out: Annotated[Output, {"force": REPLACE}],
+    out: Annotated[Output, {"force": REPLACE, "all": EVERY}],
 ) -> None:
     """Convert a LoRA adapter (a PEFT folder or weights file) to LoTR.
 
@@ -114,7 +116,9 @@ def convert(
     sizes = file_size(source), file_size(destination)
     record = conversion_record(conversion, destination, sizes, out.seconds)
     ranks = rule.pair if isinstance(rule, FixedRank) else None
-    out.show(record, lambda record: conversion_text(record, asked_text(rule), ranks))
+    out.show(
+        record, lambda record: conversion_text(record, asked_text(rule), ranks, show_all=out.all)
+    )
     if not conversion.met:
         missed(
             f"{record['dtype']} cannot hold the error asked for ({asked_text(rule)}); the file has "

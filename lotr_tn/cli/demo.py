@@ -12,9 +12,10 @@ from rich.text import Text
 
 from lotr_tn.adapters import LoRAAdapter, to_lora
 from lotr_tn.banks.making.conversion import make_bank
-from lotr_tn.cli.console import Output, file_size
+from lotr_tn.cli.console import Output
 from lotr_tn.doors import load_adapter, save_adapter
 from lotr_tn.doors.sources import named_adapters
+from lotr_tn.files.weights import file_size
 from lotr_tn.inspection import analyze_adapters, compare_adapters
 from lotr_tn.linalg.ranks import RelativeError
 from lotr_tn.report.analysis import analysis_record

@@ -10,12 +10,13 @@ import typer
 from lotr_tn.adapters import LoTRAdapter, to_lora
 from lotr_tn.banks.file import is_bank
 from lotr_tn.cli.commands import typed
-from lotr_tn.cli.console import REPLACE, Output, file_size
+from lotr_tn.cli.console import REPLACE, Output
 from lotr_tn.cli.questions import DtypeOption
 from lotr_tn.doors import load_adapter
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.places import name_of
+from lotr_tn.files.weights import file_size
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.records import export_record
 from lotr_tn.report.text import export_text

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from lotr_tn.adapters import Adapter
-from lotr_tn.cli.console import REPLACE, Output, file_size, missed
+from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     AnyBaseOption,
     DtypeOption,
@@ -21,6 +21,7 @@ from lotr_tn.conversion.merge import merge_adapters
 from lotr_tn.conversion.merging_modules import updates_of
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.files.dialects.peft import save_peft
+from lotr_tn.files.weights import file_size
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.merging import merging_record, merging_text
 

@@ -55,15 +55,14 @@ def _known(name: str | None) -> str | None:
     return name
 
 
-_OTHERS = [name for name, form in FORMS.items() if not form.kept and not form.pairs]
+_FORMS = [f"{name} ({form.label})" for name, form in FORMS.items() if not form.kept]
 FormatOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="NAME",
         callback=_known,
-        help="auto (the smallest), lotr or another form. The others are "
-        f"{', '.join(_OTHERS[:-1])} and {_OTHERS[-1]}.",
+        help="auto (the smallest), lotr or another form. The forms: " + "; ".join(_FORMS) + ".",
     ),
 ]
 MethodOption: TypeAlias = Annotated[

@@ -39,6 +39,12 @@ def files_of(weights: Path) -> list[Path]:
     return [weights.parent / name for name in dict.fromkeys(_index(weights).values())] or [weights]
 
 
+def file_size(path: Path) -> int:
+    """Bytes of a file, or of an adapter folder's weights."""
+    weights = path if path.is_file() else weights_in(path)
+    return 0 if weights is None else sum(part.stat().st_size for part in files_of(weights))
+
+
 def read_weights(weights: Path) -> dict[str, RawTensor]:
     """All tensors of a file, or of the parts that an index names."""
     index = _index(weights)

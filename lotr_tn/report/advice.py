@@ -5,7 +5,7 @@ from typing import Any
 from lotr_tn.analysis.forms import FORMS, LOTR
 from lotr_tn.analysis.forms.truncated import FORM as TRUNCATED
 from lotr_tn.report.forms import candidate_of, is_kept, is_pairs, phrase_of
-from lotr_tn.report.numbers import byte_size, counted, percent, ratio_text, times
+from lotr_tn.report.numbers import byte_size, counted, file_growth, percent, times
 from lotr_tn.report.text import ALL_ZERO
 
 SHARED = 0.5  # mean overlap from which layers are said to share a subspace
@@ -49,45 +49,49 @@ def group_advice(group: dict[str, Any]) -> str:
     if lotr := candidate_of(group, LOTR.name):
         these = f"one {member}" if layers == 1 else f"these {layers} {member}s"
         parts.append(
-            f"sharing U and V across {these} costs {ratio_text(lotr['ratio'])} the LoRA at "
+            f"sharing U and V across {these} costs {_size(lotr, group)} the LoRA at "
             f"{percent(lotr['relative_error'])} error"
         )
     if cut := candidate_of(group, TRUNCATED.name):
         loss = percent(cut["relative_error"])
-        parts.append(f"cutting each {member}'s rank costs {ratio_text(cut['ratio'])} at {loss}")
+        parts.append(f"cutting each {member}'s rank costs {_size(cut, group)} at {loss}")
     if layers > 1:
         parts.append(_subspaces(group))
     least = min((candidate["params"] for candidate in group["candidates"]), default=0)
     if len(group["clusters"]) > 1 and group["clustered_params"] < least:
         parts.append(
             f"apart, in {len(group['clusters'])} sets of {member}s, they would take "
-            f"{times(group['clustered_params'], group['params'])}"
+            f"{times(group['clustered_params'], group['params'])} the parameters"
         )
     text = "; ".join(parts) + "."
     return text[0].upper() + text[1:]
 
 
+def _size(candidate: dict[str, Any], group: dict[str, Any]) -> str:
+    return times(candidate["bytes"], group["bytes"])
+
+
 def _recommendation(record: dict[str, Any]) -> str:
-    before, found = record["params"], record["recommended"]
+    found, numbers = record["recommended"], f"{record['params']:,} parameters"
+    before, after = record["bytes"], found["update_bytes"]
     forms = {group["recommended"] for group in record["groups"] if group["norm"]}
     loses = f"at {percent(found['relative_error'])} error, measured"
     of_size = record["question"]["kind"] in ("max_params", "max_bytes")
     if all(map(is_kept, forms)):
         if of_size:
-            return f"The LoRA as it is, of {before:,} parameters, has room: nothing need be lost."
+            return f"The LoRA as it is, of {numbers}, has room: nothing need be lost."
         return (
             f"Nothing compresses: {question_text(record['question'])} needs all "
-            f"{before:,} parameters of the LoRA."
+            f"{numbers} of the LoRA."
         )
     if "stacking" in found:
         together = record["question"]["kind"] == "total_error"
         whom = "all together" if together else "the worst adapter"
-        return (
-            f"One bank takes {byte_size(found['bytes'])}, {times(found['params'], before)} the "
-            f"parameters ({before:,} -> {found['params']:,}), {whom} {loses}."
-        )
-    after, how = found["params"], _how(record, forms)
-    size = f"{times(after, before)} the parameters ({before:,} -> {after:,}) {loses}"
+        sizes = f"{byte_size(found['bytes'])}, its updates {file_growth(before, after)}"
+        return f"One bank takes {sizes}, {whom} {loses}."
+    how = _how(record, forms)
+    sizes = f"{byte_size(before)} -> {byte_size(after)}, in a file of {byte_size(found['bytes'])}"
+    size = f"{times(after, before)} the bytes ({sizes}) {loses}"
     if of_size:
         return f"Best of this size: {how}, {size}."
     if after > HARDLY * before:
@@ -113,9 +117,9 @@ def _sharing(record: dict[str, Any]) -> list[str]:
         return []
     if all(is_pairs(group["recommended"]) for group in record["groups"]):
         return []
-    total = sum(candidate["params"] for candidate in lotr)
+    total = sum(candidate["bytes"] for candidate in lotr)
     member = record["groups"][0]["member"]
-    words = f"LoTR for all groups would take {times(total, record['params'])}"
+    words = f"LoTR for all groups would take {times(total, record['bytes'])}"
     means = [
         max(group["overlap"]["means"])
         for group in record["groups"]
@@ -123,7 +127,7 @@ def _sharing(record: dict[str, Any]) -> list[str]:
     ]
     if means and max(means) < UNSHARED:
         words += f": these {member}s do not share a subspace"
-    elif means and total > record["params"]:
+    elif means and total > record["bytes"]:
         words += f": these {member}s share too little"
     return [words + "."]
 
@@ -139,16 +143,19 @@ def _other_stackings(record: dict[str, Any]) -> list[str]:
     def figure(way: dict[str, Any]) -> str:
         if by_error:
             return f"{percent(way['relative_error'])} error"
-        return times(way["params"], record["params"])
+        if len(record["sources"]) > 1:
+            return times(way["params"], record["params"])
+        return byte_size(way["bytes"])
 
     if len(record["sources"]) > 1:
         shown = "; ".join(f"{way['label']} {figure(way)}" for way in others)
-        return [f"Best stacked: {chosen['label']}, {figure(chosen)}; {shown}."]
-    key = "relative_error" if by_error else "params"
+        of = "" if by_error else " the parameters"
+        return [f"Best stacked: {chosen['label']}, {figure(chosen)}{of}; {shown}."]
+    key = "relative_error" if by_error else "bytes"
     best = min(others, key=lambda s: s[key])
     if best[key] >= HARDLY * chosen[key]:
         return []
-    return [f"Stacked as {best['label']} it would be {figure(best)}: --group-by {best['name']}."]
+    return [f"Stacked as {best['label']} it would take {figure(best)}: --group-by {best['name']}."]
 
 
 def _subspaces(group: dict[str, Any]) -> str:

@@ -13,10 +13,10 @@ from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.advice import question_text
 from lotr_tn.report.emphasis import emphasised
 from lotr_tn.report.forms import is_kept
-from lotr_tn.report.numbers import byte_size, count, counted, error, ratio_text, times
+from lotr_tn.report.numbers import byte_size, count, counted, error, times
 from lotr_tn.report.page.command import command_parts
 from lotr_tn.report.screen import largest, most_rows, rows_of
-from lotr_tn.report.text import bound_text, plain_table, shape_text
+from lotr_tn.report.text import add_left_out, bound_text, plain_table, shape_text
 
 MORE = "More            --all: other errors, other stackings, every form of each group"
 
@@ -87,19 +87,17 @@ def _groups(record: dict[str, Any], room: int, show_all: bool) -> Table:
             best["format"],
             best["ranks"],
             error(best["relative_error"]),
-            times(best["params"], group["params"]),
+            times(best["bytes"], group["bytes"]),
         )
-    if len(shown) < len(record["groups"]):
-        table.add_row(f"and {counted(len(record['groups']) - len(shown), 'more group')}")
-    return table
+    return add_left_out(table, shown, record["groups"])
 
 
 def _at_errors(record: dict[str, Any]) -> Table:
-    """What each form would store at other errors, by its curve; most shared first, then less."""
+    """Parameters of each form at other errors, by its curve; most shared first, then less."""
     within = record["groups"][0]["params_within"]
     formats = [name for name in within if name in FORMS and not is_kept(name)]
     formats.sort(key=lambda name: (bool(FORMS[name].shares), -len(FORMS[name].shares)))
-    table = plain_table("Error", *formats)
+    table = plain_table("Parameters at", *formats)
     for bound in next(iter(within.values())):
         sizes = [_least(record, form, bound) for form in formats]
         shown = ["-" if size is None else times(size, record["params"]) for size in sizes]
@@ -114,7 +112,9 @@ def _least(record: dict[str, Any], form: str, bound: str) -> int | None:
 
 
 def _stackings(record: dict[str, Any]) -> Table:
-    table = plain_table("Way of stacking", "Stacks", "Parameters", "Size", "Error")
+    several = len(record["sources"]) > 1  # of these no file is made but a bank
+    size = "Of LoRA" if several else "File"
+    table = plain_table("Way of stacking", "Stacks", "Parameters", size, "Error")
     for way in record["stackings"]:
         name = f"{way['label']} ({way['name']})" + (" *" if way["chosen"] else "")
         if way["params"] is None:
@@ -124,7 +124,7 @@ def _stackings(record: dict[str, Any]) -> Table:
             name,
             str(way["stacks"]),
             count(way["params"]),
-            times(way["params"], record["params"]),
+            times(way["params"], record["params"]) if several else byte_size(way["bytes"]),
             error(way["relative_error"]),
         )
     return table
@@ -135,15 +135,15 @@ def _candidates(record: dict[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for group in record["groups"]:
         parts += [Text(group["name"], style="bold"), Padding(Text(group["advice"]), (0, 0, 0, 2))]
-        table = plain_table("Format", "Ranks", "Parameters", "Size", "Error")
+        table = plain_table("Form", "Ranks", "Parameters", "Size", "Error")
         for candidate in group["candidates"]:
             mark = " *" if candidate["format"] == group["recommended"] else ""
             bound = "" if candidate["measured"] or candidate["least_params"] is None else "≤ "
             table.add_row(
-                f"{candidate['label']}{mark}",
+                f"{candidate['format']}{mark}",
                 candidate["ranks"],
                 bound + count(candidate["params"]),
-                ratio_text(candidate["ratio"]),
+                times(candidate["bytes"], group["bytes"]),
                 error(candidate["relative_error"]),
             )
         parts.append(table)
@@ -151,7 +151,17 @@ def _candidates(record: dict[str, Any]) -> list[RenderableType]:
     candidates = [c for group in record["groups"] for c in group["candidates"]]
     if any(c["least_params"] and not c["measured"] for c in candidates):
         legend += " ≤: by HOSVD; HOOI may need fewer, but not fewer than the recommended form."
-    return [*parts, Text(legend)]
+    return [*parts, _vocabulary(candidates), Text(legend)]
+
+
+def _vocabulary(candidates: Sequence[Mapping[str, Any]]) -> Table:
+    """What each form is; all but the LoRA as it is can be asked for by these words."""
+    table = plain_table("--format")
+    table.add_column("What is stored")
+    labels = {candidate["format"]: candidate["label"] for candidate in candidates}
+    for name, label in labels.items():
+        table.add_row(f"({name})" if is_kept(name) else name, label)
+    return table
 
 
 def _next_step(record: dict[str, Any], given: Mapping[str, Sequence[str]]) -> Text:

@@ -19,6 +19,8 @@ from lotr_tn.report.numbers import byte_size, counted, error, file_growth, times
 from lotr_tn.report.screen import most_rows, rows_of
 from lotr_tn.report.text import plain_table
 
+TABLE = 5  # rows about a second table
+FEWEST = 2  # rows of each of two tables, at least
 SHOWN = 12  # rows of a table that are shown unless all are asked for
 HARDLY = (
     "These adapters hardly share anything: every layer keeps factors of its own, of lower "
@@ -223,7 +225,8 @@ def adapter_table(
     if not left:
         return [table]
     which = "largest errors" if worst else "first adapters"
-    return [table, Text(f"The {len(shown)} {which}; --all shows {left} more.\n")]
+    end = "\n" if worst else ""
+    return [table, Text(f"The {len(shown)} {which}; --all shows {left} more.{end}")]
 
 
 def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
@@ -293,10 +296,13 @@ def bank_text(
         f"Layers          {layers}",
         f"Carried along   {_contents_text(record['contents'])}",
     ]
+    adapters, groups = record["adapters"], record["groups"]
+    room = most_rows(rows_of(*lines) + TABLE)
+    most = max(room - min(len(groups), room // 2), FEWEST)
     return Group(
         Text("\n".join(lines)),
-        *adapter_table(record["adapters"], show_all=show_all, worst=False),
-        *_group_table(record["groups"], show_all=show_all),
+        *adapter_table(adapters, show_all=show_all, worst=False, most=most),
+        *_group_table(groups, show_all=show_all, most=max(room - min(len(adapters), most), FEWEST)),
     )
 
 
@@ -313,10 +319,12 @@ def _contents_text(contents: Mapping[str, Any]) -> str:
     return f"{text}, {byte_size(contents['bytes'])}"
 
 
-def _group_table(groups: list[dict[str, Any]], *, show_all: bool) -> list[RenderableType]:
+def _group_table(
+    groups: list[dict[str, Any]], *, show_all: bool, most: int
+) -> list[RenderableType]:
     shown = groups
-    if len(groups) > SHOWN and not show_all:
-        shown = sorted(groups, key=lambda group: -group["bytes"])[:SHOWN]
+    if len(groups) > most and not show_all:
+        shown = sorted(groups, key=lambda group: -group["bytes"])[:most]
     table: Table = plain_table("Stack", "Matrix", "Bases", "Layers", "Size")
     for group in shown:
         sides = ["+".join(map(str, side)) for side in group["bases"]]

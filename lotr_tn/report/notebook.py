@@ -12,12 +12,14 @@ from rich.text import Text
 from lotr_tn._shown import shown
 from lotr_tn.adapters.adapter import LoRAAdapter, LoTRAdapter
 from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.making.conversion import BankConversion
 from lotr_tn.conversion.outcome import Conversion
 from lotr_tn.errors import printable
+from lotr_tn.files.weights import file_size
 from lotr_tn.inspection.analysis import Analysis
 from lotr_tn.report.analysis import analysis_record
 from lotr_tn.report.analysis_text import analysis_text
-from lotr_tn.report.bank import bank_record, bank_text
+from lotr_tn.report.bank import adapter_record, adapter_table, bank_record, bank_text
 from lotr_tn.report.records import conversion_record, inspection_record
 from lotr_tn.report.text import group_table, inspection_text
 
@@ -58,7 +60,16 @@ def _(conversion: Conversion) -> RenderableType:
 
 
 @renderable.register
+def _(conversion: BankConversion) -> RenderableType:
+    adapters = [adapter_record(conversion.bank, name) for name in conversion.bank.names]
+    table = adapter_table(shown(adapters), show_all=False)
+    return Group(*table, Text(printable(repr(conversion).splitlines()[0])))
+
+
+@renderable.register
 def _(bank: Bank) -> RenderableType:
-    record = bank_record(bank, bank.source or Path("bank in memory"), bank.nbytes)
+    path = bank.source
+    size = bank.nbytes if path is None or not path.exists() else file_size(path)
+    record = bank_record(bank, path or Path("bank in memory"), size)
     config = json.loads(bank.config_text(bank.names[0])) if bank.names else {}
     return bank_text(shown(record), shown(config), show_all=False)

@@ -1,5 +1,6 @@
 """Records as tables and sentences for a terminal of 80 columns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -11,6 +12,7 @@ from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.emphasis import FigureTable, emphasised
 from lotr_tn.report.forms import is_pairs
 from lotr_tn.report.numbers import byte_size, count, counted, error, file_growth, rank_range, times
+from lotr_tn.report.screen import largest, most_rows, rows_of
 
 WORST = 8
 SHOWN_EXTRAS = 3
@@ -33,14 +35,23 @@ def shape_text(shape: list[int]) -> str:
     return f"{shape[0]} x {shape[1]}x{shape[2]}"
 
 
-def group_table(record: dict[str, Any]) -> Table:
-    """What a conversion made of each group."""
+def add_left_out(table: Table, shown: Sequence[Any], groups: Sequence[Any]) -> Table:
+    """The table, with a line below it that counts the groups that are not shown."""
+    if left := len(groups) - len(shown):
+        table.caption = f" and {counted(left, 'more group')}; --all shows them"
+        table.caption_justify, table.caption_style = "left", ""
+    return table
+
+
+def group_table(record: dict[str, Any], shown: Sequence[Any] | None = None) -> Table:
+    """What a conversion made of each group, or of those that are shown."""
     mixed = _mixed(record)
     columns = ["Group", "Layers x matrix", "Ranks", "Error", "Worst", "LoRA", "LoTR", "Ratio"]
     if mixed:
         columns[1], columns[6] = "Format", "After"
     table = plain_table(*columns)
-    for group in record["groups"]:
+    groups: Sequence[Any] = record["groups"] if shown is None else shown
+    for group in groups:
         before, after = group["params_before"], group["params_after"]
         table.add_row(
             group["name"],
@@ -52,7 +63,7 @@ def group_table(record: dict[str, Any]) -> Table:
             count(after),
             times(after, before),
         )
-    return table
+    return add_left_out(table, groups, record["groups"])
 
 
 def _mixed(record: dict[str, Any]) -> bool:
@@ -72,7 +83,7 @@ def _cut_to(record: dict[str, Any], ranks: tuple[int, int] | None) -> str:
 
 
 def conversion_text(
-    record: dict[str, Any], asked: str, ranks: tuple[int, int] | None = None
+    record: dict[str, Any], asked: str, ranks: tuple[int, int] | None = None, *, show_all: bool
 ) -> RenderableType:
     """The outcome of `lotr convert`, for what was asked in words, and as ranks if these were."""
     mixed = _mixed(record)
@@ -91,12 +102,20 @@ def conversion_text(
         lines.insert(1, f"At best         {bound_text(record)}")
     if record["untouched"]:
         lines.insert(-1, carried_line(record))
-    parts: list[RenderableType] = [group_table(record), emphasised("\n".join(lines))]
-    if record["zero"]:
-        parts.append(Text("\n" + ALL_ZERO, style="yellow"))
-    elif not mixed and (warning := verdict_line(record)):
-        parts.append(Text("\n" + warning, style="yellow"))
-    return Group(*parts)
+    verdict = ALL_ZERO if record["zero"] else None if mixed else verdict_line(record)
+    last = ["\n" + verdict] if verdict else []
+    room = most_rows(rows_of(*lines, *last))
+    shown = largest(record["groups"], _parameters_before, room, show_all=show_all)
+    said = [Text(text, style="yellow") for text in last]
+    return Group(group_table(record, shown), emphasised("\n".join(lines)), *said)
+
+
+def _parameters_before(group: dict[str, Any]) -> int:
+    return group["params_before"]
+
+
+def _parameters(group: dict[str, Any]) -> int:
+    return group["params"]
 
 
 def bound_text(record: dict[str, Any]) -> str:
@@ -173,7 +192,9 @@ def comparison_lines(record: dict[str, Any]) -> str:
     return title + f"Cosine          {record['cosine']:.8f}"
 
 
-def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> RenderableType:
+def inspection_text(
+    record: dict[str, Any], config: dict[str, Any], *, show_all: bool = False
+) -> RenderableType:
     """The outcome of `lotr inspect`."""
     lora = record["format"] == "peft-lora"
     modules = sum(len(group["modules"]) for group in record["groups"])
@@ -194,9 +215,12 @@ def inspection_text(record: dict[str, Any], config: dict[str, Any]) -> Renderabl
         lines.append(f"Carried along   {named}{rest}")
     if record["digests"] is False:
         lines.append("Digests         none: written by an earlier version, so damage is not seen")
-    table = _lora_table(record) if lora else _lotr_table(record)
-    zero = [Text(ALL_ZERO, style="yellow")] if record["zero"] else []
-    return Group(Text("\n".join(lines)), table, *zero)
+    last = [ALL_ZERO] if record["zero"] else []
+    room = most_rows(rows_of(*lines, *last))
+    shown = largest(record["groups"], _parameters, room, show_all=show_all)
+    table = _lora_table(shown) if lora else _lotr_table(shown)
+    add_left_out(table, shown, record["groups"])
+    return Group(Text("\n".join(lines)), table, *(Text(text, style="yellow") for text in last))
 
 
 def _kinds(record: dict[str, Any]) -> str:
@@ -212,9 +236,9 @@ def _scale(config: dict[str, Any]) -> str:
     return text + (", with patterns" if patterns else "")
 
 
-def _lora_table(record: dict[str, Any]) -> Table:
+def _lora_table(groups: Sequence[dict[str, Any]]) -> Table:
     table = plain_table("Group", "Layers x matrix", "Ranks", "Scale", "Parameters")
-    for group in record["groups"]:
+    for group in groups:
         scales = sorted({f"{scale:.4g}" for scale in group["scales"]})
         table.add_row(
             group["name"],
@@ -226,10 +250,10 @@ def _lora_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _lotr_table(record: dict[str, Any]) -> Table:
+def _lotr_table(groups: Sequence[dict[str, Any]]) -> Table:
     table = plain_table("Group", "Layers x matrix", "Ranks", "Error", "Worst", "Parameters", "By")
     table.collapse_padding = True  # or names would be folded on a terminal of 80 columns
-    for group in record["groups"]:
+    for group in groups:
         table.add_row(
             group["name"],
             shape_text(group["shape"]),

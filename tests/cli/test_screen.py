@@ -1,8 +1,12 @@
 """What a command tells fits on one screen of 24 rows, with the verdict at its end."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from lotr_tn.analysis.forms import FORMS
 from lotr_tn.report.screen import COLUMNS, ROWS, largest, rows_of
 from tests.cli.runs import checkpoint, save
 
@@ -50,6 +54,56 @@ def test_an_analysis_fits(lotr, many, asked):
     assert " ".join(whole.split("\n\n")[-1].split()) == ending
 
 
+@pytest.mark.parametrize("form", ["lotr", "truncated"])
+def test_a_conversion_fits(lotr, many, form):
+    asked = ("convert", "many", "--rel-error", "0.3", "--format", form, "--group-by", "kind")
+    status, out, _ = lotr(*asked, "-o", "a.lotr.safetensors")
+    assert status == 0
+    assert rows(out) <= ROWS
+    assert "more groups" in out
+    _, whole, _ = lotr(*asked, "-o", "b.lotr.safetensors", "--all")
+    assert whole.count("kind") >= 20
+    told = [text.partition("Relative error")[2].partition("Written")[0] for text in (out, whole)]
+    assert told[0] == told[1]
+    for source in ("many", "a.lotr.safetensors"):
+        status, out, _ = lotr("inspect", source)
+        assert status == 0
+        assert rows(out) <= ROWS
+        assert "more groups" in out
+        assert lotr("inspect", source, "--all")[1].count("kind") >= 20
+
+
+def test_forms_have_one_name_and_one_word(lotr, many):
+    """In the table of an analysis, in the help of a conversion, and on the page about them."""
+    page = (Path(__file__).parents[2] / "docs" / "analyze.md").read_text(encoding="utf-8")
+    _, table, _ = lotr("analyze", "many", "--group-by", "kind", "--group", "kind0", "--all")
+    told = " ".join(lotr("convert", "--help-all")[1].replace("│", " ").split())
+    for name, form in FORMS.items():
+        row = f"({name})" if form.kept else name
+        assert [row, *form.label.split()] in [line.split() for line in table.splitlines()]
+        assert form.kept or f"{name} ({form.label})" in told
+        assert f"| {form.label} |" in page.partition(f"| `{name}` ")[2].partition("\n")[0]
+
+
+def test_a_folder_of_adapters(lotr, tmp_path):
+    for step in range(1, 31):
+        checkpoint(tmp_path / "run" / f"step-{step}", step)
+    status, out, err = lotr("inspect", "run")
+    assert (status, err) == (0, "")
+    assert rows(out) <= ROWS
+    assert "30 adapters" in out
+    assert out.index("step-2 ") < out.index("step-10 ")  # in natural order
+    assert "--all shows" in out
+    assert lotr("inspect", "run", "--all")[1].count("step-") == 30
+    record = json.loads(lotr("inspect", "run", "--json")[1])
+    alone = json.loads(lotr("inspect", "run/step-3", "--json")[1])
+    assert record["adapters"][2] == {"name": "step-3", **alone}
+    (tmp_path / "run" / "step-7" / "adapter_config.json").write_text("{")
+    status, out, err = lotr("inspect", "run")
+    assert (status, out) == (1, "")
+    assert "step-7" in err
+
+
 def test_a_bank_of_many_fits(lotr, tmp_path):
     for step in range(100, 1500, 100):
         checkpoint(tmp_path / "run" / f"step-{step}", step)
@@ -60,6 +114,11 @@ def test_a_bank_of_many_fits(lotr, tmp_path):
     assert "--all shows" in out
     _, whole, _ = lotr(*asked, "-o", "b.lotr.safetensors", "--all")
     assert whole.count("step-") == 14
+    status, out, _ = lotr("bank", "show", "a.lotr.safetensors")
+    assert status == 0
+    assert rows(out) <= ROWS
+    assert "--all shows" in out
+    assert lotr("bank", "show", "a.lotr.safetensors", "--all")[1].count("step-") == 14
 
 
 def test_the_names_of_a_truncated_file_are_not_folded(lotr, tmp_path):

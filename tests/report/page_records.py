@@ -181,7 +181,12 @@ def record_of(
         ],
         "params": params,
         "bytes": 4 * params,
-        "recommended": {"params": stored, "bytes": 4 * stored, "relative_error": 0.0493},
+        "recommended": {
+            "params": stored,
+            "bytes": 4 * stored,
+            "update_bytes": 4 * stored,
+            "relative_error": 0.0493,
+        },
         "seconds": 0.8,
         "groups": groups,
         "stackings": [

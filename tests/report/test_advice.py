@@ -12,6 +12,7 @@ from lotr_tn.analysis.forms import FORMS
 from lotr_tn.inspection.analyze import analyze_adapters
 from lotr_tn.report.advice import group_advice, question_text, verdict_lines
 from lotr_tn.report.analysis import analysis_record
+from lotr_tn.report.numbers import byte_size
 from tests.analysis.planted import clustered, lora, one_side, shared
 
 UNSHARED = {"shape": (6, 211, 173), "ranks": (4, 3, 4, 2, 4, 3)}
@@ -47,11 +48,14 @@ def test_layers_that_share():
     (sentence,) = record["verdict"]
     before, after = 9 * 3 * (31 + 23), record["recommended"]["params"]
     assert after <= 31 * 4 + 23 * 3 + 9 * 12
-    start = f"Smallest: LoTR takes {after / before:.2f}x the parameters "
-    assert sentence.startswith(f"{start}({before:,} -> {after:,}) at ")
+    size, bytes = record["recommended"]["update_bytes"], 4 * before
+    assert size == after * (2 if record["dtype"].endswith("16") else 4)
+    start = f"Smallest: LoTR takes {size / bytes:.2f}x the bytes "
+    shown = f"{byte_size(bytes)} -> {byte_size(size)}, in a file of"
+    assert sentence.startswith(f"{start}({shown} {byte_size(record['recommended']['bytes'])}) at ")
     assert sentence.endswith("% error, measured.")
     advice = record["groups"][0]["advice"]
-    assert advice.startswith("Sharing U and V across these 9 layers costs 0.2")
+    assert advice.startswith("Sharing U and V across these 9 layers costs 0.1")
     assert "these layers share a subspace (outputs overlap" in advice
 
 
@@ -61,7 +65,7 @@ def test_layers_that_do_not_share():
     first, second = record["verdict"]
     assert first.startswith("Smallest: a LoRA with each layer's rank cut takes 0.")
     lotr = next(c for c in record["groups"][0]["candidates"] if c["format"] == "lotr")
-    ratio = lotr["params"] / record["params"]
+    ratio = lotr["bytes"] / record["bytes"]
     words = f"LoTR for all groups would take {ratio:.2f}x: these layers do not share a subspace."
     assert second == words
     assert "these layers do not share a subspace (outputs overlap" in record["groups"][0]["advice"]
@@ -104,7 +108,7 @@ def test_hardly():
     stack = lora(1, (9, 97, 83), (4,) * 9, decay=1.0)
     weak = stack.up.copy()
     weak[:, 7] *= 0.01
-    record = record_of(q_proj=lt.LoRAStack(weak, stack.down, stack.ranks))
+    record = record_of(dtype="float32", q_proj=lt.LoRAStack(weak, stack.down, stack.ranks))
     assert record["recommended"]["params"] == 35 * 180
     assert record["verdict"][0].startswith(
         "It hardly compresses: the smallest form, a LoRA with each layer's rank cut, takes 0.97x"
@@ -126,9 +130,9 @@ def test_groups_of_different_forms():
     )
     assert record["verdict"][0].startswith(f"Smallest: {words} takes 0.")
     total = sum(
-        c["params"] for g in record["groups"] for c in g["candidates"] if c["format"] == "lotr"
+        c["bytes"] for g in record["groups"] for c in g["candidates"] if c["format"] == "lotr"
     )
-    ratio = f"LoTR for all groups would take {total / record['params']:.2f}x"
+    ratio = f"LoTR for all groups would take {total / record['bytes']:.2f}x"
     assert record["verdict"][1].startswith(ratio)
 
 
@@ -139,9 +143,9 @@ def test_another_way_of_stacking_is_named():
     other = next(s for s in record["stackings"] if not s["chosen"])
     assert other["name"] == "shape"
     assert other["params"] < record["recommended"]["params"]
-    ratio = other["params"] / record["params"]
     assert record["verdict"][-1] == (
-        f"Stacked as all modules of a shape it would be {ratio:.2f}x: --group-by shape."
+        f"Stacked as all modules of a shape it would take {byte_size(other['bytes'])}: "
+        "--group-by shape."
     )
 
 
@@ -152,7 +156,10 @@ def test_sets_of_layers_are_named():
     least = min(candidate["params"] for candidate in group["candidates"])
     assert group["clustered_params"] < least
     ratio = group["clustered_params"] / group["params"]
-    assert f"apart, in 2 sets of layers, they would take {ratio:.2f}x" in group["advice"]
+    assert (
+        f"apart, in 2 sets of layers, they would take {ratio:.2f}x the parameters"
+        in group["advice"]
+    )
 
 
 def test_one_layer():

@@ -9,6 +9,7 @@ import pytest
 
 import lotr_tn as lt
 from lotr_tn._shown import lines_of
+from lotr_tn.report.numbers import byte_size
 
 DEMO = Path(lt.__file__).parent / "demo" / "adapter"
 
@@ -19,7 +20,7 @@ def results(tmp_path_factory):
     adapter = lt.load_adapter(DEMO)
     folder = tmp_path_factory.mktemp("results")
     bank = folder / "two.lotr.safetensors"
-    lt.banks.make_bank({"one": adapter, "b\x1b[31m": adapter}, bank, lt.RelativeError(0.3))
+    made = lt.banks.make_bank({"one": adapter, "b\x1b[31m": adapter}, bank, lt.RelativeError(0.3))
     conversion = lt.convert_adapter(adapter, lt.RelativeError(0.3))
     return {
         "LoRAAdapter": adapter,
@@ -27,10 +28,11 @@ def results(tmp_path_factory):
         "Conversion": conversion,
         "Analysis": lt.analyze_adapters([adapter], lt.RelativeError(0.3)),
         "Bank": lt.banks.load_bank(bank),
+        "BankConversion": made,
     }
 
 
-KINDS = ("LoRAAdapter", "LoTRAdapter", "Conversion", "Analysis", "Bank")
+KINDS = ("LoRAAdapter", "LoTRAdapter", "Conversion", "Analysis", "Bank", "BankConversion")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,9 +50,15 @@ def test_a_notebook_shows_the_table_of_the_terminal(results, kind):
     text = html.unescape(re.sub("<[^>]*>", "", shown))
     assert shown.startswith("<pre")
     assert "\x1b" not in text
-    heading = "Adapter" if kind == "Bank" else "Group"
+    heading = "Adapter" if "Bank" in kind else "Group"
     assert re.search(rf"^ *{heading} .*\n *─+", text, re.MULTILINE)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_bank_has_the_size_of_its_file(results):
+    bank = results["Bank"]
+    assert byte_size(bank.source.stat().st_size) in bank._repr_html_()
+    assert byte_size(bank.nbytes) != byte_size(bank.source.stat().st_size)
 
 
 def test_markup_in_names_is_text(results):

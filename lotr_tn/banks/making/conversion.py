@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from lotr_tn._arguments import door
 from lotr_tn._arrays import require_dtype
+from lotr_tn._shown import Shown, lines_of
 from lotr_tn.adapters.adapter import Adapter
 from lotr_tn.adapters.asked import require_directions
 from lotr_tn.adapters.storage import other_dtypes_for, storage_dtype_for
@@ -22,7 +23,7 @@ from lotr_tn.banks.making.joint import BankRule, Job, StackChoice, bank_of
 from lotr_tn.banks.making.stacks import Route
 from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.conversion.convert import Method
-from lotr_tn.errors import CheckpointError, OptionError, meant, not_among
+from lotr_tn.errors import CheckpointError, OptionError, meant, not_among, printable
 from lotr_tn.files.locking import exclusive
 from lotr_tn.files.spool import Spool
 from lotr_tn.files.writing import refuse_existing
@@ -33,8 +34,8 @@ STACKINGS: tuple[Stacking, ...] = ("adapters", "layers", "all")
 ROUTES: tuple[Route, ...] = ("auto", "whole", "updated", "sketch", "apart")
 
 
-@dataclass(frozen=True, eq=False)
-class BankConversion:
+@dataclass(frozen=True, eq=False, repr=False)
+class BankConversion(Shown):
     """A bank that was made, and what making it cost and lost.
 
     Attributes:
@@ -57,6 +58,13 @@ class BankConversion:
     stackings: tuple[StackChoice, ...]
     routes: Mapping[str, str]
     met: bool
+
+    def __repr__(self) -> str:
+        errors, size = self.errors, f"{self.parameters_before:,} -> {self.parameters_after:,}"
+        return lines_of(
+            f"BankConversion({len(errors)} adapters, {size} parameters)",
+            (f"{printable(name)}: relative error {error:.4g}" for name, error in errors.items()),
+        )
 
     @property
     def errors(self) -> dict[str, float]:

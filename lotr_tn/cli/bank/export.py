@@ -12,12 +12,13 @@ import typer
 from lotr_tn.adapters import to_lora
 from lotr_tn.banks.bank import Bank
 from lotr_tn.cli.bank.opening import BankArgument, opened
-from lotr_tn.cli.console import REPLACE, Output, file_size
+from lotr_tn.cli.console import REPLACE, Output
 from lotr_tn.cli.export import Exporting
 from lotr_tn.doors.sources import folder_names
 from lotr_tn.errors import CheckpointError, LotrError, OptionError
 from lotr_tn.files.dialects.peft import save_peft
 from lotr_tn.files.places import name_of
+from lotr_tn.files.weights import file_size
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.report.bank_export import bank_export_record, bank_export_text, bank_exports_text
 

@@ -8,7 +8,7 @@ import typer
 
 from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.cli.bank.opening import require_paths
-from lotr_tn.cli.console import REPLACE, Output, file_size, missed
+from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     AnyBaseOption,
     DtypeOption,
@@ -22,6 +22,7 @@ from lotr_tn.cli.questions import (
 from lotr_tn.cli.values import share
 from lotr_tn.doors.sources import named_adapters
 from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.weights import file_size
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import TotalError
 from lotr_tn.report.bank import bank_conversion_record, bank_conversion_text, bank_question_text

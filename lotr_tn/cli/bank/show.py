@@ -8,8 +8,9 @@ import typer
 
 from lotr_tn.banks.bank import Bank
 from lotr_tn.cli.bank.opening import BankArgument, opened
-from lotr_tn.cli.console import Output, file_size, shown
+from lotr_tn.cli.console import Output, shown
 from lotr_tn.errors import CheckpointError
+from lotr_tn.files.weights import file_size
 from lotr_tn.report.bank import bank_record, bank_text
 
 EVERY = typer.Option("--all", help="Show every adapter and every stack.")

@@ -32,7 +32,7 @@ def saving(record: dict[str, Any]) -> str:
             times(best["params"], record["params"]),
             f"{count(best['params'])} of {count(record['params'])}",
         ),
-        ("Size", byte_size(best["bytes"]), f"of {byte_size(record['bytes'])}"),
+        ("Size", byte_size(best["update_bytes"]), f"of {byte_size(record['bytes'])}"),
         ("Relative error", percent(best["relative_error"]), "of all updates"),
     )
     return "".join(
