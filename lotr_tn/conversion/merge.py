@@ -28,7 +28,7 @@ from lotr_tn.decompose.merging import (
     require_weights,
     slerp_coefficients,
 )
-from lotr_tn.errors import OptionError, listed, meant
+from lotr_tn.errors import FormatError, OptionError, listed, meant
 from lotr_tn.formats import LoRAStack
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg import RelativeError, smallest_rank
@@ -147,7 +147,8 @@ def merge_adapters(
         OptionError: an option makes no sense, or a name belongs to no adapter.
         CheckpointError: adapters name different base models, modules of one path differ in shape
             or layout, or other tensors differ.
-        FormatError: "slerp" of opposite adapters, or an entry too large for float16.
+        FormatError: "slerp" of opposite adapters, an entry too large for float16, or updates
+            so small that they are zero in the dtype.
 
     Cost: O((m + n)·R²) flops a module for the summed rank R of the factors that differ, and
     O(L·r1·r2) for each that L adapters share; for "ties" and "dare" also L·K1·K2 numbers. Memory
@@ -166,8 +167,17 @@ def merge_adapters(
     found = job.merged(modules, coefficients, progress)
     if rule is None:
         stored, kept = job.dtype, [_Kept.of(one, rank, job.dtype) for one in found]
+        if dtype == "auto" and _vanished(kept, stored):
+            stored, job = "float64", replace(job, dtype="float64")
+            again = job.merged(modules, coefficients, None)
+            kept = [_Kept.of(one, rank, stored) for one in again]
     else:
         stored, kept = _within(list(found), rule.epsilon, job.dtype, may_widen=dtype == "auto")
+    if vanished := _vanished(kept, stored):
+        raise FormatError(
+            f"the merged update of {vanished.name} is of norm {vanished.norm:.3g}, whose factors "
+            f"are zero in {stored}: give larger weights, or a wider dtype"
+        )
     export = portable_lora([one.module for one in kept], config, extras, dtype=stored)
     figures = tuple(one.figures for one in kept)
     return Merged(
@@ -202,6 +212,11 @@ class _Kept:
 
     module: LoRAModule
     figures: MergedModule
+
+    @property
+    def vanished(self) -> bool:
+        """Whether an update that is not zero is stored as zero."""
+        return self.figures.norm > 0 and not (self.module.up.any() and self.module.down.any())
 
     @staticmethod
     def of(found: _Found, rank: int | None, dtype: str) -> "_Kept":
@@ -284,6 +299,15 @@ class _Merging:
         return _Found(updates.target, up, down, s[:rank])
 
 
+def _vanished(kept: Sequence[_Kept], dtype: str) -> MergedModule | None:
+    """The largest update that a dtype stores as zero, where that counts in the whole."""
+    lost = [one.figures for one in kept if one.vanished]
+    whole = _root_sum_squares(one.figures.norm for one in kept)
+    if _root_sum_squares(one.norm for one in lost) <= UNIT_ROUNDOFF[dtype] * whole:
+        return None
+    return max(lost, key=lambda one: one.norm)
+
+
 def _within(
     found: list[_Found], epsilon: float, dtype: str, *, may_widen: bool
 ) -> tuple[str, list[_Kept]]:
@@ -298,6 +322,9 @@ def _within(
         kept = [_Kept.of(one, rank, dtype) for one in found]
         if may_widen and dtype == "float16" and not all(fits_float16(one.module) for one in kept):
             dtype = "float32"
+            continue
+        if may_widen and dtype != "float64" and _vanished(kept, dtype):
+            dtype = "float64"
             continue
         distance = _root_sum_squares(one.figures.distance for one in kept)
         if rank == most or distance <= epsilon * lost[0] ** 0.5:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lotr_tn as lt
+from tests.cli import runs
 from tests.cli.conftest import of_json, run_in
 from tests.conversion.test_merging import dense, dense_sum, gap
 
@@ -192,3 +193,23 @@ def test_far_weights_give_the_ranks_and_norms_of_near_ones(lotr, two, size):
     assert [m["exact_rank"] for m in far["modules"]] == [m["exact_rank"] for m in near["modules"]]
     assert far["norm"] == pytest.approx(size * near["norm"], rel=1e-12, abs=0)
     assert far["relative_error"] < 1e-14
+
+
+@pytest.mark.parametrize("weight", ["1e-100", "1e-250"])
+def test_updates_that_are_zero_in_a_dtype_are_stored_wider_or_refused(lotr, tmp_path, weight):
+    runs.history(tmp_path / "run", 1000, 2000)
+    asked = (
+        "merge",
+        "run/checkpoint-1000",
+        "run/checkpoint-2000",
+        "--weights",
+        f"{weight},{weight}",
+    )
+    merged = of_json(lotr(*asked, "-o", "wide", "--json"))
+    assert merged["dtype"] == "float64"
+    assert merged["relative_error"] < 1e-6
+    assert lotr(*asked, "--rel-error", "0.1", "-o", "near", "-q") == (0, "", "")
+    status, out, err = lotr(*asked, "--dtype", "float32", "-o", "narrow")
+    assert (status, out) == (1, "")
+    assert "are zero in float32" in err
+    assert not (tmp_path / "narrow").exists()
