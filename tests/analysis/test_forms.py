@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 import lotr_tn as lt
 from lotr_tn.adapters.as_lora import to_lora
@@ -20,6 +22,7 @@ from lotr_tn.banks.changing.appending import add_adapters
 from lotr_tn.banks.changing.editing import drop_adapters
 from lotr_tn.banks.file import load_bank
 from lotr_tn.banks.making.conversion import make_bank
+from lotr_tn.cli.main import app
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.dialects.native import load_native, save_native
 from lotr_tn.inspection.analyze import analyze_adapters
@@ -204,8 +207,8 @@ def test_an_unknown_form_is_told_the_names():
         form_of(type("Tensor2", (), {})())
 
 
-def installed(folder: Path, source: str) -> dict[str, str]:
-    """The environment of a process that finds an installed package with a form."""
+def installed(folder: Path, source: str) -> Path:
+    """A folder with an installed package that has a form."""
     info = folder / "diagonal_forms-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: diagonal-forms\nVersion: 1.0\n")
@@ -213,50 +216,52 @@ def installed(folder: Path, source: str) -> dict[str, str]:
         "[lotr_tn.formats]\ndiagonal = diagonal_forms:register\n"
     )
     (folder / "diagonal_forms.py").write_text(source)
-    paths = [str(folder), str(PACKAGE.parent)]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return folder
 
 
-def lotr(env: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lotr_tn", *map(str, words)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+def lotr(*words: str | Path) -> Result:
+    """The command line as a new process finds it: no form of a package is known yet."""
+    done = CliRunner().invoke(app, [*map(str, words)])
+    FORMS.pop("diagonal", None)
+    module = sys.modules.pop("diagonal_forms", None)
+    if module is not None:
+        unregister_format(module.Diagonal)
+    return done
 
 
-def test_the_command_line_finds_it_through_an_entry_point(tmp_path):
-    env, out = installed(tmp_path / "site", HERE.read_text()), tmp_path / "a.lotr.safetensors"
-    done = lotr(env, "convert", DEMO, "--format", "diagonal", "--rank", "4", "-o", out, "--json")
+def test_the_command_line_finds_it_through_an_entry_point(tmp_path, monkeypatch):
+    folder = installed(tmp_path / "site", HERE.read_text())
+    out, words = tmp_path / "a.lotr.safetensors", ("--format", "diagonal", "--rank", "4")
+    done = subprocess.run(
+        [sys.executable, "-m", "lotr_tn", "convert", DEMO, *words, "-o", out, "--json"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(PACKAGE.parent)])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {group["format"] for group in json.loads(done.stdout)["groups"]} == {"diagonal"}
-    seen = lotr(env, "inspect", out)
-    assert "diagonal" in seen.stdout, seen.stderr
-    export = lotr(env, "export", out, "-o", tmp_path / "lora")
-    assert export.returncode == 0, export.stderr
-    analysed = lotr(
-        env,
-        "analyze",
-        DEMO,
-        "--group",
-        "q_proj",
-        "--rel-error",
-        "0.9",
-        "--formats",
-        "all",
-        "--json",
-    )
-    (group,) = json.loads(analysed.stdout)["groups"]
+
+    monkeypatch.syspath_prepend(folder)
+    seen = lotr("inspect", out)
+    assert "diagonal" in seen.stdout, seen.output
+    export = lotr("export", out, "-o", tmp_path / "lora")
+    assert export.exit_code == 0, export.output
+    words = ("--group", "q_proj", "--rel-error", "0.9", "--formats", "all", "--json")
+    (group,) = json.loads(lotr("analyze", DEMO, *words).stdout)["groups"]
     assert "diagonal" in [candidate["format"] for candidate in group["candidates"]]
 
 
-def test_a_broken_package_is_named_in_one_sentence(tmp_path):
-    env = installed(tmp_path / "site", "raise RuntimeError('half installed')\n")
-    done = lotr(env, "convert", DEMO, "--format", "diagonal", "-o", tmp_path / "a.lotr.safetensors")
-    assert done.returncode == 2
+def test_a_broken_package_is_named_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(
+        installed(tmp_path / "site", "raise RuntimeError('half installed')\n")
+    )
+    done = lotr("convert", DEMO, "--format", "diagonal", "-o", tmp_path / "a.lotr.safetensors")
+    assert done.exit_code == 2
     words = " ".join(done.stderr.replace("│", " ").split())
     assert "the forms of the package diagonal-forms could not be loaded" in words
     assert "half installed" in words
     assert "Traceback" not in done.stderr
-    fine = lotr(env, "inspect", DEMO)
-    assert fine.returncode == 0, "packages are looked at for unknown names alone"
+    fine = lotr("inspect", DEMO)
+    assert fine.exit_code == 0, "packages are looked at for unknown names alone"
 
 
 def compared_with_forms(tree: ast.Module) -> Iterator[int]:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 import lotr_tn as lt
 from lotr_tn.adapters import Layout
+from lotr_tn.banks.making import choosing
 from lotr_tn.files.header import SCHEMA
 from lotr_tn.linalg.ranks import ITEM_SIZES
 from tests.banks import fleets
@@ -281,6 +282,19 @@ def test_progress_names_adapters_and_stacks(path):
     made = lt.banks.make_bank(fleets.fleet(3), path, lt.RelativeError(0.1), progress=seen.append)
     assert seen[:3] == ["a0", "a1", "a2"]
     assert {name.split("@")[0] for name in made.bank.groups} <= {n.split("@")[0] for n in seen}
+
+
+def test_no_stack_is_decomposed_again_with_weights_that_it_had(path, monkeypatch):
+    seen, plain = [], choosing._subject
+
+    def counted(reduced, factors, options):
+        seen.append((reduced, factors.tobytes()))
+        return plain(reduced, factors, options)
+
+    monkeypatch.setattr(choosing, "_subject", counted)
+    lt.banks.make_bank(fleets.fleet(5, ranks=(2, 4)), path, lt.RelativeError(0.01))
+    assert len(seen) > 4
+    assert len({(id(reduced), factors) for reduced, factors in seen}) == len(seen)
 
 
 def test_common_subspaces_are_found_and_reported(path):

@@ -75,18 +75,18 @@ def build_case(name, tmp_path, **more):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("ranks", ["uniform", "minimal"])
-def test_same_logits_after_the_round_trip(case, ranks, tmp_path):
+def test_same_logits_after_the_round_trip(case, tmp_path):
     build, adapted = build_case(case, tmp_path)
     conversion = lt.convert_adapter(lt.load_adapter(tmp_path / "lora"), lt.RelativeError(1e-6))
     assert conversion.relative_error <= 1e-6
     lt.save_adapter(conversion.adapter, tmp_path / "a.lotr.safetensors")
-    export = lt.to_lora(lt.load_adapter(tmp_path / "a.lotr.safetensors"), ranks=ranks)
-    lt.save_adapter(export.adapter, tmp_path / "again")
-    again = pm.reload(build, tmp_path / "again")
     wanted = pm.logits(adapted)
     assert (pm.logits(pm.seeded(build)) - wanted).abs().max() > 1e-2, "the adapter does nothing"
-    assert (pm.logits(again) - wanted).abs().max() < 1e-5
+    for ranks in ("uniform", "minimal"):
+        export = lt.to_lora(lt.load_adapter(tmp_path / "a.lotr.safetensors"), ranks=ranks)
+        lt.save_adapter(export.adapter, tmp_path / ranks)
+        again = pm.reload(build, tmp_path / ranks)
+        assert (pm.logits(again) - wanted).abs().max() < 1e-5, ranks
 
 
 @pytest.mark.parametrize("case", ["llama", "bert", "gpt2", "patterns"])

@@ -220,16 +220,17 @@ def choose(
     progress: Callable[[str], None] | None = None,
     *,
     refine: bool = True,
-    even: dict[int, Subject] | None = None,
+    known: Choices | None = None,
 ) -> Choices:
     """Formats and ranks for all stacks, of adapters whose ‖ΔW‖² are `energies` (N,).
 
     Weights are refined until every adapter keeps to the error; without `refine` it holds for their
     mean square, which tells ways of stacking apart. `progress` hears of each stack in every round;
-    `even` are the curves of these very stacks that an earlier choice has found.
+    `known` is an earlier choice of these very stacks: what it has found is not found again.
     Cost: a HOSVD in coordinates and its curves for each stack, at most six times.
     """
-    work = _Choosing(tuple(stacks), energies, wanted, progress, {} if even is None else even)
+    before, even = ((), {}) if known is None else (known.stacks, known.even)
+    work = _Choosing(tuple(stacks), energies, wanted, progress, even, before)
     if isinstance(wanted.rule, Budget) or not wanted.each or not refine:
         weights = np.ones(len(energies))
         found = work.picked(work.weighed(weights), weights, 1.0)
@@ -245,6 +246,9 @@ class _Choosing:
     progress: Callable[[str], None] | None
     # the curves of stacks as they are, by the place of each, where weights are equal
     even: dict[int, Subject] = field(default_factory=dict)
+    before: tuple[
+        Weighed, ...
+    ] = ()  # the stacks as an earlier choice weighed them, if there is one
 
     @property
     def epsilon(self) -> float:
@@ -291,6 +295,9 @@ class _Choosing:
             if self.progress is not None:
                 self.progress(reduced.fleet.name)
             mine = factors[reduced.fleet.adapters]
+            if self.before and np.array_equal(self.before[place].factors, mine):
+                found.append(self.before[place])
+                continue
             found.append(
                 Weighed.of(reduced, mine, self.wanted, self.hold, partial(self.kept, place))
             )

@@ -159,7 +159,7 @@ class Job:
             choices = choose(clusters.stacks, self.energies, wanted, self.progress)
         elif self._refines:
             stacks = [weighed.reduced for weighed in choices.stacks]
-            choices = choose(stacks, self.energies, wanted, self.progress, even=choices.even)
+            choices = choose(stacks, self.energies, wanted, self.progress, known=choices)
         made = Settling(wanted, self.energies, self.epsilon, self.progress).best(choices)
         routes = {one.reduced.fleet.name: one.reduced.route for one in choices.stacks}
         known = None if separate is None else separate.bytes
