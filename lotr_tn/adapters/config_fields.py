@@ -96,9 +96,9 @@ def _reason(field: str) -> str:
     if field in MEANING:
         return f"{MEANING[field]}, so no one adapter means both; merge adapters that agree in it"
     if field == "revision":
-        return "their base models differ (--any-base, if both are the same weights)"
+        return "their base models differ (any_base=True, if both are the same weights)"
     if field in _OF_TENSORS:
-        return "say whose heads to keep with extras_from (--extras-from), or none"
+        return "say whose heads to keep with extras_from, or none"
     return (
         "it is not known here, and may change what an update means; take it out of both "
         "configurations if it does not"

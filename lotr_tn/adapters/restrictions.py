@@ -43,5 +43,6 @@ def kept_apart(
         if parts[False]:
             apart[name] = LoRAGroup(name, tuple(parts[False]))
     if not kept:
-        raise OptionError(f"--keep {keep!r} is found in no module; see `lotr inspect`")
+        path = next(t.name for group in groups.values() for t in group.targets)
+        raise OptionError(f"keep {keep!r} is found in no module; there is such as {path}")
     return apart, kept

@@ -40,5 +40,5 @@ def require_curves(formats: Iterable[FormatName]) -> None:
             raise OptionError(
                 f"nothing says what the form {name} would lose at each size, so no size and no "
                 "error is divided with it; ask for ranks, or for an error in each group "
-                "(--rel-error)"
+                "(RelativeError)"
             )

@@ -54,8 +54,7 @@ def _require_same_extras(adapters: Mapping[str, Adapter]) -> None:
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise CheckpointError(
                 f"{first} and {name} differ in {differing[0]}{more}, which is no low-rank update "
-                f"and is not merged; say whose to keep with --extras-from {name} (extras_from), or "
-                "none"
+                f"and is not merged; say whose to keep with extras_from={name!r}, or none"
             )
 
 

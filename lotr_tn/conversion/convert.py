@@ -100,6 +100,8 @@ def convert_adapter(
         CheckpointError: the adapter is LoTR already.
         OptionError: the format, the limits or `keep` make no sense; a budget is too small for one
             direction in every group; `auto` is given fixed ranks.
+        FormatError: a number is too large for the dtype that was asked for.
+        ArgumentError: an argument is of another type.
         BackendError, RankError: as the decompositions raise them.
 
     Cost: that of the decomposition of each group, with its curves where a format or a budget is
@@ -132,7 +134,7 @@ class Converting:
         several = len(options.formats) > 1
         if isinstance(asked.rule, FixedRank) and (several or FORMS[asked.form].kept):
             raise OptionError(
-                f"--format {asked.form} has no ranks to be told; ask for an error or a size, or "
+                f"format {asked.form} has no ranks to be told; ask for an error or a size, or "
                 "for another format"
             )
         ways = grouped(adapter, asked)

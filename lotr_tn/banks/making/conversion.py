@@ -201,7 +201,7 @@ def _check(
         require_directions(rule)
     if isinstance(rule, FixedRank) and form is not None and form.kept:
         raise OptionError(
-            f"--format {format} has no ranks to be told; ask for an error or a size, or for "
+            f"format {format} has no ranks to be told; ask for an error or a size, or for "
             "another format"
         )
     if form is not None and form.curve is None and not isinstance(rule, FixedRank):
