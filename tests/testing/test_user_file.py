@@ -15,7 +15,7 @@ from lotr_tn.testing import DecompositionLaws
 
 
 class Laws(DecompositionLaws):
-    max_examples = 30
+    max_examples = 15
 
 
 def leading(matrices, rank):
