@@ -50,8 +50,10 @@ class Command(TyperCommand):
         whole = self.help
         if ctx.meta.setdefault(BRIEF, self._has_panels):
             self.help = (whole or "").split("\n\n")[0]
-        super().format_help(ctx, formatter)
-        self.help = whole
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.help = whole
 
     @property
     def _has_panels(self) -> bool:

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -72,13 +73,19 @@ def root(
     """Options of the program itself."""
 
 
+@cache
+def _program() -> Any:
+    """The commands, built once for all runs in a process."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the program. Exit status: 0 done, 1 input refused, 2 wrong usage, 3 done but missed."""
     with standard_output(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *where, **how: say(f"warning: {message}")
         try:
             with stoppable():
-                status = app(prog_name="lotr", standalone_mode=False)
+                status = _program()(prog_name="lotr", standalone_mode=False)
         except Stopped as stopped:
             say(str(stopped))
             status = stopped.status
