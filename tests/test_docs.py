@@ -176,12 +176,14 @@ def test_commands_are_those_of_a_shell(page, tmp_path, monkeypatch):
     def check(command, output):
         return console.check_console(shown(command, output, page))
 
-    assert not check("lotr --version | grep -c '|'", "0\n$ echo $?\n1\n")
     assert not check("lotr --version | tr _ - | cut -c 1-7", "lotr-tn\n")
     assert not check("lotr inspect *.json | grep nothing", "lotr: one.json...\n$ echo $?\n1\n")
+    assert check("lotr demo --nothing", "")
+    if page in console.REAL_PROCESSES:
+        return  # the shell itself does what follows
+    assert not check("lotr --version | grep -c '|'", "0\n$ echo $?\n1\n")
     assert not check("lotr inspect 'no|thing'", "lotr: no|thing...\n$ echo $?\n1\n")
     assert not check("lotr --version > said; cat said", "lotr_tn ...\n")
-    assert check("lotr demo --nothing", "")
 
 
 def test_help_of_another_typer_is_compared_by_its_options(monkeypatch):
