@@ -298,11 +298,13 @@ def bank_text(
     ]
     adapters, groups = record["adapters"], record["groups"]
     room = most_rows(rows_of(*lines) + TABLE)
-    most = max(room - min(len(groups), room // 2), FEWEST)
+    most = max(room - min(len(groups), FEWEST), FEWEST)
+    most += len(adapters) == most + 1  # then no line says how many are left
+    stacks = max(room + (len(adapters) <= most) - min(len(adapters), most), FEWEST)
     return Group(
         Text("\n".join(lines)),
         *adapter_table(adapters, show_all=show_all, worst=False, most=most),
-        *_group_table(groups, show_all=show_all, most=max(room - min(len(adapters), most), FEWEST)),
+        *_group_table(groups, show_all=show_all, most=stacks),
     )
 
 

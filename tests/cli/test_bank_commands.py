@@ -84,9 +84,9 @@ def test_of_many_the_first_are_shown(lotr, tmp_path):
     runs.history(tmp_path / "run", *range(100, 1500, 100))
     assert lotr("bank", "make", "run", "--rel-error", "0.1", "-o", BANK, "-q")[0] == 0
     out = words(lotr("bank", "show", BANK)[1])
-    assert "The 12 first adapters; --all shows 2 more." in out
-    assert "checkpoint-1200 " in out
-    assert "checkpoint-1300 " not in out
+    assert "The 3 first adapters; --all shows 11 more." in out
+    assert "checkpoint-300 " in out
+    assert "checkpoint-400 " not in out
     assert "checkpoint-1400 " in words(lotr("bank", "show", BANK, "--all")[1])
 
 
