@@ -173,14 +173,13 @@ def test_other_options_reach_the_conversion(lotr, run):
 
 
 def test_clusters(lotr, tmp_path):
-    steps = STEPS[:3]
-    paths = runs.history(tmp_path / "one", *steps) + runs.history(tmp_path / "two", *steps, run=1)
+    paths = runs.history(tmp_path / "one", *STEPS) + runs.history(tmp_path / "two", *STEPS, run=1)
     asked = ["bank", "make", *paths, "--rel-error", "0.02", "--force", "-o", BANK]
     apart = of_json(lotr(*asked, "--json"))
     clusters = [one["cluster"] for one in apart["adapters"]]
     assert len(set(clusters)) == 2
-    assert len(set(clusters[:3])) == len(set(clusters[3:])) == 1
-    assert "Clusters 2 with bases of their own, of 3, 3 adapters" in words(lotr(*asked)[1])
+    assert len(set(clusters[:4])) == len(set(clusters[4:])) == 1
+    assert "Clusters 2 with bases of their own, of 4, 4 adapters" in words(lotr(*asked)[1])
     together = of_json(lotr(*asked, "--no-cluster", "--json"))
     assert {one["cluster"] for one in together["adapters"]} == {0}
     assert apart["bytes_stacks"] < together["bytes_stacks"]
