@@ -63,8 +63,9 @@ def test_a_run():
     assert max(names["errors"].values()) <= 0.3
     stored = {name: names["bank"].figures(name).relative_error for name in names["errors"]}
     assert names["errors"] == pytest.approx(stored, rel=1e-3)
-    bank, taken = tables(shown)
-    assert all(name in bank for name in names["run"])
+    made, bank, taken = tables(shown)
+    assert "BankConversion(3 adapters" in made
+    assert all(name in table for table in (made, bank) for name in names["run"])
     assert "PEFT LoRA" in taken
     assert (
         lt.compare_adapters(names["taken"], names["bank"]["step-160"]).relative_error < 1e-3
