@@ -146,8 +146,13 @@ def others_of_size(subject: Subject, point: Point, options: Options) -> tuple[Ca
     return tuple(others)
 
 
-def points_of(subject: Subject, rule: Budget | TotalError, options: Options) -> Points:
-    """What a group can choose from: all points of its curves, with what they cost."""
+def points_of(
+    subject: Subject, rule: Budget | TotalError, options: Options, *, bounds: bool = True
+) -> Points:
+    """What a group can choose from: all points of its curves, with what they cost.
+
+    Without `bounds` the curves themselves stand for what other methods could come down to.
+    """
     names: list[Point] = []
     costs, losses, roundings = [], [], []
     for name, curve in subject.curves.items():
@@ -163,7 +168,9 @@ def points_of(subject: Subject, rule: Budget | TotalError, options: Options) -> 
     cost, lost = np.concatenate(costs), np.concatenate(losses)
     menu = Menu(cost, lost + np.concatenate(roundings))
     lower = Menu(cost, lost)  # rounding may lose that much, or nothing
-    return Points(tuple(names), menu, _with_lower_bounds(subject, lower, rule, options))
+    if bounds:
+        lower = _with_lower_bounds(subject, lower, rule, options)
+    return Points(tuple(names), menu, lower)
 
 
 def _rounding(

@@ -121,7 +121,7 @@ class Weighed:
             subject = _scaled(known(lambda: _subject(reduced, ones, options)), float(factors[0]))
         else:
             subject = _subject(reduced, factors, options)
-        points = points_of(subject, wanted.rule, options)
+        points = points_of(subject, wanted.rule, options, bounds=False)
         points = with_headers(points, wanted)
         held = subject if hold else None
         return Weighed(reduced, factors, options, dict(subject.curves), points, held)
