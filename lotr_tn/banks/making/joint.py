@@ -12,6 +12,7 @@ from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import bank_overhead, bank_size
 from lotr_tn.banks.making.choosing import (
+    DESCRIBED,
     NEAR,
     Choices,
     Wanted,
@@ -34,6 +35,9 @@ from lotr_tn.banks.making.stacks import (
 )
 from lotr_tn.banks.making.survey import Survey
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
+
+FILLS = 3
+"""Times that what is left of a budget is given out, once the size of the whole file is known."""
 
 BankRule: TypeAlias = RelativeError | TotalError | FixedRank | Budget
 
@@ -165,10 +169,28 @@ class Job:
         known = None if separate is None else separate.bytes
         above = above_of(made, self.energies, self.epsilon, self.each)
         outcome = Outcome(made, way, (), routes, known, "shared", clusters, above)
-        outcome = sized(self.survey, outcome, self.asked)
+        outcome = self._filled(sized(self.survey, outcome, self.asked), choices, wanted)
         if alone is None:
             return self._or_apart(outcome, choices)
         return min(outcome, sized(self.survey, alone, self.asked), key=lambda one: one.rank)
+
+    def _filled(self, outcome: Outcome, choices: Choices, wanted: Wanted) -> Outcome:
+        """With what a budget of bytes has left, now that what is no number of a stack is known."""
+        if not isinstance(self.rule, Budget) or self.rule.params is not None:
+            return outcome
+        stacks = [weighed.reduced for weighed in choices.stacks]
+        spent = outcome.file - _counted(choices)
+        for _ in range(FILLS):
+            wanted = replace(wanted, spent=spent)
+            again = choose(stacks, self.energies, wanted, self.progress, known=choices)
+            if _counted(again) <= _counted(choices):
+                break
+            made = Settling(wanted, self.energies, self.epsilon, self.progress).best(again)
+            other = sized(self.survey, replace(outcome, groups=made), self.asked)
+            spent = other.file - _counted(again)
+            if other.file <= self.rule.size:
+                outcome, choices = other, again
+        return outcome
 
     def _leaves_nothing(self, alone: Outcome, choices: Choices) -> bool:
         """Whether the curves of all stacks let nothing be smaller than adapters cut alone."""
@@ -292,6 +314,11 @@ class Job:
             return outcome
         other = replace(self, route="apart")._smallest((outcome.stacking,))
         return min(outcome, other, key=lambda one: one.bytes)
+
+
+def _counted(choices: Choices) -> int:
+    """What of a budget of bytes the points of all stacks were counted to take."""
+    return choices.bytes - DESCRIBED * len(choices.stacks)
 
 
 def sized(survey: Survey, outcome: Outcome, asked: Mapping[str, Any]) -> Outcome:
