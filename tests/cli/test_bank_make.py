@@ -126,9 +126,9 @@ def test_one_error_for_each_or_for_all(lotr, tmp_path):
 
 
 def test_a_size(lotr, run, tmp_path):
-    size = 22_000
+    size = 16_000
     record = of_json(lotr("bank", "make", *run, "--max-bytes", size, "-o", BANK, "--json"))
-    assert (tmp_path / BANK).stat().st_size <= size
+    assert 0.85 * size < (tmp_path / BANK).stat().st_size <= size
     assert 0 < record["worst_error"] < 1
     record = of_json(
         lotr("bank", "make", *run, "--max-params", 1500, "-o", "b.safetensors", "--json")
