@@ -10,6 +10,7 @@ from benchmarks import (
     analyze,
     apply,
     bank,
+    coding,
     group,
     large_group,
     mixed_batch,
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "training": training.run,
     "mixed-batch": mixed_batch.run,
     "bank": bank.run,
+    "coding": coding.run,
 }
 
 LARGE = ("bank",)
@@ -50,6 +52,7 @@ def main(
             "training",
             "mixed-batch",
             "bank",
+            "coding",
             "all",
         ],
         typer.Argument(help="What to measure."),

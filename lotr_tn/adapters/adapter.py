@@ -207,11 +207,14 @@ class LoTRGroup:
         targets: what the layers of the stack update.
         stack: a Tucker2, and where another format was asked for or chosen a LowRankTucker2, a
             Tucker1, or a LoRAStack whose layers' ranks were cut.
+        coded: the bits of which the stack's numbers are made, as a file holds them; None where
+            the numbers themselves are stored.
     """
 
     name: str
     targets: tuple[Target, ...]
     stack: Compressed
+    coded: bytes | None = None
 
     def __post_init__(self) -> None:
         if len(self.targets) != self.stack.shape[0]:
@@ -232,12 +235,12 @@ class LoTRGroup:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all factors."""
-        return self.stack.nbytes
+        """Bytes of all factors, or of the bits that they are made of."""
+        return self.stack.nbytes if self.coded is None else len(self.coded)
 
     @property
     def dtype(self) -> str:
-        """The storage dtype of the factors."""
+        """The storage dtype of the factors; of those in bits, the one that they come back in."""
         return storage_dtype(self.stack)
 
     @property
@@ -339,6 +342,15 @@ class LoTRAdapter(Shown):
         """Stored entries of all groups."""
         return sum(group.stored for group in self.groups.values())
 
+    @property
+    def coded(self) -> tuple[str, ...]:
+        """The names of the groups that are stored in bits."""
+        return tuple(
+            name
+            for name, group in self.groups.items()
+            if isinstance(group, LoTRGroup) and group.coded is not None
+        )
+
 
 def _dtype_of(adapter: "Adapter") -> str:
     empty = isinstance(adapter, LoTRAdapter) and not adapter.groups
@@ -354,6 +366,7 @@ def _line(group: LoTRGroup | LoRAGroup) -> str:
     kind = "LoRA as it was" if isinstance(group, LoRAGroup) else type(group.stack).__name__
     lost = group.certificate
     error = "" if lost is None else f", relative error {lost.relative_error:.3g}"
+    kind += ", coded" if isinstance(group, LoTRGroup) and group.coded is not None else ""
     return f"{printable(group.name)}: {layers} x {m}x{n}, {kind}{error}"
 
 

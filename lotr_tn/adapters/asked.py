@@ -25,6 +25,7 @@ class Asked:
     limits: Limits = None  # the ranks that may be chosen
     keep: str | None = None  # which modules are kept as they are
     each_layer: bool = False  # whether an error bounds every layer, and not the group alone
+    coding: str = "none"  # whether numbers may be stored in bits, where the file is smaller
     beside: tuple[FormatName, ...] = ()  # forms that are looked at beside `form`
 
     def options(self, own: str) -> Options:

@@ -12,6 +12,7 @@ from lotr_tn.cli.commands import HIDDEN, typed
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     BestGroupByOption,
+    CodingOption,
     DtypeOption,
     EachLayerOption,
     FormatOption,
@@ -38,7 +39,7 @@ from lotr_tn.report.text import conversion_text
 EVERY = typer.Option("--all", help="Show every group.")
 PANELS = {
     "How much": "rel_error total_error max_params max_bytes rank",
-    "Which form": "format",
+    "Which form": "format coding",
     "Where it is written": "destination",
 }
 
@@ -71,6 +72,7 @@ def convert(
     method: MethodOption = "hooi",
     group_by: BestGroupByOption = "auto",
     dtype: DtypeOption = "auto",
+    coding: CodingOption = "none",
     backend: Annotated[
         Literal["numpy", "torch"], typer.Option(help="The library that computes.")
     ] = "numpy",
@@ -104,7 +106,10 @@ def convert(
         asked_limits(min_rank, max_rank),
         keep,
         each_layer,
+        coding,
     )
+    if coding != "none" and to != "file":
+        raise OptionError("--coding is for a LoTR file; a folder to train on holds numbers")
     ending = ".lotr.safetensors" if to == "file" else "-lotr-peft"
     destination = destination or Path(f"{name_of(source)}{ending}")
     refuse_existing(destination, force=out.force)

@@ -34,6 +34,12 @@ MapPrefixOption: TypeAlias = Annotated[
         help="Read module paths that begin with OLD as beginning with NEW; may be repeated.",
     ),
 ]
+CodingOption: TypeAlias = Annotated[
+    Literal["auto", "none"],
+    typer.Option(
+        metavar="HOW", help="auto holds bits where they take less than numbers.", show_default=False
+    ),
+]
 DtypeOption: TypeAlias = Annotated[
     Literal["auto", "bfloat16", "float16", "float32", "float64"],
     typer.Option(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +27,7 @@ from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.division import bounded
 from lotr_tn.analysis.forms import FORMS, Form, FormatName, Options
 from lotr_tn.analysis.truncation import cut_tails
+from lotr_tn.conversion.coding import coded_together, coded_within, require_codable
 from lotr_tn.conversion.made import (
     Made,
     certificate_of,
@@ -37,6 +38,7 @@ from lotr_tn.conversion.made import (
     stored_group,
 )
 from lotr_tn.conversion.outcome import Conversion
+from lotr_tn.decompose.coded import Codable
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
 from lotr_tn.files.budget import spent_beside
 from lotr_tn.files.dialects.native import native_size
@@ -67,6 +69,7 @@ def convert_adapter(
     dtype: str = "auto",
     limits: Limits = None,
     keep: str | None = None,
+    coding: str = "none",
     backend: str = "numpy",
     device: str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -88,6 +91,9 @@ def convert_adapter(
             the error asked for. For ranks the adapter's own.
         limits: the ranks that a rule may choose; by group name, where they differ.
         keep: a regular expression; modules whose path it is found in are kept as they are.
+        coding: `auto` stores a group in bits where that takes fewer bytes: its singular directions
+            in steps of one size, which is chosen for the error or the size, and entropy coded; for
+            the formats `auto` and `truncated`. `none` stores numbers.
         backend: `numpy` or `torch`, which computes; the result is on NumPy.
         device: a device of the backend.
         progress: called with each group's name before it is converted; twice where a budget or an
@@ -108,7 +114,7 @@ def convert_adapter(
     to be chosen; memory of one group's factors at a time, beside the result.
     """
     rule = ranks if isinstance(ranks, TotalError | Budget) else as_rule(ranks)
-    asked = Asked(rule, format, method, group_by, dtype, limits, keep)
+    asked = Asked(rule, format, method, group_by, dtype, limits, keep, coding=coding)
     return Converting.of(adapter, asked, Where(backend, device)).run(progress)
 
 
@@ -130,6 +136,7 @@ class Converting:
                 f"{adapter.source} is a LoTR file already; export it to LoRA first to convert it "
                 "anew"
             )
+        require_codable(asked)
         options = asked.options(adapter.dtype)
         several = len(options.formats) > 1
         if isinstance(asked.rule, FixedRank) and (several or FORMS[asked.form].kept):
@@ -174,12 +181,26 @@ class Converting:
                 continue
             stack = self.where.stack(group)
             options = replace(self.options, limits=limits[name])
-            done = self._by(rule, group, stack, options)
+            done = self._in_bits(rule, group, stack, self._by(rule, group, stack, options))
             error = certificate_of(done).relative_error
             met = isinstance(rule, FixedRank) or is_met(rule, [error], error)
             made.append(Made(group, done, cut_tails(stack), met))
             known[group.modules] = made[-1]
         return self._finished(way, [*made, *self._as_they_are(way)])
+
+    def _in_bits(
+        self, rule: RankRule, group: LoRAGroup, stack: LoRAStack, done: LoTRGroup | LoRAGroup
+    ) -> LoTRGroup | LoRAGroup:
+        """The group in bits where that is asked for, holds the error, and takes fewer bytes."""
+        if self.asked.coding == "none" or not isinstance(rule, RelativeError | Energy):
+            return done
+        each = self.options.each_layer
+        coded = coded_within(group, stack, rule.epsilon, each_layer=each)
+        if coded is None or coded.nbytes >= done.nbytes:
+            return done
+        found = certificate_of(coded)
+        error = found.worst_error if each else found.relative_error
+        return coded if error <= rule.epsilon else done
 
     def _by(
         self, rule: RankRule, group: LoRAGroup, stack: LoRAStack, options: Options
@@ -212,6 +233,20 @@ class Converting:
             whole = converted + sum(energy_of(one.made) for one in kept)
             only = _without_kept(rule, converted, whole)
             shared.append(_Shared(way, Question(only, self.options, measured, spent), kept, whole))
+        if self.asked.coding == "none":
+            return self._best_divided(shared, rule, tell)
+        found = [self._coded_together(one, rule) for one in shared]
+        coded = [one for one in found if one is not None]
+        try:
+            coded.append(self._best_divided(shared, rule, tell))
+        except OptionError:  # one direction of numbers is more than a size, but perhaps not of bits
+            if not coded:
+                raise
+        return min(coded, key=lambda one: _rank(rule, one))
+
+    def _best_divided(
+        self, shared: "Sequence[_Shared]", rule: Budget | TotalError, tell: Callable[[str], None]
+    ) -> Conversion:
         best: Conversion | None = None
         for one in sorted(shared, key=lambda one: one.question.divided[0].rank):
             if best is None or one.may_beat(best):
@@ -219,6 +254,28 @@ class Converting:
                 best = found if best is None else min(best, found, key=lambda x: _rank(rule, x))
         assert best is not None  # there is a way
         return best
+
+    def _coded_together(self, one: "_Shared", rule: Budget | TotalError) -> Conversion | None:
+        """All groups of one way in bits by one step; None where no step does."""
+        groups, kept = list(one.way.groups.values()), one.kept
+        codables = [Codable(measured.stack) for measured in one.question.measured]
+        tails = [codable.tails for codable in codables]
+
+        def finished(made: Sequence[LoTRGroup]) -> Conversion:
+            each = zip(groups, made, tails, strict=True)
+            return self._finished(one.way, [*(Made(*parts, met=True) for parts in each), *kept])
+
+        found = coded_together(
+            groups,
+            codables,
+            rule,
+            energy=one.energy,
+            size_of=lambda made: native_size(finished(made).adapter),
+        )
+        if found is None:
+            return None
+        conversion = finished(found)
+        return replace(conversion, met=is_met(rule, (), conversion.relative_error))
 
     def _divided(
         self, rule: Budget | TotalError, one: "_Shared", tell: Callable[[str], None]

@@ -45,10 +45,11 @@ class Made:
             certificate=certificate,
             ranks=tuple(stored_ranks(self.made)),
             bytes_before=group.stored * ITEM_SIZES[group.dtype],
-            bytes_after=self.made.stored * ITEM_SIZES[self.made.dtype],
+            bytes_after=self.made.nbytes,
             modules=tuple(target.name for target in group.targets),
             met=self.met,
             format=format_of(self.made),
+            coded=isinstance(self.made, LoTRGroup) and self.made.coded is not None,
         )
 
 

@@ -31,6 +31,7 @@ class GroupConversion:
         modules: the modules' paths in stack order.
         met: whether the rank rule was met.
         format: in which it is stored.
+        coded: whether it is stored in bits.
     """
 
     name: str
@@ -45,6 +46,7 @@ class GroupConversion:
     modules: tuple[str, ...]
     met: bool
     format: FormatName = "lotr"
+    coded: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +78,8 @@ class Conversion(Shown):
         return lines_of(
             f"Conversion({head})",
             (
-                f"{printable(group.name)}: {group.format}, ranks {group.ranks}, "
+                f"{printable(group.name)}: {group.format}{', coded' * group.coded}, "
+                f"ranks {group.ranks}, "
                 f"relative error {group.certificate.relative_error:.3g}"
                 for group in self.groups
             ),

@@ -51,19 +51,28 @@ def group_table(record: dict[str, Any], shown: Sequence[Any] | None = None) -> T
         columns[1], columns[6] = "Format", "After"
     table = plain_table(*columns)
     groups: Sequence[Any] = record["groups"] if shown is None else shown
+    unit, show = ("bytes", byte_size) if record["coded"] else ("params", count)
     for group in groups:
-        before, after = group["params_before"], group["params_after"]
+        before, after = group[f"{unit}_before"], group[f"{unit}_after"]
+        form = "coded" if group["name"] in record["coded"] else group["format"]
         table.add_row(
             group["name"],
-            group["format"] if mixed else shape_text(group["shape"]),
+            form if mixed else shape_text(group["shape"]),
             ranks_text(group["format"], group["ranks"]),
             f"{group['relative_error']:.3g}",
             f"{group['worst_error']:.2g}",
-            count(before),
-            count(after),
+            show(before),
+            show(after),
             times(after, before),
         )
     return add_left_out(table, groups, record["groups"])
+
+
+def stored_as(record: dict[str, Any]) -> str:
+    """The dtype of what is stored, or that it is bits."""
+    if not record["coded"]:
+        return record["dtype"]
+    return "coded" if len(record["coded"]) == len(record["groups"]) else "coded in part"
 
 
 def _mixed(record: dict[str, Any]) -> bool:
@@ -93,7 +102,7 @@ def conversion_text(
     lines = [
         f"Relative error  {error(record['relative_error'])}, measured; asked: {asked}",
         f"Parameters      {before:,} -> {after:,} ({times(after, before)})",
-        f"Updates         {file_growth(*updates)}, {record['dtype']}",
+        f"Updates         {file_growth(*updates)}, {stored_as(record)}",
         f"File            {byte_size(record['bytes_before'])} -> {byte_size(record['bytes_after'])}"
         f", {byte_size(max(record['bytes_after'] - updates[1], 0))} of it no updates",
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
@@ -200,7 +209,7 @@ def inspection_text(
     modules = sum(len(group["modules"]) for group in record["groups"])
     lines = [
         f"{record['source']}",
-        f"Format          {'PEFT LoRA' if lora else _kinds(record)}, {record['dtype']}, "
+        f"Format          {'PEFT LoRA' if lora else _kinds(record)}, {stored_as(record)}, "
         f"{byte_size(record['bytes'])}",
         f"Base model      {config.get('base_model_name_or_path') or 'not named'}",
         f"Updates         {modules} modules, {record['params']:,} parameters",

@@ -14,7 +14,7 @@ from lotr_tn.files.dialects.lotr_peft import save_lotr_peft
 from tests.banks import fleets
 
 KINDS = {"q": ((9, 7), fleets.Layout()), "v": ((5, 7), fleets.Layout())}
-FILES = {"native": ".lotr.safetensors", "mixed": ".lotr.safetensors", "bank": ".lotr.safetensors"}
+FILES = dict.fromkeys(("native", "mixed", "coded", "bank"), ".lotr.safetensors")
 NAMES = ("plain", "half", "torch", "lotr-peft", *FILES)
 
 
@@ -36,6 +36,8 @@ def sound() -> Path:
     lotr = lt.convert_adapter(plain, rule, format="lotr").adapter
     lt.save_adapter(lotr, _path(root, "native"))
     lt.save_adapter(lt.convert_adapter(half, rule).adapter, _path(root, "mixed"))
+    coded = lt.convert_adapter(half, rule, format="auto", coding="auto").adapter
+    lt.save_adapter(coded, _path(root, "coded"))
     save_lotr_peft(lotr, root / "lotr-peft")
     lt.banks.make_bank({"plain": plain, "half": half}, _path(root, "bank"), rule)
     return root

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import lotr_tn as lt
+from lotr_tn.linalg.ranks import ITEM_SIZES
 from tests.conftest import real_data
 
 ROOT = real_data()
@@ -93,6 +94,18 @@ def test_the_reported_error_is_what_a_plain_loop_finds(folder, epsilon, tmp_path
     for group in conversion.groups:
         certificate = group.certificate
         assert certificate.lower_bound <= certificate.relative_error <= certificate.upper_bound
+
+
+@pytest.mark.parametrize("folder", [*OTHERS, *CHECKPOINTS[:1]], ids=name_of)
+def test_in_bits_they_take_a_fraction_and_lose_what_is_told(folder, tmp_path):
+    adapter = lt.load_adapter(folder)
+    made = lt.convert_adapter(adapter, lt.RelativeError(0.1), format="auto", coding="auto")
+    assert made.adapter.coded
+    assert 4 * made.bytes_after < made.bytes_before * 4 / ITEM_SIZES[adapter.dtype]
+    lt.save_adapter(made.adapter, tmp_path / "a.lotr.safetensors")
+    error = lt.compare_adapters(adapter, lt.load_adapter(tmp_path / "a.lotr.safetensors"))
+    assert error.relative_error == pytest.approx(made.relative_error, rel=1e-6)
+    assert made.relative_error <= 0.1
 
 
 IN_SAFETENSORS = [f for f in GOOD if (f / "adapter_model.safetensors").exists()]

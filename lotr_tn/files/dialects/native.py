@@ -22,6 +22,7 @@ from lotr_tn.adapters.adapter import (
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
 from lotr_tn.analysis.forms import FORMS, LOTR, Form, known_form
+from lotr_tn.coding.directions import decode_directions
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.container import (
     TENSOR_ENTRY,
@@ -56,6 +57,9 @@ from lotr_tn.files.packing import packed
 from lotr_tn.formats import Certificate
 
 METADATA_KEY = "lotr"
+
+CODING = 1
+"""Of groups in bits: `decode_directions` says what the bytes are."""
 
 FIGURE = 24
 """Bytes of the longest float64, written in full."""
@@ -142,9 +146,17 @@ def _text(header: Mapping[str, Any]) -> str:
     return text + room_for_figures(certificates)
 
 
+def _fields(group: LoTRGroup | LoRAGroup) -> tuple[str, ...]:
+    """The names of a group's tensors."""
+    coded = isinstance(group, LoTRGroup) and group.coded is not None
+    return ("coded",) if coded else group_form(group).fields
+
+
 def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
     """The tensors of a group by field; a group kept as it is has its modules' side by side."""
     if isinstance(group, LoTRGroup):
+        if group.coded is not None:
+            return {"coded": np.frombuffer(group.coded, np.uint8)}
         return {field: getattr(group.stack, field) for field in group_form(group).fields}
     return {
         "up": np.concatenate([module.up for module in group.modules], axis=1),
@@ -165,6 +177,7 @@ def _describe(group: LoTRGroup | LoRAGroup) -> dict[str, Any]:
         "shape": list(group.shape),
         "ranks": stored_ranks(group),
         "dtype": group.dtype,
+        **({"coding": CODING} if _fields(group) == ("coded",) else {}),
         **told_once(modules),
         "certificate": _describe_certificate(group.certificate),
     }
@@ -208,11 +221,7 @@ def _adapter(container: Container, header: Mapping[str, Any]) -> LoTRAdapter:
         for name, group in described.items()
     }
     _require_each_once(groups)
-    known = {
-        f"groups.{name}.{field}"
-        for name, group in groups.items()
-        for field in group_form(group).fields
-    }
+    known = {f"groups.{name}.{field}" for name, group in groups.items() for field in _fields(group)}
     extras = {}
     for key, tensor in container.tensors.items():
         if key.startswith("extras."):
@@ -238,11 +247,17 @@ def _group(name: str, described: Mapping[str, Any], container: Container) -> LoT
     ranks = whole_numbers(f"a rank of {name}", described["ranks"])
     targets = tuple(_target(one, (shape[1], shape[2])) for one in modules)
     certificate = _certificate(name, described["certificate"], len(targets))
-    arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
-    if form.kept:
+    if "coding" in described:
+        coded = _coded(name, described["coding"], form, container)
+        up, down = _decoded(name, coded, shape, ranks)
+        arrays = {"up": up, "down": down}
+        group = LoTRGroup(name, targets, form.stack_of(arrays, ranks, certificate), coded)
+    elif form.kept:
+        arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
         scales = [finite_number("a scale", one["scale"], negative=True) for one in modules]
         group = LoRAGroup(name, _modules(targets, scales, arrays), certificate)
     else:
+        arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
         group = LoTRGroup(name, targets, form.stack_of(arrays, ranks, certificate))
     said = shape, ranks, dtype_name(f"the dtype of {name}", described["dtype"])
     found = tuple(group.shape), stored_ranks(group), group.dtype
@@ -282,6 +297,29 @@ def _finite(key: str, container: Container) -> np.ndarray:
     if not is_finite(array):
         raise CheckpointError(f"{path}: {key} holds NaN or infinite entries; the file is broken")
     return array
+
+
+def _coded(name: str, version: Any, form: Form, container: Container) -> bytes:
+    """The bits of a group."""
+    if version != CODING:
+        raise CheckpointError(
+            f"{container.path}: group {name} is coded in a way that this version does not know; "
+            "upgrade lotr-tn"
+        )
+    require(form is FORMS["truncated"], f"{name} is coded, which a {form.name} cannot be")
+    tensor = container.tensors.get(f"groups.{name}.coded")
+    if tensor is None or tensor.code != "U8" or len(tensor.shape) != 1:
+        raise CheckpointError(
+            f"{container.path} has no bytes groups.{name}.coded; copy the file again"
+        )
+    return tensor.data.tobytes()
+
+
+def _decoded(
+    name: str, coded: bytes, shape: tuple[int, ...], ranks: list[int]
+) -> tuple[np.ndarray, ...]:
+    require(len(ranks) == shape[0], f"{name} has {len(ranks)} ranks for {shape[0]} layers")
+    return decode_directions(coded, (shape[1], shape[2]), sum(ranks))
 
 
 def _modules(

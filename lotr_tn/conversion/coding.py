@@ -1,0 +1,136 @@
+"""LoRAs in bits: a step for a group within its error, or for all within an error or a size."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
+from lotr_tn.adapters.asked import Asked
+from lotr_tn.coding.tables import LARGEST
+from lotr_tn.decompose.coded import CLOSE, Codable, largest_step
+from lotr_tn.errors import OptionError
+from lotr_tn.formats import LoRAStack
+from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, TotalError
+
+FORM = "truncated"
+"""The form in which a group comes back from its bits."""
+
+
+def require_codable(asked: Asked) -> None:
+    """Refuse what coding is asked for beside, and could not be kept to."""
+    if asked.coding not in ("auto", "none"):
+        raise OptionError(f"coding must be auto or none; found {asked.coding!r:.60}")
+    if asked.coding == "none":
+        return
+    if isinstance(asked.rule, FixedRank) or (
+        isinstance(asked.rule, Budget) and asked.rule.params is not None
+    ):
+        raise OptionError(
+            "coding spends bits, so that ranks or a number of parameters say nothing of it; ask "
+            "for an error or for bytes"
+        )
+    if asked.form not in ("auto", FORM):
+        raise OptionError(
+            f"coding stores singular directions, a {FORM} LoRA, in bits; leave the format at auto, "
+            f"or ask for {FORM} (found {asked.form})"
+        )
+    if asked.dtype != "auto" or asked.limits not in (None, RankLimits()):
+        found = f"dtype {asked.dtype}" if asked.dtype != "auto" else "limits on the ranks"
+        raise OptionError(
+            f"coding chooses ranks and precision by one step; leave out the {found}, or the coding"
+        )
+
+
+def coded_within(
+    group: LoRAGroup, stack: LoRAStack, epsilon: float, *, each_layer: bool
+) -> LoTRGroup | None:
+    """A group in the fewest bits within a relative error; None where no code is fine enough."""
+    codable = Codable(stack)
+    bounds = epsilon**2 * (codable.energies if each_layer else codable.energies.sum())
+
+    def fits(step: float) -> bool:
+        lost = codable.directions.at(step).lost
+        return bool(np.all(lost <= bounds) if each_layer else lost.sum() <= bounds)
+
+    step = largest_step(fits, codable.largest)
+    return None if step is None else coded_at(group, codable, step)
+
+
+def coded_at(group: LoRAGroup, codable: Codable, step: float) -> LoTRGroup | None:
+    """A group in bits, at a step."""
+    found = codable.at(step)
+    return None if found is None else LoTRGroup(group.name, group.targets, *found)
+
+
+FILLED = 0.995
+"""The share of a budget that a file is to take at least, where steps go so fine."""
+
+TRIES = 6
+"""How often a file is made for a budget: the bits are known to a hundredth before."""
+
+
+def coded_together(
+    groups: Sequence[LoRAGroup],
+    codables: Sequence[Codable],
+    rule: TotalError | Budget,
+    *,
+    energy: float,
+    size_of: Callable[[Sequence[LoTRGroup]], int],
+) -> list[LoTRGroup] | None:
+    """All groups in bits by one step, which is best for them together; None where no step does.
+
+    Args:
+        groups: the groups.
+        codables: their LoRAs.
+        rule: the error of all together, or the bytes of the file.
+        energy: ‖T‖², with what is kept as it is.
+        size_of: the bytes of the file of some groups.
+    """
+    largest = max(one.largest for one in codables)
+    if isinstance(rule, TotalError):
+        allowed = rule.epsilon**2 * energy
+
+        def holds(step: float) -> bool:
+            return sum(float(one.directions.at(step).lost.sum()) for one in codables) <= allowed
+
+        step = largest_step(holds, largest)
+        return None if step is None else _all_at(groups, codables, step)
+    return _within_bytes(groups, codables, rule.size, size_of, largest)
+
+
+def _within_bytes(
+    groups: Sequence[LoRAGroup],
+    codables: Sequence[Codable],
+    budget: int,
+    size_of: Callable[[Sequence[LoTRGroup]], int],
+    largest: float,
+) -> list[LoTRGroup] | None:
+    """The finest step whose file fits, found by bits that are told and mended by files made."""
+    best, beside = None, 0.0
+    for _ in range(TRIES):
+        room = 8 * (budget - beside)
+
+        def is_too_large(step: float, room: float = room) -> bool:
+            return sum(one.directions.at(step).bits for one in codables) > room
+
+        step = largest_step(is_too_large, largest)
+        step = largest / LARGEST if step is None else step * (1 + CLOSE)
+        made = _all_at(groups, codables, step)
+        if made is None:
+            return best
+        size = size_of(made)
+        if size <= budget:
+            best = made
+            if size >= FILLED * budget or step <= largest / LARGEST:
+                break
+        told = sum(one.directions.at(step).bits for one in codables) / 8
+        beside = size - told + (budget // 1000 if size > budget else 0)
+    return best
+
+
+def _all_at(
+    groups: Sequence[LoRAGroup], codables: Sequence[Codable], step: float
+) -> list[LoTRGroup] | None:
+    made = [coded_at(*pair, step) for pair in zip(groups, codables, strict=True)]
+    found = [one for one in made if one is not None]
+    return found if len(found) == len(made) else None
