@@ -30,7 +30,7 @@ def run(size: str) -> None:
         plain = lt.convert_adapter(adapter, rule, format="auto").bytes_after
         coded = lt.convert_adapter(adapter, rule, format="auto", coding="auto").bytes_after
         least = gaussian_bits(
-            [one.directions.values for one in codables], shapes, error**2 * energy
+            [np.concatenate(one.values) for one in codables], shapes, error**2 * energy
         )
         shares = [plain / floats, coded / floats, least / 8 / floats]
         rows.append(
@@ -39,11 +39,11 @@ def run(size: str) -> None:
         found.append({"error": error, "numbers": shares[0], "bits": shares[1], "bound": shares[2]})
     step = max(one.largest for one in codables) / 50
     begun = time.perf_counter()
-    made = [one.directions.at(step) for one in codables]
-    data = [one.coded() or b"" for one in made]
+    made = [one.at(step) for one in codables]
     middle = time.perf_counter()
-    for one, shape, stream in zip(made, shapes, data, strict=True):
-        decode_directions(stream, shape, int(np.sum(one.ranks)))
+    for found_one, shape in zip(made, shapes, strict=True):
+        assert found_one is not None
+        decode_directions(found_one[1], shape, sum(found_one[0].ranks))
     ended = time.perf_counter()
     speeds = floats / (middle - begun) / 1e6, floats / (ended - middle) / 1e6
     report(

@@ -7,39 +7,48 @@ from typing import Any
 
 import numpy as np
 
-from lotr_tn.coding.tables import LARGEST, LEVELS, MODELS, frequencies, lengths
+from lotr_tn.coding.tables import LARGEST, MODELS, frequencies, lengths
 from lotr_tn.errors import FormatError
 
 MOST = 256
 """Numbers that a byte may stand for, at most: what a stream says of itself is bounded by its size.
 The narrowest table takes more than 1/32 of a bit for each."""
 
-NEAR = 2
-"""Levels tried on either side of that of a column's mean square."""
-
 DAMAGED = "the stream of coded numbers is damaged; restore it from a copy"
 
 
-def model_of(column: np.ndarray) -> int | None:
-    """The model by which a column takes fewest bits; None where a number has no code."""
-    counts = np.bincount(np.abs(column))
-    if len(counts) > LARGEST + 1:
+TOGETHER = 1 << 18
+"""Counts that are held at a time."""
+
+
+def models_of(columns: np.ndarray) -> np.ndarray | None:
+    """(N,) the model by which each column (N, size) takes fewest bits, of all that there are.
+
+    None where a number is too large to have a code.
+    """
+    magnitudes = np.abs(columns.astype(np.int64))
+    most = int(magnitudes.max(initial=0)) + 1
+    if most > LARGEST + 1:
         return None
-    square = float(counts @ np.arange(len(counts), dtype=float) ** 2) / column.size
-    level = 6 + round(2 * float(np.log2(max(square, 1e-3))))
-    near = range(max(0, level - NEAR), min(LEVELS, level + NEAR + 1))
-    for levels in (near, range(LEVELS)):  # all of them where one number lies far from the others
-        tried = [2 * at + heavy for at in levels for heavy in (0, 1)]
-        bits = [_bits(counts, model) for model in tried]
-        if min(bits, default=np.inf) < np.inf:
-            return tried[int(np.argmin(bits))]
-    return None
+    table = np.minimum(_lengths()[:most], NO_CODE)
+    found = [np.zeros(0, np.uint8)]
+    rows = max(1, TOGETHER // most)
+    for start in range(0, len(columns), rows):
+        part = magnitudes[start : start + rows]
+        each = part + most * np.arange(len(part))[:, None]
+        counts = np.bincount(each.ravel(), minlength=most * len(part)).reshape(len(part), most)
+        found.append(np.argmin(counts @ table, axis=1).astype(np.uint8))
+    return np.concatenate(found)
 
 
-def _bits(counts: np.ndarray, model: int) -> float:
-    """What so many numbers of each magnitude take; infinite where one has no code."""
-    each = lengths(model)[: len(counts)]
-    return float(counts @ each) if np.isfinite(each[-1]) else np.inf
+NO_CODE = 1e9
+"""Bits of a number that a table does not have: more than any column takes by another."""
+
+
+@cache
+def _lengths() -> np.ndarray:
+    """(LARGEST + 1, MODELS) bits of each magnitude by each model."""
+    return np.stack([lengths(model) for model in range(MODELS)], axis=1)
 
 
 def encoded(columns: Iterable[np.ndarray], models: Iterable[int]) -> bytes:

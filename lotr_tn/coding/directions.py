@@ -7,13 +7,14 @@ what lies below the step takes no bits (Cover and Thomas (2006), chapter 10.3). 
 multiplies is solved for again after rounding, by least squares in all directions of its layer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import array_api_compat.numpy as xp
 import numpy as np
 
-from lotr_tn.coding.columns import DAMAGED, MOST, decoded, encoded, model_of
+from lotr_tn.coding.columns import DAMAGED, MOST, decoded, encoded, models_of
 from lotr_tn.coding.quantise import SLOPE, bits, rounded
 from lotr_tn.errors import FormatError
 from lotr_tn.linalg.factor import pinv
@@ -21,7 +22,7 @@ from lotr_tn.linalg.factor import pinv
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Singular directions of layers of one shape, largest first; zeros where a layer has fewer.
+    """Singular directions of layers of one shape and rank, largest first.
 
     Attributes:
         u: (L, m, k), orthonormal columns.
@@ -33,6 +34,12 @@ class Directions:
     values: np.ndarray
     v: np.ndarray
 
+    @property
+    def largest(self) -> float:
+        """The largest number that is to be coded."""
+        sizes = (np.abs(x).max(axis=1, initial=0.0) * self.values for x in (self.u, self.v))
+        return float(max(size.max(initial=0.0) for size in sizes))
+
     def at(self, step: float) -> "Rounded":
         """All directions at one step; those that are not worth their bits are dropped.
 
@@ -43,11 +50,10 @@ class Directions:
         size = bits(left) + bits(right) + SIDE
         norms = (left**2).sum(1), (right**2).sum(1)
         along = (left * self.u).sum(1), (right * self.v).sum(1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gain = (self.values * along[0] * along[1]) ** 2 / (norms[0] * norms[1])
-        kept = (norms[0] * norms[1] > 0) & (gain > SLOPE * step**2 * size)
-        kept_columns = kept[:, None, :]
-        left, right = np.where(kept_columns, left, 0), np.where(kept_columns, right, 0)
+        both = norms[0] * norms[1]
+        gain = (self.values * along[0] * along[1]) ** 2 / np.where(both > 0, both, 1)
+        kept = (both > 0) & (gain > SLOPE * step**2 * size)
+        left, right = (np.where(kept[:, None, :], x, 0) for x in (left, right))
         weights, saved = self._weights(left, right, kept)
         lost = np.maximum((self.values**2).sum(1) - saved, 0)
         return Rounded(left, right, weights, kept, lost, float(size[kept].sum()))
@@ -60,9 +66,9 @@ class Directions:
         target = (turned * (right.mT @ self.v)).sum(2)
         gram = (left.mT @ left) * (right.mT @ right)
         scale = np.sqrt(np.where(kept, np.diagonal(gram, axis1=1, axis2=2), 1))
-        gram = (
-            gram / (scale[:, :, None] * scale[:, None, :]) + np.eye(kept.shape[1]) * ~kept[:, None]
-        )
+        # a direction that is dropped stands by itself
+        apart = np.eye(kept.shape[1]) * ~kept[:, None]
+        gram = gram / (scale[:, :, None] * scale[:, None, :]) + apart
         target = target / scale
         found = (pinv(gram, xp=xp) @ target[:, :, None])[:, :, 0] * kept
         return found / scale, (found * target).sum(1)
@@ -93,25 +99,41 @@ class Rounded:
     bits: float
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """How many directions each layer keeps."""
-        return tuple(int(rank) for rank in self.kept.sum(1))
+    def layers(self) -> "list[Pairs]":
+        """The directions that are kept, of each layer."""
+        largest = max(np.abs(x).max(initial=0) for x in (self.left, self.right))
+        small = np.int16 if largest < 2**15 else np.int64
+        columns = [x.mT.astype(small) for x in (self.left, self.right)]
+        whole = zip(self.weights, *columns, self.kept, strict=True)
+        return [Pairs(w[kept], left[kept], right[kept]) for w, left, right, kept in whole]
 
-    def coded(self) -> bytes | None:
-        """The bytes of `decode_directions`; None where a number is too large to have a code."""
-        weights = self.weights[self.kept].astype("<f4")
-        if not np.isfinite(weights).all() or (np.abs(weights) < np.finfo("f4").tiny).any():
-            return None
-        pairs = (
-            (self.left[layer, :, i].astype(np.int64), self.right[layer, :, i].astype(np.int64))
-            for layer, i in np.argwhere(self.kept)
-        )
-        columns = list(chain.from_iterable(pairs))
-        models = [model_of(column) for column in columns]
-        known = [model for model in models if model is not None]
-        if len(known) < len(models):
-            return None
-        return weights.tobytes() + bytes(known) + encoded(columns, known)
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Whole columns left (R, m) and right (R, n), and what each pair is multiplied by (R,)."""
+
+    weights: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+
+def encode_directions(layers: Sequence[Pairs]) -> bytes | None:
+    """The bytes of `decode_directions`; None where a number has no code.
+
+    Cost: time O(R (m + n)), some 50 ns for each number; memory of them in 16 bits.
+    """
+    weights = np.concatenate([one.weights for one in layers]).astype("<f4")
+    if not np.isfinite(weights).all() or (np.abs(weights) < np.finfo("f4").tiny).any():
+        return None
+    left, right = (
+        np.concatenate(x) for x in zip(*((p.left, p.right) for p in layers), strict=True)
+    )
+    models = [models_of(left), models_of(right)]
+    if models[0] is None or models[1] is None:
+        return None
+    in_turn = np.stack([models[0], models[1]], axis=1).ravel()
+    columns = chain.from_iterable(zip(left, right, strict=True))
+    return weights.tobytes() + in_turn.tobytes() + encoded(columns, in_turn.tolist())
 
 
 def decode_directions(data: bytes, shape: tuple[int, int], rank: int) -> tuple[np.ndarray, ...]:
@@ -132,8 +154,9 @@ def decode_directions(data: bytes, shape: tuple[int, int], rank: int) -> tuple[n
         raise FormatError(DAMAGED)
     columns = decoded(data[6 * rank :], (m, n) * rank, list(data[4 * rank : 6 * rank]))
     half = np.ldexp(np.float32(1), np.frexp(weights)[1] // 2)
-    up, down = np.empty((m, rank), np.float32), np.empty((rank, n), np.float32)
+    up, down = np.empty((rank, m), np.float32), np.empty((rank, n), np.float32)
     for i in range(rank):
-        up[:, i] = columns[2 * i] * (weights[i] / half[i])
-        down[i] = columns[2 * i + 1] * half[i]
-    return up, down
+        up[i], down[i] = columns[2 * i], columns[2 * i + 1]
+    up *= (weights / half)[:, None]
+    down *= half[:, None]
+    return np.ascontiguousarray(up.T), down

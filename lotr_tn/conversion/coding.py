@@ -7,7 +7,7 @@ import numpy as np
 from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
 from lotr_tn.adapters.asked import Asked
 from lotr_tn.coding.tables import LARGEST
-from lotr_tn.decompose.coded import CLOSE, Codable, largest_step
+from lotr_tn.decompose.coded import CLOSE, Codable, codable, largest_step
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, TotalError
@@ -45,20 +45,22 @@ def coded_within(
     group: LoRAGroup, stack: LoRAStack, epsilon: float, *, each_layer: bool
 ) -> LoTRGroup | None:
     """A group in the fewest bits within a relative error; None where no code is fine enough."""
-    codable = Codable(stack)
-    bounds = epsilon**2 * (codable.energies if each_layer else codable.energies.sum())
+    found = codable(stack)
+    if found is None:
+        return None
+    bounds = epsilon**2 * (found.energies if each_layer else found.energies.sum())
 
     def fits(step: float) -> bool:
-        lost = codable.directions.at(step).lost
+        lost = found.lost(step)
         return bool(np.all(lost <= bounds) if each_layer else lost.sum() <= bounds)
 
-    step = largest_step(fits, codable.largest)
-    return None if step is None else coded_at(group, codable, step)
+    step = largest_step(fits, found.largest)
+    return None if step is None else coded_at(group, found, step)
 
 
-def coded_at(group: LoRAGroup, codable: Codable, step: float) -> LoTRGroup | None:
+def coded_at(group: LoRAGroup, lora: Codable, step: float) -> LoTRGroup | None:
     """A group in bits, at a step."""
-    found = codable.at(step)
+    found = lora.at(step)
     return None if found is None else LoTRGroup(group.name, group.targets, *found)
 
 
@@ -91,7 +93,7 @@ def coded_together(
         allowed = rule.epsilon**2 * energy
 
         def holds(step: float) -> bool:
-            return sum(float(one.directions.at(step).lost.sum()) for one in codables) <= allowed
+            return sum(float(one.lost(step).sum()) for one in codables) <= allowed
 
         step = largest_step(holds, largest)
         return None if step is None else _all_at(groups, codables, step)
@@ -111,7 +113,7 @@ def _within_bytes(
         room = 8 * (budget - beside)
 
         def is_too_large(step: float, room: float = room) -> bool:
-            return sum(one.directions.at(step).bits for one in codables) > room
+            return sum(one.bits(step) for one in codables) > room
 
         step = largest_step(is_too_large, largest)
         step = largest / LARGEST if step is None else step * (1 + CLOSE)
@@ -123,7 +125,7 @@ def _within_bytes(
             best = made
             if size >= FILLED * budget or step <= largest / LARGEST:
                 break
-        told = sum(one.directions.at(step).bits for one in codables) / 8
+        told = sum(one.bits(step) for one in codables) / 8
         beside = size - told + (budget // 1000 if size > budget else 0)
     return best
 

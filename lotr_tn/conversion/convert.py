@@ -38,7 +38,7 @@ from lotr_tn.conversion.made import (
     stored_group,
 )
 from lotr_tn.conversion.outcome import Conversion
-from lotr_tn.decompose.coded import Codable
+from lotr_tn.decompose.coded import codable
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
 from lotr_tn.files.budget import spent_beside
 from lotr_tn.files.dialects.native import native_size
@@ -258,12 +258,14 @@ class Converting:
     def _coded_together(self, one: "_Shared", rule: Budget | TotalError) -> Conversion | None:
         """All groups of one way in bits by one step; None where no step does."""
         groups, kept = list(one.way.groups.values()), one.kept
-        codables = [Codable(measured.stack) for measured in one.question.measured]
-        tails = [codable.tails for codable in codables]
+        each = [codable(measured.stack) for measured in one.question.measured]
+        codables = [lora for lora in each if lora is not None]
+        if len(codables) < len(each):
+            return None
 
         def finished(made: Sequence[LoTRGroup]) -> Conversion:
-            each = zip(groups, made, tails, strict=True)
-            return self._finished(one.way, [*(Made(*parts, met=True) for parts in each), *kept])
+            parts = zip(groups, made, (lora.tails for lora in codables), strict=True)
+            return self._finished(one.way, [*(Made(*part, met=True) for part in parts), *kept])
 
         found = coded_together(
             groups,

@@ -1,50 +1,31 @@
 """A LoRA in bits: the largest step of its singular directions within an error, and the stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn._arrays import float64, to_numpy
-from lotr_tn.coding.directions import Directions, decode_directions
+from lotr_tn.coding.directions import Directions, Pairs, decode_directions, encode_directions
 from lotr_tn.coding.tables import LARGEST
 from lotr_tn.decompose.assemble import beyond
 from lotr_tn.decompose.truncation import global_order
 from lotr_tn.formats import Certificate, LoRAStack
 from lotr_tn.linalg.product import svds_of_products
-from lotr_tn.ops.batches import in_batches, side_by_side
+from lotr_tn.ops.arrays import common_namespace
+from lotr_tn.ops.batches import batches, side_by_side
 from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.norms import layer_norms
+from lotr_tn.ops.norms import layer_norms, norm
 
 METHOD = "coded"
 
+SMALLEST = 1e-15
+"""The norm above which, and below whose inverse, no square of a number leaves float32's range."""
+
 CLOSE = 1e-3
 """How near the step comes to the largest one within an error, relative to it."""
-
-
-def directions_of(stack: LoRAStack) -> Directions:
-    """The singular directions of all layers.
-
-    Cost: O((m + n) r²) flops a layer; memory of the factors in float64, twice.
-    """
-    parts = stack.slices
-    wide = _wide(stack)
-    up, down = wide.up, wide.down
-    most = max(min(rank, *stack.shape[1:]) for rank in stack.ranks)
-
-    def made(layers: list[int]) -> list[tuple[np.ndarray, ...]]:
-        ups, downs = side_by_side(up, parts, layers, xp), side_by_side(down.mT, parts, layers, xp)
-        u, s, vt = svds_of_products(ups, downs.mT, xp=xp)
-        room = (0, most - s.shape[1])
-        wide = (np.pad(x, [(0, 0)] * (x.ndim - 1) + [room]) for x in (u, s, vt.mT))
-        return list(zip(*wide, strict=True))
-
-    each = in_batches(stack.ranks, sum(stack.shape[1:]) * most, made)
-    u, s, v = (np.stack(one) for one in zip(*each, strict=True))
-    return Directions(u, s, v)
 
 
 @final
@@ -53,49 +34,88 @@ class Codable:
 
     Attributes:
         stack: the LoRA.
-        directions: its singular directions.
         energies: (L,) ‖ΔW_l‖².
+        largest: the largest number that is to be coded: at a step of twice that nothing is left.
+
+    Cost: O((m + n) r²) flops a layer; memory of the factors in float64, twice.
     """
 
     def __init__(self, stack: LoRAStack) -> None:
         self.stack = stack
-        self.directions = directions_of(stack)
-        self.energies = (self.directions.values**2).sum(1)
+        self._blocks = [(layers, _directions(stack, layers)) for layers in _blocks(stack)]
+        self.energies = np.array([float((values**2).sum()) for values in self.values])
+        self.largest = max((one.largest for _, one in self._blocks), default=0.0)
 
-    @cached_property
-    def largest(self) -> float:
-        """The largest number that is to be coded: at a step of twice that nothing is left."""
-        columns = (self.directions.u, self.directions.v)
-        sizes = (np.abs(x).max(axis=1, initial=0.0) * self.directions.values for x in columns)
-        return float(max(size.max(initial=0.0) for size in sizes))
+    @property
+    def values(self) -> list[np.ndarray]:
+        """The singular values of each layer."""
+        return self._in_order([one.values for _, one in self._blocks])
 
     @property
     def tails(self) -> np.ndarray:
         """(R + 1,) squared norm that is lost when so many directions of all layers are kept."""
-        return global_order(list(self.directions.values)).tails
+        return global_order(self.values).tails
+
+    def _in_order(self, found: Sequence[Any]) -> Any:
+        """What was found for each layer, block by block, by layers."""
+        each = {}
+        for (layers, _), part in zip(self._blocks, found, strict=True):
+            each |= zip(layers, part, strict=True)
+        return [each[layer] for layer in range(self.stack.shape[0])]
+
+    def lost(self, step: float) -> np.ndarray:
+        """(L,) squared error of each layer at a step; in the memory of some layers at a time."""
+        return np.array(self._in_order([one.at(step).lost for _, one in self._blocks]))
+
+    def bits(self, step: float) -> float:
+        """About the bits that all of it takes at a step."""
+        return sum(one.at(step).bits for _, one in self._blocks)
 
     def at(self, step: float) -> tuple[LoRAStack, bytes] | None:
         """The stack that comes back, certified, and its bits.
 
         None where the step is too fine for any code.
 
-        Cost: O((m + n) r²) flops a layer, and some 20 ns for each of its numbers.
+        Cost: that of one look at `lost`, and some 50 ns for each number.
         """
-        found = self.directions.at(step)
-        data = found.coded()
-        ranks = found.ranks
+        layers: list[Pairs] = self._in_order([one.at(step).layers for _, one in self._blocks])
+        data, ranks = encode_directions(layers), tuple(len(one.weights) for one in layers)
         if data is None:
             return None
         up, down = decode_directions(data, self.stack.shape[1:], sum(ranks))
         made = LoRAStack(up, down, ranks)
-        own, wide = _wide(self.stack), _wide(made)
-        distances, norms = to_numpy(layer_distances(wide, own)), to_numpy(layer_norms(own))
-        pairs = zip(self.directions.values, ranks, strict=True)
+        return replace(made, certificate=self._certificate(made)), data
+
+    def _certificate(self, made: LoRAStack) -> Certificate:
+        own = _wide(self.stack)
+        distances, norms = to_numpy(layer_distances(_wide(made), own)), to_numpy(layer_norms(own))
+        pairs = zip(self.values, made.ranks, strict=True)
         tail = np.sqrt(sum(float((values[rank:] ** 2).sum()) for values, rank in pairs))
         reached = np.float64(np.linalg.norm(distances))
         lower = np.minimum(beyond(tail, 1e-12 * np.linalg.norm(norms)), reached)
-        certificate = Certificate(distances, norms, np.float64(lower), reached, METHOD, 0)
-        return replace(made, certificate=certificate), data
+        return Certificate(distances, norms, np.float64(lower), reached, METHOD, 0)
+
+
+def codable(stack: LoRAStack) -> Codable | None:
+    """A LoRA that can be coded; None where its numbers are beyond those that float32 multiplies."""
+    size = float(norm(stack))
+    return Codable(stack) if size == 0 or SMALLEST < size < 1 / SMALLEST else None
+
+
+def _blocks(stack: LoRAStack) -> list[list[int]]:
+    """Layers of one rank, so many together as are held at a time."""
+    return list(batches(stack.ranks, sum(stack.shape[1:]) * max(stack.ranks)))
+
+
+def _directions(stack: LoRAStack, layers: list[int]) -> Directions:
+    """The singular directions of layers of one rank."""
+    sides = (stack.up, stack.down.mT)
+    up, down = (
+        float64(to_numpy(side_by_side(x, stack.slices, layers, common_namespace(stack))), xp=xp)
+        for x in sides
+    )
+    u, s, vt = svds_of_products(up, down.mT, xp=xp)
+    return Directions(u, s, vt.mT)
 
 
 def largest_step(fits: Callable[[float], bool], largest: float) -> float | None:

@@ -5,7 +5,7 @@ import pytest
 
 import lotr_tn as lt
 from lotr_tn.coding.directions import decode_directions
-from lotr_tn.decompose.coded import Codable, directions_of, largest_step
+from lotr_tn.decompose.coded import Codable, codable, largest_step
 from lotr_tn.errors import FormatError
 from lotr_tn.testing.laws.truth import dense_updates
 
@@ -29,7 +29,7 @@ def test_the_loss_is_that_of_the_dense_difference(share):
     each = np.linalg.norm(off, axis=(1, 2))
     size = np.linalg.norm(dense_updates(stack))
     assert made.certificate.distances == pytest.approx(each, abs=1e-9 * size)
-    assert np.sqrt(codable.directions.at(step).lost) == pytest.approx(each, abs=1e-6 * size)
+    assert np.sqrt(codable.lost(step)) == pytest.approx(each, abs=1e-6 * size)
     assert made.certificate.lower_bound <= made.certificate.relative_error
     assert made.up.dtype == made.down.dtype == np.float32
     assert len(data) > 0 or made.ranks == (0, 0, 0, 0)
@@ -42,7 +42,7 @@ def test_bits_fall_and_the_loss_grows_with_the_step():
     errors = [made.certificate.relative_error for made, _ in found]
     assert sizes == sorted(sizes, reverse=True)
     assert errors == sorted(errors)
-    told = [codable.directions.at(codable.largest * 2.0**-k).bits / 8 for k in range(8, 3, -1)]
+    told = [codable.bits(codable.largest * 2.0**-k) / 8 for k in range(8, 3, -1)]
     assert told == pytest.approx(sizes[:5], rel=0.03, abs=32)
 
 
@@ -85,9 +85,9 @@ def test_gaussian_directions_take_little_more_than_the_bound(share, above):
     stack = lt.LoRAStack(up, rng.standard_normal((rank * layers, n)), (rank,) * layers)
     codable = Codable(stack)
     allowed = share**2 * codable.energies.sum()
-    step = largest_step(lambda s: codable.directions.at(s).lost.sum() <= allowed, codable.largest)
+    step = largest_step(lambda s: codable.lost(s).sum() <= allowed, codable.largest)
     taken = 8 * len(codable.at(step)[1])
-    assert taken <= above * gaussian_bound(codable.directions.values, m, n, share)
+    assert taken <= above * gaussian_bound(np.array(codable.values), m, n, share)
 
 
 def gaussian_bound(values, m, n, share):
@@ -120,11 +120,19 @@ def test_a_step_may_be_too_fine():
     assert codable.at(codable.largest * 1e-7) is None
 
 
-def test_directions_stand_in_order():
-    directions = directions_of(planted())
-    assert directions.u.shape == (4, 60, 5)
-    assert (np.diff(directions.values, axis=1) <= 0).all()
-    assert not directions.values[1].any()
+@pytest.mark.parametrize("size", [1e-200, 1e-20, 1e20, 1e200])
+def test_numbers_beyond_those_that_float32_multiplies_are_not_coded(size):
+    stack = planted()
+    assert codable(stack) is not None
+    assert codable(lt.LoRAStack(stack.up * size, stack.down, stack.ranks)) is None
+
+
+def test_few_layers_at_a_time_make_the_same(monkeypatch):
+    one = Codable(planted())
+    monkeypatch.setattr("lotr_tn.ops.batches.BLOCK_ELEMENTS", 1)
+    other = Codable(planted())
+    assert one.at(0.3)[1] == other.at(0.3)[1]
+    assert one.lost(0.3) == pytest.approx(other.lost(0.3), rel=1e-12)
 
 
 @pytest.mark.parametrize("damage", ["short", "nan", "rank"])
