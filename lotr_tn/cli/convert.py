@@ -39,7 +39,7 @@ from lotr_tn.report.text import conversion_text
 EVERY = typer.Option("--all", help="Show every group.")
 PANELS = {
     "How much": "rel_error total_error max_params max_bytes rank",
-    "Which form": "format coding",
+    "Which form": "format",
     "Where it is written": "destination",
 }
 

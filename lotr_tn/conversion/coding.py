@@ -6,14 +6,12 @@ import numpy as np
 
 from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
 from lotr_tn.adapters.asked import Asked
+from lotr_tn.analysis.forms import FORMS, form_named
 from lotr_tn.coding.tables import LARGEST
 from lotr_tn.decompose.coded import CLOSE, Codable, codable, largest_step
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, TotalError
-
-FORM = "truncated"
-"""The form in which a group comes back from its bits."""
 
 
 def require_codable(asked: Asked) -> None:
@@ -29,10 +27,11 @@ def require_codable(asked: Asked) -> None:
             "coding spends bits, so that ranks or a number of parameters say nothing of it; ask "
             "for an error or for bytes"
         )
-    if asked.form not in ("auto", FORM):
+    if asked.form != "auto" and not form_named(asked.form).in_bits:
+        able = ", ".join(name for name, form in FORMS.items() if form.in_bits)
         raise OptionError(
-            f"coding stores singular directions, a {FORM} LoRA, in bits; leave the format at auto, "
-            f"or ask for {FORM} (found {asked.form})"
+            f"coding stores singular directions in bits, and a {asked.form} has none; leave the "
+            f"format at auto, or ask for {able}"
         )
     if asked.dtype != "auto" or asked.limits not in (None, RankLimits()):
         found = f"dtype {asked.dtype}" if asked.dtype != "auto" else "limits on the ranks"

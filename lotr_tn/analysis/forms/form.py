@@ -129,6 +129,7 @@ class Form:
         pairs: whether it is a Tucker2, whose setting is a pair (r1, r2) of the error surface.
         takes_cores: whether `at_ranks` and `make` also take a LowRankTucker2 for the LoRA, which a
             bank has of a stack that is only known between its bases.
+        in_bits: whether its numbers may be stored in bits: they are singular directions.
         phrase: what it is called within a sentence; the label where left out.
         look: how it is drawn.
         within: makes the smallest stack within an error by a search of its own, without limits.
@@ -155,6 +156,7 @@ class Form:
     kept: bool = False
     pairs: bool = False
     takes_cores: bool = False
+    in_bits: bool = False
     phrase: str = ""
     look: Look = field(default_factory=Look)
     within: Callable[[LoRAStack, RelativeError | Energy, Options], Any] | None = None

@@ -51,6 +51,7 @@ FORM = Form(
     built=lambda arrays, ranks, certificate: LoRAStack(
         **arrays, ranks=tuple(ranks), certificate=certificate
     ),
+    in_bits=True,
     phrase="a LoRA with each layer's rank cut",
     look=Look("#D55E00", "#c24e00", "#f08a45", "s", (5, 1.5)),
     curve=_curve,

@@ -306,7 +306,7 @@ def _coded(name: str, version: Any, form: Form, container: Container) -> bytes:
             f"{container.path}: group {name} is coded in a way that this version does not know; "
             "upgrade lotr-tn"
         )
-    require(form is FORMS["truncated"], f"{name} is coded, which a {form.name} cannot be")
+    require(form.in_bits, f"{name} is coded, which a {form.name} cannot be")
     tensor = container.tensors.get(f"groups.{name}.coded")
     if tensor is None or tensor.code != "U8" or len(tensor.shape) != 1:
         raise CheckpointError(
