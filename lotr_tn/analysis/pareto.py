@@ -8,15 +8,27 @@ from lotr_tn.linalg.ranks import TIE
 def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Indices of the points that no other point beats in cost and loss, cheapest first.
 
-    Of equal points the first is kept. A loss that is lower by rounding alone beats none.
+    Of equal points the first is kept. What is lower by rounding alone is equal, in cost as in loss.
 
     Cost: O(P log P).
 
     Examples:
         >>> pareto_front(np.array([3, 1, 2, 2]), np.array([0.1, 0.5, 0.6, 0.2])).tolist()
         [1, 3, 0]
+        >>> pareto_front(np.array([1, 1]), np.array([0.5, 0.5 - 1e-16])).tolist()
+        [0]
+        >>> pareto_front(np.array([0.5, 0.5 - 1e-16]), np.array([1, 1])).tolist()
+        [0]
     """
-    order = np.lexsort((loss, cost))
+    if not len(cost):
+        return np.zeros(0, dtype=np.int64)
+    rising = np.sort(cost)
+    apart = np.append(True, np.diff(rising) > TIE * np.abs(rising[1:]))
+    places = np.cumsum(apart)[np.searchsorted(rising, cost)] - 1  # the same where costs are equal
+    least = np.full(len(cost), np.inf)
+    np.minimum.at(least, places, loss)
+    behind = loss > least[places] * (1 + TIE)  # of equal cost, one loses less by more than rounding
+    order = np.lexsort((behind, places))
     sorted_loss = loss[order]
     before = np.append(np.inf, np.minimum.accumulate(sorted_loss)[:-1])
     return order[sorted_loss < before * (1 - TIE)]

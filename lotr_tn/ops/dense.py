@@ -3,11 +3,12 @@
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn._arrays import Array, narrow
+from lotr_tn._arrays import Array, Namespace, is_finite, narrow, on_host
 from lotr_tn.errors import PerformanceWarning, warn_outside
 from lotr_tn.formats import Format, Stack
 from lotr_tn.ops.arrays import common_namespace, storage_dtype
 from lotr_tn.ops.layers import layer_of, layer_product
+from lotr_tn.ops.moving import astype
 from lotr_tn.ops.primitives import by_rule_or_hub
 
 WARN_ABOVE_ENTRIES = 2**28  # `to_dense` warns above this many entries: 1 GiB of float32
@@ -41,7 +42,15 @@ def to_dense(stack: Stack) -> Array:
             PerformanceWarning,
         )
     xp = common_namespace(stack)
-    each = (layer_of(stack, index, xp=xp) for index in range(layers))
+    products = _products(stack, xp=xp)
+    dtype = storage_dtype(stack)
+    if dtype != "float64" and on_host(products) and not is_finite(products):
+        # terms that float32 has no room for may cancel, or end as NaN
+        products = _products(astype(stack, "float64"), xp=xp)
+    return narrow(products, dtype, xp=xp)
+
+
+def _products(stack: Stack, *, xp: Namespace) -> Array:
+    each = (layer_of(stack, index, xp=xp) for index in range(stack.shape[0]))
     with np.errstate(over="ignore", invalid="ignore"):
-        products = xp.stack([layer_product(layer, xp=xp) for layer in each])
-    return narrow(products, storage_dtype(stack), xp=xp)
+        return xp.stack([layer_product(layer, xp=xp) for layer in each])

@@ -140,6 +140,16 @@ def test_what_does_not_fit_is_refused():
         lt.to_dense(big)
 
 
+def test_terms_without_room_in_float32_may_cancel():
+    """1e38 · 30 is beyond float32: what is left of two such terms is not."""
+    up = np.array([[1e19, -1e19], [1e19, 0.0]], dtype=np.float32)
+    down = np.array([[3e20, 1.0], [3e20, 1.0]], dtype=np.float32)
+    stack = lt.LoRAStack(up[:1], down, (2,))
+    assert lt.to_dense(stack).tolist() == [[[0.0, 0.0]]]
+    with pytest.raises(FormatError, match="do not fit float32"):
+        lt.to_dense(lt.LoRAStack(up, down, (2,)))
+
+
 def cancelling(dtype, size=1.0):
     """Three layers, of which the first and the last are x y − x y = 0, in formats with factors."""
     rng = np.random.default_rng(1)
