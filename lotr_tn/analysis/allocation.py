@@ -14,6 +14,10 @@ import numpy as np
 
 from lotr_tn.analysis.pareto import lower_hull, pareto_front
 from lotr_tn.errors import OptionError
+from lotr_tn.linalg.ranks import TIE
+
+SLACK = 10 * TIE
+"""By which costs may lie above a limit: those that are equal but for rounding count as one."""
 
 STATES = 20_000  # partial choices kept at a time; beyond, the list is thinned and the bound tells
 
@@ -53,7 +57,7 @@ def allocate(menus: Sequence[Menu], limit: float) -> Allocation:
     """
     fronts, places = zip(*(menu.front() for menu in menus), strict=True)
     least = sum(float(front.cost[0]) for front in fronts)
-    if least > limit * (1 + 1e-12):
+    if least > limit * (1 + SLACK):
         raise OptionError(f"the cheapest choices together cost {least:g}, above {limit:g}")
     base, price, bound = _relaxed(fronts, limit)
     picks = _filled_up(fronts, base, limit)
@@ -181,7 +185,7 @@ def _programme(
         states: list[tuple[np.ndarray, ...]] = []
         for choice in range(len(own_cost)):
             new = cost + own_cost[choice], loss + own_loss[choice], over + reduced[group][choice]
-            fits = np.flatnonzero((new[0] + later <= limit * (1 + 1e-12)) & (new[2] <= gap))
+            fits = np.flatnonzero((new[0] + later <= limit * (1 + SLACK)) & (new[2] <= gap))
             states.append((*(x[fits] for x in new), fits, np.full(len(fits), choice)))
         new_cost, new_loss, new_over, parents, choices = (
             np.concatenate(parts) for parts in zip(*states, strict=True)

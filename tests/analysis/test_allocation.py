@@ -81,3 +81,14 @@ def test_rounding_does_not_put_a_point_on_the_front():
     cost, loss = np.arange(6), np.array([3.0, 3.0, 2.0, 2.0, 2.0, 0.0])
     for noise in np.random.default_rng(0).uniform(-1e-14, 1e-14, (8, 6)):
         assert pareto_front(cost, loss * (1 + noise)).tolist() == [0, 2, 5]
+
+
+@pytest.mark.parametrize("noise", [1e-16, -1e-16, 4e-16])
+def test_costs_that_are_equal_but_for_rounding_are_one(noise):
+    """The first of equals is taken, and fits where the cheapest of them just does."""
+    costs = 0.3 * np.array([1, 1 + noise, 1 - noise])
+    menus = [Menu(costs, np.full(3, 5.0)) for _ in range(40)]
+    least = sum(float(menu.cost.min()) for menu in menus)
+    assert allocate(menus, least).picks == (0,) * 40
+    menus = [Menu(np.full(3, 5.0), costs) for _ in range(40)]
+    assert allocate(menus, 300.0).picks == (0,) * 40
