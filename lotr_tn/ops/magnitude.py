@@ -15,6 +15,7 @@ import numpy as np
 from lotr_tn._arrays import (
     Array,
     at_least_float32,
+    device_name,
     dtype_name,
     is_finite,
     is_wide,
@@ -140,7 +141,7 @@ def measured(measure: Function) -> Function:
                 require_finite(stack)
             raise
         for x in found if isinstance(found, list) else [found]:
-            if str(x.device) == "meta":
+            if device_name(x) == "meta":
                 require_finite(_stacks_in(arguments)[0])
             if on_host(x) and not wants_gradient(x) and not is_finite(x):
                 for stack in _stacks_in(arguments):

@@ -7,6 +7,7 @@ import lotr_tn as lt
 from lotr_tn import analysis, ops
 from lotr_tn._arrays import from_numpy, to_numpy
 from lotr_tn.errors import BackendError, FormatError
+from lotr_tn.ops.magnitude import measured
 
 RANKS = (2, 3, 1)
 
@@ -215,3 +216,14 @@ def test_arrays_without_numbers_are_refused():
     for run in (lt.norm, lambda s: lt.distance(s, s), lambda s: lt.hooi(s, 1)):
         with pytest.raises(BackendError, match="device meta, which holds no numbers"):
             run(stack)
+
+
+def test_measures_may_be_scalars_without_a_device():
+    """As those of NumPy 2.0 are."""
+
+    class Scalar(np.float64):
+        @property
+        def device(self):
+            raise AttributeError("device")
+
+    assert measured(lambda stack: Scalar(2.0))(next(stacks())) == 2.0
