@@ -345,11 +345,12 @@ class LoTRAdapter(Shown):
     @property
     def coded(self) -> tuple[str, ...]:
         """The names of the groups that are stored in bits."""
-        return tuple(
-            name
-            for name, group in self.groups.items()
-            if isinstance(group, LoTRGroup) and group.coded is not None
-        )
+        return tuple(name for name, group in self.groups.items() if is_coded(group))
+
+
+def is_coded(group: LoTRGroup | LoRAGroup) -> bool:
+    """Whether a group is stored in bits."""
+    return isinstance(group, LoTRGroup) and group.coded is not None
 
 
 def _dtype_of(adapter: "Adapter") -> str:
@@ -366,7 +367,7 @@ def _line(group: LoTRGroup | LoRAGroup) -> str:
     kind = "LoRA as it was" if isinstance(group, LoRAGroup) else type(group.stack).__name__
     lost = group.certificate
     error = "" if lost is None else f", relative error {lost.relative_error:.3g}"
-    kind += ", coded" if isinstance(group, LoTRGroup) and group.coded is not None else ""
+    kind += ", coded" if is_coded(group) else ""
     return f"{printable(group.name)}: {layers} x {m}x{n}, {kind}{error}"
 
 

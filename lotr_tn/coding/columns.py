@@ -16,9 +16,11 @@ The narrowest table takes more than 1/32 of a bit for each."""
 
 DAMAGED = "the stream of coded numbers is damaged; restore it from a copy"
 
-
 TOGETHER = 1 << 18
 """Counts that are held at a time."""
+
+NO_CODE = 1e9
+"""Bits of a number that a table does not have: more than any column takes by another."""
 
 
 def models_of(columns: np.ndarray) -> np.ndarray | None:
@@ -30,7 +32,7 @@ def models_of(columns: np.ndarray) -> np.ndarray | None:
     most = int(magnitudes.max(initial=0)) + 1
     if most > LARGEST + 1:
         return None
-    table = np.minimum(_lengths()[:most], NO_CODE)
+    table = _lengths()[:most]
     found = [np.zeros(0, np.uint8)]
     rows = max(1, TOGETHER // most)
     for start in range(0, len(columns), rows):
@@ -41,14 +43,11 @@ def models_of(columns: np.ndarray) -> np.ndarray | None:
     return np.concatenate(found)
 
 
-NO_CODE = 1e9
-"""Bits of a number that a table does not have: more than any column takes by another."""
-
-
 @cache
 def _lengths() -> np.ndarray:
     """(LARGEST + 1, MODELS) bits of each magnitude by each model."""
-    return np.stack([lengths(model) for model in range(MODELS)], axis=1)
+    each = np.stack([lengths(model) for model in range(MODELS)], axis=1)
+    return np.minimum(each, NO_CODE)
 
 
 def encoded(columns: Iterable[np.ndarray], models: Iterable[int]) -> bytes:
@@ -73,8 +72,8 @@ def decoded(stream: bytes, sizes: Sequence[int], models: Sequence[int]) -> list[
     found = []
     try:
         for size, model in zip(sizes, models, strict=True):
-            symbols = decoder.decode(_categorical(int(model)), size)
-            found.append(symbols - np.int32(len(frequencies(int(model))) - 1))
+            symbols = decoder.decode(_categorical(model), size)
+            found.append(symbols - np.int32(len(frequencies(model)) - 1))
     except (AssertionError, ValueError):
         raise FormatError(DAMAGED) from None
     if not decoder.maybe_exhausted():

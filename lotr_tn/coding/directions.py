@@ -101,9 +101,8 @@ class Rounded:
     @property
     def layers(self) -> "list[Pairs]":
         """The directions that are kept, of each layer."""
-        largest = max(np.abs(x).max(initial=0) for x in (self.left, self.right))
-        small = np.int16 if largest < 2**15 else np.int64
-        columns = [x.mT.astype(small) for x in (self.left, self.right)]
+        most = np.iinfo(np.int16).max  # far beyond what has a code, and stays so
+        columns = [np.clip(x, -most, most).mT.astype(np.int16) for x in (self.left, self.right)]
         whole = zip(self.weights, *columns, self.kept, strict=True)
         return [Pairs(w[kept], left[kept], right[kept]) for w, left, right, kept in whole]
 

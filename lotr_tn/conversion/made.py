@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lotr_tn._arrays import to_numpy
-from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoTRGroup
+from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoTRGroup, is_coded
 from lotr_tn.adapters.storage import AdapterRule, format_of, stored_ranks
 from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.forms import FORMS
@@ -49,7 +49,7 @@ class Made:
             modules=tuple(target.name for target in group.targets),
             met=self.met,
             format=format_of(self.made),
-            coded=isinstance(self.made, LoTRGroup) and self.made.coded is not None,
+            coded=is_coded(self.made),
         )
 
 

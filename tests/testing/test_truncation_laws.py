@@ -11,15 +11,18 @@ from tests.conftest import LAW_BACKENDS, on_backend
 from tests.testing.budget import examples, laws_in
 from tests.testing.methods import METHODS
 
+OF_ONE_RESULT = (
+    "result_fits_the_stack",
+    "rank_is_kept",
+    "reported_error_is_true",
+    "bounds_bracket_the_error",
+    "error_is_nearly_the_best",
+    "larger_ranks_never_lose_more",
+)
 LAWS = {
     name: getattr(laws, name)
     for name in (
-        "result_fits_the_stack",
-        "rank_is_kept",
-        "reported_error_is_true",
-        "bounds_bracket_the_error",
-        "error_is_nearly_the_best",
-        "larger_ranks_never_lose_more",
+        *OF_ONE_RESULT,
         "twice_is_once",
         "repeating_gives_the_same",
         "input_is_left_alone",
@@ -33,14 +36,6 @@ OTHERS = {
     "error_rule_is_met",
     "factors_are_orthonormal",
     "small_errors_are_seen",
-}
-OF_ONE_RESULT = {
-    "result_fits_the_stack",
-    "rank_is_kept",
-    "reported_error_is_true",
-    "bounds_bracket_the_error",
-    "error_is_nearly_the_best",
-    "larger_ranks_never_lose_more",
 }
 UNSETTLED = {"larger_ranks_never_lose_more", "layers_may_be_reordered"}
 """Laws that an alternating method may break: it ends in one of several minima."""

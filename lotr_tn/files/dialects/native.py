@@ -18,6 +18,7 @@ from lotr_tn.adapters.adapter import (
     LoTRAdapter,
     LoTRGroup,
     Target,
+    is_coded,
 )
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
@@ -148,8 +149,7 @@ def _text(header: Mapping[str, Any]) -> str:
 
 def _fields(group: LoTRGroup | LoRAGroup) -> tuple[str, ...]:
     """The names of a group's tensors."""
-    coded = isinstance(group, LoTRGroup) and group.coded is not None
-    return ("coded",) if coded else group_form(group).fields
+    return ("coded",) if is_coded(group) else group_form(group).fields
 
 
 def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
@@ -177,7 +177,7 @@ def _describe(group: LoTRGroup | LoRAGroup) -> dict[str, Any]:
         "shape": list(group.shape),
         "ranks": stored_ranks(group),
         "dtype": group.dtype,
-        **({"coding": CODING} if _fields(group) == ("coded",) else {}),
+        **({"coding": CODING} if is_coded(group) else {}),
         **told_once(modules),
         "certificate": _describe_certificate(group.certificate),
     }
@@ -247,18 +247,16 @@ def _group(name: str, described: Mapping[str, Any], container: Container) -> LoT
     ranks = whole_numbers(f"a rank of {name}", described["ranks"])
     targets = tuple(_target(one, (shape[1], shape[2])) for one in modules)
     certificate = _certificate(name, described["certificate"], len(targets))
-    if "coding" in described:
-        coded = _coded(name, described["coding"], form, container)
-        up, down = _decoded(name, coded, shape, ranks)
-        arrays = {"up": up, "down": down}
-        group = LoTRGroup(name, targets, form.stack_of(arrays, ranks, certificate), coded)
-    elif form.kept:
+    coded = _coded(name, described["coding"], form, container) if "coding" in described else None
+    if coded is None:
         arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
+    else:
+        arrays = _decoded(name, coded, shape, ranks)
+    if form.kept:
         scales = [finite_number("a scale", one["scale"], negative=True) for one in modules]
         group = LoRAGroup(name, _modules(targets, scales, arrays), certificate)
     else:
-        arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
-        group = LoTRGroup(name, targets, form.stack_of(arrays, ranks, certificate))
+        group = LoTRGroup(name, targets, form.stack_of(arrays, ranks, certificate), coded)
     said = shape, ranks, dtype_name(f"the dtype of {name}", described["dtype"])
     found = tuple(group.shape), stored_ranks(group), group.dtype
     for what, one, other in zip(("shape", "ranks", "dtype"), said, found, strict=True):
@@ -317,9 +315,11 @@ def _coded(name: str, version: Any, form: Form, container: Container) -> bytes:
 
 def _decoded(
     name: str, coded: bytes, shape: tuple[int, ...], ranks: list[int]
-) -> tuple[np.ndarray, ...]:
+) -> dict[str, np.ndarray]:
+    """The arrays of a group that is stored in bits."""
     require(len(ranks) == shape[0], f"{name} has {len(ranks)} ranks for {shape[0]} layers")
-    return decode_directions(coded, (shape[1], shape[2]), sum(ranks))
+    up, down = decode_directions(coded, (shape[1], shape[2]), sum(ranks))
+    return {"up": up, "down": down}
 
 
 def _modules(
