@@ -34,6 +34,7 @@ from sybil.integration import pytest as integration
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
+gc.disable()  # until all tests are collected: what is imported and collected stays to the end
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # before numpy loads: each core has a worker of its own
@@ -198,7 +199,9 @@ def leave_folder(namespace: dict[str, Any]) -> None:
 
 def pytest_collection_finish() -> None:
     """Thousands of tests stay to the end: the collector need not look through them each time."""
+    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

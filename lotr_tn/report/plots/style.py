@@ -18,6 +18,7 @@ STYLE: dict[str, Any] = {
     "figure.titlesize": 9,
     "axes.titlesize": 8,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # where matplotlib finds it too, after measuring all that might be above
     "axes.labelsize": 8,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
