@@ -31,9 +31,12 @@ def bits(q: np.ndarray) -> np.ndarray:
 
     For that model the length of a column depends on the mean square alone.
     """
-    square = np.mean(q * q, axis=-2)
-    squares, entropies = _entropies()
-    return q.shape[-2] * np.interp(square, squares, entropies)
+    return q.shape[-2] * bits_of_squares(np.mean(q * q, axis=-2))
+
+
+def bits_of_squares(squares: np.ndarray) -> np.ndarray:
+    """Bits of one entry of discrete Gaussians of these mean squares."""
+    return np.interp(squares, *_entropies())
 
 
 @cache

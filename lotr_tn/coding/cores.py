@@ -1,0 +1,257 @@
+"""Layers in shared bases in whole steps: one step for both bases and all cores.
+
+With a HOSVD T_l = U G_l Vᵀ and s the norms of the rows of all cores side by side, an error in an
+entry of U diag(s) adds as much to that of T as one of the same size in an entry of a core, and so
+does one in V diag(t). So all three are rounded to one step: reverse water-filling once more. Bases
+are stored as whole columns, which stand for columns of norm 1; cores are solved for again in these
+by least squares, and are rounded last.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from lotr_tn.coding.columns import DAMAGED, MOST, decoded, encoded, models_of
+from lotr_tn.coding.quantise import LEAST, SLOPE, bits, bits_of_squares, rounded
+from lotr_tn.coding.tables import LEVELS, lengths
+from lotr_tn.errors import FormatError
+from lotr_tn.linalg.factor import pinv
+
+SIDE = 8
+"""Bits of a column of a basis beside its numbers: its model."""
+
+BESIDE = 200
+"""Bits of a layer beside the entries of its core: its step, scale and length, the stream's end."""
+
+AROUND = 4
+"""Levels around the likely one that are tried for a core."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharedDirections:
+    """Layers in the coordinates of their HOSVD.
+
+    Attributes:
+        u: (m, k1), orthonormal columns.
+        v: (n, k2), orthonormal columns.
+        cores: (L, k1, k2), T_l = u cores[l] vᵀ.
+    """
+
+    u: np.ndarray
+    v: np.ndarray
+    cores: np.ndarray
+
+    @cached_property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(k1,) and (k2,), the norms of rows and of columns of all cores together."""
+        squares = (self.cores**2).sum(0)
+        return squares.sum(1) ** 0.5, squares.sum(0) ** 0.5
+
+    @property
+    def largest(self) -> float:
+        """The largest number that is to be coded."""
+        found = [np.abs(self.cores).max(initial=0.0)]
+        for basis, size in zip((self.u, self.v), self.sizes, strict=True):
+            found.append((np.abs(basis).max(axis=0, initial=0.0) * size).max(initial=0.0))
+        return float(max(found))
+
+    def at(self, step: float) -> "RoundedCores":
+        """All layers at one step; directions that are not worth their bits are dropped.
+
+        Cost: O((m + n) k² + L k³) flops.
+        """
+        left, right = (
+            rounded(basis * size, step)
+            for basis, size in zip((self.u, self.v), self.sizes, strict=True)
+        )
+        kept = self._worth(left, right, step)
+        left, right = left[:, kept[0]], right[:, kept[1]]
+        un, vn = (x / np.linalg.norm(x, axis=0) for x in (left, right))
+        grams = un.T @ un, vn.T @ vn
+        target = (self.u.T @ un).T @ self.cores @ (self.v.T @ vn)
+        inverses = (pinv(gram, xp=xp) for gram in grams)
+        exact = next(inverses) @ target @ next(inverses)
+        whole, squares = _rounded_cores(exact / step, left, right)
+        made = whole * step
+        saved = 2 * (target * made).sum((1, 2)) - ((grams[0] @ made @ grams[1]) * made).sum((1, 2))
+        lost = np.maximum((self.cores**2).sum((1, 2)) - saved, 0.0)
+        size = sum(float(bits(x).sum()) + SIDE * x.shape[1] for x in (left, right))
+        size += float(bits_of_squares(squares).sum()) + BESIDE * len(whole)
+        return RoundedCores(left, right, whole, step, lost, size)
+
+    def _worth(
+        self, left: np.ndarray, right: np.ndarray, step: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which directions of both sides save more than their bits cost."""
+        squares, layers = (self.cores**2).sum(0), len(self.cores)
+        kept = [(x != 0).any(0) for x in (left, right)]
+        cost = [bits(x) + SIDE for x in (left, right)]
+        for side in (0, 1, 0):
+            gain = np.tensordot(squares, kept[1 - side].astype(float), axes=([1 - side], [0]))
+            entries = bits_of_squares(gain / (layers * max(kept[1 - side].sum(), 1) * step**2))
+            paid = cost[side] + layers * kept[1 - side].sum() * entries
+            kept[side] = kept[side] & (gain > SLOPE * step**2 * paid)
+        empty = not (kept[0].any() and kept[1].any())
+        return kept[0] & (not empty), kept[1] & (not empty)
+
+
+def _rounded_cores(
+    scaled: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cores in whole steps, and the squares that are expected of their entries.
+
+    An entry is expected to be as large as the norms of its row's and column's directions say; as in
+    `rounded`, it is drawn towards zero where it is small.
+    """
+    expected = np.outer((left**2).sum(0), (right**2).sum(0))
+    total = max(float(expected.sum()), 1.0)
+    energy = (scaled**2).sum((1, 2))[:, None, None]
+    squares = np.maximum(expected / total * energy, 1e-12)
+    drawn = np.maximum(squares / (squares + 1 / 12), LEAST)
+    return np.trunc(scaled * drawn + np.copysign(0.5, scaled)), squares
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedCores:
+    """Layers in shared bases, in whole steps.
+
+    Attributes:
+        left: (m, k1) whole numbers.
+        right: (n, k2) whole numbers.
+        cores: (L, k1, k2) whole numbers.
+        step: what a 1 of a core stands for.
+        lost: (L,) squared error of each layer.
+        bits: about what all of it takes.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    cores: np.ndarray
+    step: float
+    lost: np.ndarray
+    bits: float
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Whole columns (k, m) of a basis, which stand for columns of norm 1."""
+
+    whole: np.ndarray
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """(k,) whole squared norms, which float64 holds exactly."""
+        return (self.whole.astype(np.int64) ** 2).sum(1).astype(np.float64)
+
+    @property
+    def basis(self) -> np.ndarray:
+        """(m, k) float32: one product of float32 for each entry, the same on every machine."""
+        norms = np.sqrt(np.maximum(self.squares, 1.0))  # IEEE 754 has both exactly rounded
+        return np.ascontiguousarray((self.whole * (1 / norms).astype(np.float32)[:, None]).T)
+
+    @property
+    def levels(self) -> np.ndarray:
+        """(k,) ⌊2 log2⌋ of the squared norms, without a logarithm."""
+        mantissa, exponent = np.frexp(np.maximum(self.squares, 1.0))
+        return 2 * (exponent - 1) + (mantissa * mantissa >= 0.5)
+
+
+def encode_columns(columns: Columns) -> bytes | None:
+    """The bytes of `decode_columns`: k models, and one stream; None where a number has no code."""
+    models = models_of(columns.whole)
+    if models is None:
+        return None
+    return models.tobytes() + encoded(columns.whole, models.tolist())
+
+
+def decode_columns(data: bytes, size: int, count: int) -> Columns:
+    """Columns of so many numbers.
+
+    Raises:
+        FormatError: the data are damaged.
+    """
+    if len(data) < count or size * count > MOST * (len(data) + 4):
+        raise FormatError(DAMAGED)
+    found = decoded(data[count:], [size] * count, list(data[:count]))
+    empty = np.zeros((0, size), np.int32)
+    return Columns(np.stack(found).astype(np.float32) if count else empty.astype(np.float32))
+
+
+def encode_core(whole: np.ndarray, levels: np.ndarray, step: float) -> bytes | None:
+    """The bytes of `decode_core`; None where a number has no code.
+
+    Args:
+        whole: (k1, k2) whole numbers.
+        levels: (k1, k2) what the levels of both bases add up to.
+        step: what a 1 stands for.
+    """
+    value = np.float32(step)
+    if not np.isfinite(value) or value < np.finfo(np.float32).tiny:
+        return None
+    if np.abs(whole).max(initial=0) >= len(lengths(0)):
+        return None
+    magnitudes, best = np.abs(whole).astype(np.int64), (np.inf, 0)
+    square = max(float((whole**2).mean()) if whole.size else 0.0, 1e-9)
+    likely = round(2 * np.log2(square) + 6 - _mean_level(levels))
+    for code in range(2 * (likely - AROUND), 2 * (likely + LEVELS)):
+        if code > 2 * (likely + AROUND) and np.isfinite(best[0]):
+            break
+        models = _models(levels, code)
+        size = sum(
+            float(lengths(int(model))[magnitudes[models == model]].sum())
+            for model in np.unique(models)
+        )
+        best = min(best, (size, code))
+    if not np.isfinite(best[0]) or not -(2**15) <= best[1] < 2**15:
+        return None
+    models = _models(levels, best[1])
+    used = np.unique(models).tolist()
+    stream = encoded((whole[models == model] for model in used), used)
+    return np.array(value, "<f4").tobytes() + np.array(best[1], "<i2").tobytes() + stream
+
+
+def decode_core(data: bytes, levels: np.ndarray) -> np.ndarray:
+    """(k1, k2) float32: whole steps, one product for each entry.
+
+    The data are a float32 step, the level and shape of the models, and the stream of the entries
+    of each model in turn. An entry's model follows from that and from the norms of the directions
+    of its row and column, so that nothing else is told of it.
+
+    Raises:
+        FormatError: the data are damaged.
+    """
+    if len(data) < 6 or levels.size > MOST * (len(data) + 4):
+        raise FormatError(DAMAGED)
+    step, code = np.frombuffer(data[:4], "<f4")[0], int(np.frombuffer(data[4:6], "<i2")[0])
+    if not np.isfinite(step):
+        raise FormatError(DAMAGED)
+    models = _models(levels, code)
+    used = np.unique(models).tolist()
+    places = [models == model for model in used]
+    found = decoded(data[6:], [int(place.sum()) for place in places], used)
+    core = np.zeros(levels.shape, np.float32)
+    for place, numbers in zip(places, found, strict=True):
+        core[place] = numbers
+    return core * np.float32(step)
+
+
+def levels_of(left: Columns, right: Columns) -> np.ndarray:
+    """(k1, k2) what the levels of both bases add up to."""
+    return left.levels[:, None] + right.levels[None, :]
+
+
+def _mean_level(levels: np.ndarray) -> float:
+    """The level of the mean of the squares that levels stand for."""
+    if not levels.size:
+        return 0.0
+    top = int(levels.max())
+    return top + 2 * float(np.log2(np.exp2((levels - top) / 2).mean()))
+
+
+def _models(levels: np.ndarray, code: int) -> np.ndarray:
+    """The model of each entry: twice its level, plus one for the heavier shape."""
+    offset, heavy = divmod(code, 2)
+    return 2 * np.clip(levels + offset, 0, LEVELS - 1) + heavy
+
