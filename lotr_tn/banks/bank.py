@@ -282,7 +282,7 @@ class Bank(Shown, Mapping[str, LoTRAdapter]):
     @property
     def dtype(self) -> str:
         """The finest storage dtype of the stacks."""
-        names = {tensor.dtype for _, part in self.parts for tensor in part.tensors.values()}
+        names = {name for _, part in self.parts for name in part.dtypes}
         return min(names, key=lambda name: UNIT_ROUNDOFF[name])
 
     @cached_property

@@ -1,7 +1,7 @@
 """Whether the header of a bank makes sense: a digest tells only that it is the one written."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 import numpy as np
@@ -10,9 +10,9 @@ from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Layout
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.banks.bank import Bank, Stacking
+from lotr_tn.banks.coded import CODED, LENGTHS, CodedBasis
 from lotr_tn.banks.group import ADAPTER, MODULE, RANK, SCALE, TERMS, BankGroup, Part
 from lotr_tn.banks.layout import row_shapes
-from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.header import SenseError, require, require_layout, require_shape
 
 
@@ -64,11 +64,11 @@ def _require_bases(group: BankGroup) -> None:
         for tensor in tensors:
             fits = len(tensor.shape) == 2 and tensor.shape[0] == sizes
             require(fits, f"a basis of {group.name} has the shape {list(tensor.shape)}")
-    _require_one_dtype(f"the bases of {group.name}", (*group.outputs, *group.inputs))
+    bases = (*group.outputs, *group.inputs)
+    _require_one_dtype(f"the bases of {group.name}", {tensor.dtype for tensor in bases})
 
 
-def _require_one_dtype(what: str, tensors: Sequence[BankTensor]) -> None:
-    dtypes = {tensor.dtype for tensor in tensors}
+def _require_one_dtype(what: str, dtypes: set[str]) -> None:
     require(dtypes <= set(UNIT_ROUNDOFF), f"{what} are of {', '.join(sorted(dtypes))}")
     require(len(dtypes) < 2, f"{what} are of {' and '.join(sorted(dtypes))}")
 
@@ -99,11 +99,30 @@ def _require_part(group: BankGroup, part: Part, adapters: int) -> None:
     most = len(group.outputs)
     fits = part.segments == 0 if own else 0 < part.segments <= most
     require(fits, f"layers of {name} use {part.segments} segments of {most}")
-    _require_shapes(group, part)
+    if part.is_coded:
+        _require_bits(group, part)
+    else:
+        _require_shapes(group, part)
     if form.kept:
         _require_ranks(group, part)
     shared = () if own else (*group.outputs, *group.inputs)
-    _require_one_dtype(f"the layers of {name}", (*shared, *part.tensors.values()))
+    dtypes = {tensor.dtype for tensor in shared} | part.dtypes
+    _require_one_dtype(f"the layers of {name}", dtypes)
+
+
+def _require_bits(group: BankGroup, part: Part) -> None:
+    """Bytes and their lengths; cores in bits lie between bases in bits."""
+    coded, lengths = part.tensors[CODED], part.tensors[LENGTHS]
+    found = coded.entry.code, len(coded.shape), lengths.entry.code, lengths.shape
+    needed = "U8", 1, "I32", (len(part.index),)
+    require(found == needed, f"the layers of {group.name} in bits are {found}, not {needed}")
+    form = FORMS[part.format]
+    able = form.own == ("core",) if form.shares else form.in_bits
+    require(able, f"{group.name} is coded, which a {form.name} cannot be")
+    if form.shares:
+        bases = (*group.outputs[:1], *group.inputs[:1])
+        fits = part.segments == 1 and all(isinstance(one, CodedBasis) for one in bases)
+        require(fits, f"cores of {group.name} are in bits, and its bases are not")
 
 
 def _require_shapes(group: BankGroup, part: Part) -> None:

@@ -11,6 +11,7 @@ from lotr_tn._arguments import door
 from lotr_tn.analysis.forms import FORMS, known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
 from lotr_tn.banks.checking import require_sense
+from lotr_tn.banks.coded import CODED, CODING, LENGTHS, CodedBasis
 from lotr_tn.banks.group import BankGroup, Part
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
@@ -32,6 +33,7 @@ from lotr_tn.files.header import (
     layout_of,
     modules_of,
     read_header_of,
+    require,
     text,
     told_once,
     whole_number,
@@ -125,7 +127,7 @@ def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
 
 def _tensors(part: Part) -> dict[str, BankTensor]:
     return {
-        **{name: part.tensors[name] for name in FORMS[part.format].own},
+        **{name: part.tensors[name] for name in part.names},
         "index": BankTensor.of(part.index.astype(np.int32)),
         "figures": BankTensor.of(part.figures.astype(np.float64)),
     }
@@ -138,10 +140,25 @@ def _describe_group(group: BankGroup) -> dict[str, Any]:
         "segments": len(group.outputs),
         "cluster": group.cluster,
         "parts": [
-            {"format": part.format, "segments": part.segments, "method": part.method}
+            {
+                "format": part.format,
+                "segments": part.segments,
+                "method": part.method,
+                **({"coding": CODING} if part.is_coded else {}),
+            }
             for part in group.parts
         ],
+        **_described_bases(group),
     }
+
+
+def _described_bases(group: BankGroup) -> dict[str, Any]:
+    """How many columns each basis in bits has; null for one in numbers."""
+    sides = (group.outputs, group.inputs)
+    if not any(isinstance(one, CodedBasis) for side in sides for one in side):
+        return {}
+    widths = [[x.full[1] if isinstance(x, CodedBasis) else None for x in side] for side in sides]
+    return {"coding": CODING, "columns": widths}
 
 
 def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) -> dict[str, Any]:
@@ -224,16 +241,37 @@ class _HeaderReader:
             (text("the name of a module", one["name"]), layout_of(one))
             for one in modules_of(name, entry)
         )
+        m, n = (whole_number("a size", size) for size in entry["shape"])
+        widths = entry["columns"] if self.is_coded(entry) else [[None] * count] * 2
         outputs, inputs = (
-            tuple(self.tensor(f"{prefix}.{side}.{at}") for at in range(count))
-            for side in ("outputs", "inputs")
+            tuple(
+                self.basis(f"{prefix}.{side}.{at}", size, width)
+                for at, width in zip(range(count), each, strict=True)
+            )
+            for side, size, each in zip(("outputs", "inputs"), (m, n), widths, strict=True)
         )
         parts = tuple(
             self.part(f"{prefix}.parts.{at}", part) for at, part in enumerate(entry["parts"])
         )
-        m, n = (whole_number("a size", size) for size in entry["shape"])
         cluster = whole_number("a cluster", entry["cluster"])
         return BankGroup(name, (m, n), modules, outputs, inputs, parts, cluster)
+
+    def is_coded(self, entry: Mapping[str, Any]) -> bool:
+        """Whether something is in bits, and in a way that is known."""
+        if entry.get("coding", CODING) != CODING:
+            raise CheckpointError(
+                f"{self.container.path} is coded in a way that this version does not know; upgrade "
+                "lotr-tn"
+            )
+        return "coding" in entry
+
+    def basis(self, key: str, size: int, width: Any) -> BankTensor:
+        """One basis; in bits where its columns are told."""
+        tensor = self.tensor(key)
+        if width is None:
+            return tensor
+        require(tensor.entry.code == "U8" and len(tensor.shape) == 1, f"{key} is no bytes")
+        return CodedBasis.of_tensor(tensor, (size, whole_number("a number of columns", width)))
 
     def part(self, prefix: str, entry: Mapping[str, Any]) -> Part:
         """One part."""
@@ -245,11 +283,12 @@ class _HeaderReader:
             )
         index = self.numbers(f"{prefix}.index", "I32", np.int32)
         figures = self.numbers(f"{prefix}.figures", "F64", np.float64)
+        names = (CODED, LENGTHS) if self.is_coded(entry) else form.own
         return Part(
             form.name,
             whole_number("the number of segments", entry["segments"]),
             text("a method", entry["method"]),
-            {name: self.tensor(f"{prefix}.{name}") for name in form.own},
+            {name: self.tensor(f"{prefix}.{name}") for name in names},
             index.astype(np.int64),
             figures,
         )

@@ -10,8 +10,18 @@ import numpy as np
 from lotr_tn._arrays import is_finite
 from lotr_tn.adapters.adapter import Compressed, Layout, LoRAGroup, LoRAModule, Target
 from lotr_tn.analysis.forms import FORMS, FormatName, form_of
+from lotr_tn.banks.coded import (
+    CODED,
+    DTYPE,
+    LENGTHS,
+    CodedBasis,
+    decoded_cores,
+    decoded_pairs,
+    lengths_of,
+)
 from lotr_tn.banks.layout import stack_of_rows, widened
-from lotr_tn.errors import CheckpointError
+from lotr_tn.coding.cores import levels_of
+from lotr_tn.errors import CheckpointError, FormatError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats import Certificate, LoRAStack
 
@@ -31,7 +41,8 @@ class Part:
     segments: int  # how many segments of the group's bases it uses
     method: str  # how it was found
     # `core` (L, r1, r2); `own` (L, m or n, r); or `up` (K, m or r1) and `down` (K, n or r2), a row
-    # for each rank term, so that each layer's rows lie together
+    # for each rank term, so that each layer's rows lie together; or, in bits, `coded`, the bytes of
+    # all layers, and `lengths` (L,), how many each has
     tensors: Mapping[str, BankTensor]
     # (L, 4) whole numbers: adapter, module of the group, the rank that the LoRA had, and the rank
     # terms stored; sorted by adapter, then module
@@ -39,6 +50,23 @@ class Part:
     # (L, 4): ‖ΔW − ΔŴ‖ as measured against the original, ‖ΔW‖, what later changes added at most,
     # and the scale of a LoRA that is kept as it is
     figures: np.ndarray
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether it is in bits."""
+        return CODED in self.tensors
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its tensors are called."""
+        return (CODED, LENGTHS) if self.is_coded else FORMS[self.format].own
+
+    @property
+    def dtypes(self) -> set[str]:
+        """Those of its numbers."""
+        if self.is_coded:
+            return {DTYPE}
+        return {tensor.dtype for tensor in self.tensors.values()}
 
     def per_term(self, name: str) -> bool:
         """Whether a tensor has a row for each rank term, not for each layer."""
@@ -58,6 +86,8 @@ class Part:
     def layer_bytes(self) -> np.ndarray:
         """(L,) bytes of each layer's own numbers."""
         total = np.zeros(len(self.index))
+        if self.is_coded:
+            return total + lengths_of(self.tensors)
         for name, tensor in self.tensors.items():
             each = tensor.entry.nbytes / max(tensor.shape[0], 1)
             total += each * (self.index[:, TERMS] if self.per_term(name) else 1)
@@ -109,7 +139,7 @@ class BankGroup:
 
     def stack(self, part: Part, rows: slice) -> Compressed | LoRAGroup:
         """Some layers of a part as a stack, certified; views of the file."""
-        arrays = part.arrays(rows)
+        arrays = self._decoded(part, rows) if part.is_coded else part.arrays(rows)
         for name, array in arrays.items():
             if not is_finite(array):
                 raise CheckpointError(f"{name} of {self.name} holds NaN or infinite entries")
@@ -120,6 +150,18 @@ class BankGroup:
         bases = self.bases(part.segments) if part.segments else {}
         terms = tuple(int(k) for k in part.index[rows, TERMS])
         return stack_of_rows(form, arrays, bases, terms, certificate)
+
+    def _decoded(self, part: Part, rows: slice) -> dict[str, np.ndarray]:
+        """The tensors of some layers that are in bits; no other layer is decoded."""
+        try:
+            if FORMS[part.format].shares:
+                left, right = self.outputs[0], self.inputs[0]
+                assert isinstance(left, CodedBasis)
+                assert isinstance(right, CodedBasis)
+                return decoded_cores(part.tensors, rows, levels_of(left.columns, right.columns))
+            return decoded_pairs(part.tensors, rows, self.shape, part.index[rows, TERMS])
+        except FormatError as error:
+            raise CheckpointError(f"{self.name}: {error}") from None
 
     def bases(self, segments: int) -> dict[str, np.ndarray]:
         """The first segments of both sides, `out` and `in`."""

@@ -254,4 +254,3 @@ def _models(levels: np.ndarray, code: int) -> np.ndarray:
     """The model of each entry: twice its level, plus one for the heavier shape."""
     offset, heavy = divmod(code, 2)
     return 2 * np.clip(levels + offset, 0, LEVELS - 1) + heavy
-

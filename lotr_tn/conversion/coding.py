@@ -1,6 +1,7 @@
 """LoRAs in bits: a step for a group within its error, or for all within an error or a size."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -63,6 +64,8 @@ def coded_at(group: LoRAGroup, lora: Codable, step: float) -> LoTRGroup | None:
     return None if found is None else LoTRGroup(group.name, group.targets, *found)
 
 
+T = TypeVar("T")
+
 FILLED = 0.995
 """The share of a budget that a file is to take at least, where steps go so fine."""
 
@@ -96,27 +99,33 @@ def coded_together(
 
         step = largest_step(holds, largest)
         return None if step is None else _all_at(groups, codables, step)
-    return _within_bytes(groups, codables, rule.size, size_of, largest)
+    return finest_within(
+        rule.size,
+        lambda step: sum(one.bits(step) for one in codables),
+        lambda step: _all_at(groups, codables, step),
+        size_of,
+        largest,
+    )
 
 
-def _within_bytes(
-    groups: Sequence[LoRAGroup],
-    codables: Sequence[Codable],
+def finest_within(
     budget: int,
-    size_of: Callable[[Sequence[LoTRGroup]], int],
+    bits: Callable[[float], float],
+    make: Callable[[float], T | None],
+    size_of: Callable[[T], int],
     largest: float,
-) -> list[LoTRGroup] | None:
-    """The finest step whose file fits, found by bits that are told and mended by files made."""
+) -> T | None:
+    """What is made at the finest step whose file fits: bits are told, and mended by files made."""
     best, beside = None, 0.0
     for _ in range(TRIES):
         room = 8 * (budget - beside)
 
         def is_too_large(step: float, room: float = room) -> bool:
-            return sum(one.bits(step) for one in codables) > room
+            return bits(step) > room
 
         step = largest_step(is_too_large, largest)
         step = largest / LARGEST if step is None else step * (1 + CLOSE)
-        made = _all_at(groups, codables, step)
+        made = make(step)
         if made is None:
             return best
         size = size_of(made)
@@ -124,8 +133,7 @@ def _within_bytes(
             best = made
             if size >= FILLED * budget or step <= largest / LARGEST:
                 break
-        told = sum(one.bits(step) for one in codables) / 8
-        beside = size - told + (budget // 1000 if size > budget else 0)
+        beside = size - bits(step) / 8 + (budget // 1000 if size > budget else 0)
     return best
 
 

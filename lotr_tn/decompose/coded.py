@@ -71,6 +71,10 @@ class Codable:
         """About the bits that all of it takes at a step."""
         return sum(one.at(step).bits for _, one in self._blocks)
 
+    def pairs(self, step: float) -> list[Pairs]:
+        """The directions that are kept at a step, in whole steps, of each layer."""
+        return self._in_order([one.at(step).layers for _, one in self._blocks])
+
     def at(self, step: float) -> tuple[LoRAStack, bytes] | None:
         """The stack that comes back, certified, and its bits.
 
@@ -78,7 +82,7 @@ class Codable:
 
         Cost: that of one look at `lost`, and some 50 ns for each number.
         """
-        layers: list[Pairs] = self._in_order([one.at(step).layers for _, one in self._blocks])
+        layers = self.pairs(step)
         data, ranks = encode_directions(layers), tuple(len(one.weights) for one in layers)
         if data is None:
             return None

@@ -120,7 +120,18 @@ def _made_anew(
     clusters = bool(bank.asked.get("cluster", True))
     none = 0, 0
     job = Job(
-        survey, energies, rule, True, options, "auto", none, "kind", clusters, bank.asked, progress
+        survey,
+        energies,
+        rule,
+        True,
+        options,
+        "auto",
+        none,
+        "kind",
+        clusters,
+        bank.asked,
+        progress,
+        "auto" if bank.asked.get("coding") == "auto" else "none",
     )
     # the way of the first adapters need not be the best of all that came since
     ways: tuple[Stacking, ...] = (

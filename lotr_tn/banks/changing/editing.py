@@ -8,6 +8,7 @@ import numpy as np
 
 from lotr_tn._arguments import door
 from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.coded import kept_layers
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, Part
 from lotr_tn.errors import CheckpointError
@@ -116,6 +117,9 @@ def _part_without(part: Part, kept: np.ndarray) -> Part:
     index[:, ADAPTER] = np.searchsorted(kept, index[:, ADAPTER])
     if stay.all():
         return replace(part, index=index)
+    if part.is_coded:
+        kept_tensors = kept_layers(part.tensors, stay)
+        return replace(part, tensors=kept_tensors, index=index, figures=part.figures[stay])
     terms = np.concatenate(
         [np.arange(a, b) for a, b, s in zip(part.ends[:-1], part.ends[1:], stay, strict=True) if s]
         or [np.zeros(0, dtype=np.int64)]

@@ -10,7 +10,7 @@ from lotr_tn._arguments import door
 from lotr_tn._arrays import require_dtype
 from lotr_tn._shown import Shown, lines_of
 from lotr_tn.adapters.adapter import Adapter
-from lotr_tn.adapters.asked import require_directions
+from lotr_tn.adapters.asked import Asked, require_directions
 from lotr_tn.adapters.storage import other_dtypes_for, storage_dtype_for
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.analysis.forms.lotr import DECOMPOSITIONS
@@ -22,6 +22,7 @@ from lotr_tn.banks.making.choosing import sharing
 from lotr_tn.banks.making.joint import BankRule, Job, StackChoice, bank_of
 from lotr_tn.banks.making.stacks import Route
 from lotr_tn.banks.making.survey import survey_of
+from lotr_tn.conversion.coding import require_codable
 from lotr_tn.conversion.convert import Method
 from lotr_tn.errors import CheckpointError, OptionError, meant, not_among, printable
 from lotr_tn.files.locking import exclusive
@@ -85,6 +86,7 @@ def make_bank(
     group_by: str = "kind",
     cluster: bool = True,
     dtype: str = "auto",
+    coding: str = "none",
     route: Route = "auto",
     sketch: int | None = None,
     seed: int = 0,
@@ -112,6 +114,9 @@ def make_bank(
         cluster: whether adapters get bases of their own in several clusters where that takes less
             at the error asked for.
         dtype: storage dtype, or `auto`, as for `convert_adapter`.
+        coding: `auto`: stacks are stored in bits where that takes less, as for `convert_adapter`:
+            bases that adapters share and their cores, or each layer's own directions, all in
+            steps of one size. For an error, or bytes; of stacks that are held whole.
         route: how stacks become small: `whole` holds all factors of one stack; `updated` holds
             bases that grow as the error asks; `sketch` holds bases of a given size; `apart` cuts
             stacks into pieces of 512 rank terms; `auto` takes `whole` up to 512 rank terms, else
@@ -137,6 +142,12 @@ def make_bank(
     """
     path = Path(destination)
     _check(rule, stack, format, method, dtype, route, sketch)
+    require_codable(Asked(rule, form="auto", dtype=dtype, coding=coding))
+    if coding != "none" and (format, route) != ("auto", "auto"):
+        raise OptionError(
+            "coding chooses between shared bases and each layer's own directions; leave the format "
+            "and the route at auto, or the coding at none"
+        )
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} must end in .safetensors, such as name.lotr.safetensors")
     refuse_existing(path, force=force)
@@ -164,8 +175,11 @@ def make_bank(
             (sketch or 0, seed),
             group_by,
             cluster,
-            _asked(rule, each) | ({} if cluster else {"cluster": False}),
+            _asked(rule, each)
+            | ({} if cluster else {"cluster": False})
+            | ({} if coding == "none" else {"coding": coding}),
             progress,
+            coding,
         )
         made = job.made(STACKINGS if stack == "auto" else (stack,))
         save_bank(bank_of(survey, made, job.asked), target, force=force)

@@ -20,9 +20,10 @@ from lotr_tn.banks.making.choosing import (
     require_room,
 )
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
+from lotr_tn.banks.making.coding import Coding, is_narrow
 from lotr_tn.banks.making.parts import Made, made_at_ranks
 from lotr_tn.banks.making.separate import Separate, made_separate, separate_ranks
-from lotr_tn.banks.making.settling import Settling, above_of, size_of, too_many
+from lotr_tn.banks.making.settling import Settling, above_of, errors_of, size_of, too_many
 from lotr_tn.banks.making.stacks import (
     PIECE,
     FleetStack,
@@ -99,6 +100,7 @@ class Job:
     cluster: bool
     asked: Mapping[str, Any]  # the same, as the file says it
     progress: Callable[[str], None] | None
+    coding: str = "none"  # whether stacks may be in bits
 
     @property
     def epsilon(self) -> float:
@@ -117,13 +119,60 @@ class Job:
         if isinstance(self.rule, FixedRank):
             return self._at_ranks(ways[0], self.rule)
         found: list[Outcome] = []
+        coded = self._in_bits(ways) if self.coding == "auto" else None
+        if coded is not None:
+            if coded.above <= 1 and is_narrow(coded.groups):
+                return coded
+            found.append(coded)
         for own in self.options.each:
             job = replace(self, options=replace(self.options, dtype=own.dtype))
             found.append(job._smallest(ways))
             exact = is_negligible(own.dtype, self.epsilon)
             if isinstance(self.rule, Budget) or (found[-1].above <= 1 and exact):
                 break  # a wider dtype could not cut more off
-        return min(found, key=lambda one: one.rank)
+        return min(found, key=self._worth)
+
+    def _worth(self, one: Outcome) -> tuple[float, float]:
+        """Smaller is better: for a size the worst error; else bytes, once the error is met."""
+        if isinstance(self.rule, Budget) and self.coding == "auto":
+            return float(errors_of(one.groups, self.energies, self.each).max()), one.file
+        return one.rank
+
+    def _in_bits(self, ways: Sequence[Stacking]) -> Outcome | None:
+        """The best way of stacking in bits; None where stacks are too large, or no step does."""
+        assert not isinstance(self.rule, FixedRank)
+        rule = self.rule if isinstance(self.rule, Budget) else TotalError(self.rule.epsilon)
+        found: list[Outcome] = []
+        costs: dict[Stacking, StackChoice] = {}
+        for way in ways:
+            fleet = stacks_of(self.survey, way, self.group_by)
+            note = too_large(fleet) if way != ways[0] else None
+            if note is not None or len(fleet) in {one.stacks for one in costs.values()}:
+                if note is not None:
+                    costs[way] = StackChoice(way, len(fleet), note=note)
+                continue
+            reduced = tuple(self._reduced(fleet))
+            if any(one.kept is not None for one in reduced):
+                continue
+            base = Outcome((), way, (), {}, None, "shared", Clusters.one(len(self.energies), []))
+
+            def made(groups: Sequence[Made], base: Outcome = base) -> Outcome:
+                return sized(self.survey, replace(base, groups=tuple(groups)), self.asked)
+
+            coding = Coding(
+                reduced, self.energies, rule, self.each, lambda groups: made(groups).file
+            )
+            groups = coding.best()
+            if groups is None:
+                continue
+            above = above_of(groups, self.energies, self.epsilon, self.each)
+            routes = {one.fleet.name: one.route for one in reduced}
+            found.append(replace(made(groups), above=above, routes=routes))
+            costs[way] = StackChoice(way, len(fleet), found[-1].file)
+        if not found:
+            return None
+        told = tuple(costs[way] for way in ways if way in costs)
+        return replace(min(found, key=self._worth), stackings=told)
 
     def _smallest(self, ways: Sequence[Stacking]) -> Outcome:
         """The best way of stacking in one dtype; those that come near the best are made."""

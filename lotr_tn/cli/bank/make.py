@@ -11,6 +11,7 @@ from lotr_tn.cli.bank.opening import require_paths
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     AnyBaseOption,
+    CodingOption,
     DtypeOption,
     FormatOption,
     GroupByOption,
@@ -98,6 +99,7 @@ def make(
     method: MethodOption = "hooi",
     group_by: GroupByOption = "kind",
     dtype: DtypeOption = "auto",
+    coding: CodingOption = "none",
     out: Annotated[Output, {"force": REPLACE, "all": EVERYONE}],
 ) -> None:
     """Put adapters of one base into one file with shared factors: a bank."""
@@ -134,6 +136,7 @@ def make(
             group_by=group_by,
             cluster=making.cluster is not False,
             dtype=dtype,
+            coding=coding,
             route=making.route or "auto",
             sketch=making.sketch,
             any_base=making.any_base,

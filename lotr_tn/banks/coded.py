@@ -1,0 +1,129 @@
+"""Tensors of a bank in bits: bases, and the bytes of one layer after another."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from lotr_tn.coding.columns import DAMAGED
+from lotr_tn.coding.cores import Columns, decode_columns, decode_core, encode_columns
+from lotr_tn.coding.directions import decode_directions
+from lotr_tn.errors import CheckpointError, FormatError
+from lotr_tn.files.bank_tensor import BankTensor
+
+CODED, LENGTHS = "coded", "lengths"
+"""The tensors of a part in bits."""
+
+DTYPE = "float32"
+"""Of the numbers that come back out of bits."""
+
+CODING = 1
+"""The way of coding that this version writes, and reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class CodedBasis(BankTensor):
+    """A basis in bits: its entry tells what it takes, its shape and array what it stands for."""
+
+    full: tuple[int, int]  # (m, k)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype's name, of what comes back."""
+        return DTYPE
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+        return self.full
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Its whole columns.
+
+        Raises:
+            CheckpointError: its bytes are damaged.
+        """
+        try:
+            return decode_columns(self.raw().data.tobytes(), *self.full)
+        except FormatError as error:
+            raise CheckpointError(f"a basis: {error}") from None
+
+    @property
+    def array(self) -> np.ndarray:
+        """Its entries, decoded."""
+        return self.columns.basis
+
+    @staticmethod
+    def of_columns(columns: Columns) -> "CodedBasis | None":
+        """One in memory; None where a number has no code."""
+        data = encode_columns(columns)
+        if data is None:
+            return None
+        count, size = columns.whole.shape
+        return CodedBasis.of_tensor(BankTensor.of(np.frombuffer(data, np.uint8)), (size, count))
+
+    @staticmethod
+    def of_tensor(tensor: BankTensor, full: tuple[int, int]) -> "CodedBasis":
+        """One whose bytes are a tensor."""
+        return CodedBasis(tensor.entry, tensor.raw, full)
+
+
+def coded_layers(data: Sequence[bytes]) -> dict[str, BankTensor]:
+    """The tensors of layers in bits."""
+    lengths = np.array([len(one) for one in data], np.int32)
+    return {
+        CODED: BankTensor.of(np.frombuffer(b"".join(data), np.uint8)),
+        LENGTHS: BankTensor.of(lengths),
+    }
+
+
+def kept_layers(tensors: Mapping[str, BankTensor], stay: np.ndarray) -> dict[str, BankTensor]:
+    """The tensors of some of the layers, bit for bit."""
+    each = list(_each(tensors, slice(0, len(stay))))
+    return coded_layers([one for one, kept in zip(each, stay, strict=True) if kept])
+
+
+def lengths_of(tensors: Mapping[str, BankTensor]) -> np.ndarray:
+    """(L,) how many bytes each layer has."""
+    raw = tensors[LENGTHS].raw()
+    return raw.data.view(np.int32).reshape(raw.shape)
+
+
+def _each(tensors: Mapping[str, BankTensor], rows: slice) -> Iterator[bytes]:
+    """The bytes of some layers."""
+    data, lengths = tensors[CODED].raw().data, lengths_of(tensors)
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if (lengths < 0).any() or ends[-1] != data.nbytes:
+        raise FormatError(DAMAGED)
+    for row in range(rows.start, rows.stop):
+        yield data[ends[row] : ends[row + 1]].tobytes()
+
+
+def decoded_cores(
+    tensors: Mapping[str, BankTensor], rows: slice, levels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The cores of some layers in shared bases.
+
+    Raises:
+        FormatError: their bytes are damaged.
+    """
+    cores = [decode_core(data, levels) for data in _each(tensors, rows)]
+    return {"core": np.stack(cores) if cores else np.zeros((0, *levels.shape), np.float32)}
+
+
+def decoded_pairs(
+    tensors: Mapping[str, BankTensor], rows: slice, shape: tuple[int, int], terms: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Both factors of some layers that share nothing, with a row for each rank term.
+
+    Raises:
+        FormatError: their bytes are damaged.
+    """
+    each = zip(_each(tensors, rows), terms, strict=True)
+    pairs = [decode_directions(data, shape, int(rank)) for data, rank in each]
+    ups, downs = [np.zeros((0, shape[0]), np.float32)], [np.zeros((0, shape[1]), np.float32)]
+    ups += [up.T for up, _ in pairs]
+    downs += [down for _, down in pairs]
+    return {"up": np.concatenate(ups), "down": np.concatenate(downs)}
