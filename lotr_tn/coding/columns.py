@@ -32,7 +32,7 @@ def models_of(columns: np.ndarray) -> np.ndarray | None:
     most = int(magnitudes.max(initial=0)) + 1
     if most > LARGEST + 1:
         return None
-    table = _lengths()[:most]
+    table = lengths_by_model()[:most]
     found = [np.zeros(0, np.uint8)]
     rows = max(1, TOGETHER // most)
     for start in range(0, len(columns), rows):
@@ -44,7 +44,7 @@ def models_of(columns: np.ndarray) -> np.ndarray | None:
 
 
 @cache
-def _lengths() -> np.ndarray:
+def lengths_by_model() -> np.ndarray:
     """(LARGEST + 1, MODELS) bits of each magnitude by each model."""
     each = np.stack([lengths(model) for model in range(MODELS)], axis=1)
     return np.minimum(each, NO_CODE)

@@ -13,9 +13,17 @@ from functools import cached_property
 import array_api_compat.numpy as xp
 import numpy as np
 
-from lotr_tn.coding.columns import DAMAGED, MOST, decoded, encoded, models_of
+from lotr_tn.coding.columns import (
+    DAMAGED,
+    MOST,
+    NO_CODE,
+    decoded,
+    encoded,
+    lengths_by_model,
+    models_of,
+)
 from lotr_tn.coding.quantise import LEAST, SLOPE, bits, bits_of_squares, rounded
-from lotr_tn.coding.tables import LEVELS, lengths
+from lotr_tn.coding.tables import LEVELS
 from lotr_tn.errors import FormatError
 from lotr_tn.linalg.factor import pinv
 
@@ -190,21 +198,16 @@ def encode_core(whole: np.ndarray, levels: np.ndarray, step: float) -> bytes | N
     value = np.float32(step)
     if not np.isfinite(value) or value < np.finfo(np.float32).tiny:
         return None
-    if np.abs(whole).max(initial=0) >= len(lengths(0)):
+    magnitudes, best, table = np.abs(whole).astype(np.int64), (np.inf, 0), lengths_by_model()
+    if magnitudes.max(initial=0) >= len(table):
         return None
-    magnitudes, best = np.abs(whole).astype(np.int64), (np.inf, 0)
     square = max(float((whole**2).mean()) if whole.size else 0.0, 1e-9)
     likely = round(2 * np.log2(square) + 6 - _mean_level(levels))
     for code in range(2 * (likely - AROUND), 2 * (likely + LEVELS)):
-        if code > 2 * (likely + AROUND) and np.isfinite(best[0]):
+        if code > 2 * (likely + AROUND) and best[0] < NO_CODE:
             break
-        models = _models(levels, code)
-        size = sum(
-            float(lengths(int(model))[magnitudes[models == model]].sum())
-            for model in np.unique(models)
-        )
-        best = min(best, (size, code))
-    if not np.isfinite(best[0]) or not -(2**15) <= best[1] < 2**15:
+        best = min(best, (float(table[magnitudes, _models(levels, code)].sum()), code))
+    if best[0] >= NO_CODE or not -(2**15) <= best[1] < 2**15:
         return None
     models = _models(levels, best[1])
     used = np.unique(models).tolist()

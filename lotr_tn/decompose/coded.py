@@ -24,6 +24,9 @@ METHOD = "coded"
 SMALLEST = 1e-15
 """The norm above which, and below whose inverse, no square of a number leaves float32's range."""
 
+NEAR = 1.2
+"""How near a step that is known from something alike is expected to be, as a ratio."""
+
 CLOSE = 1e-3
 """How near the step comes to the largest one within an error, relative to it."""
 
@@ -122,13 +125,18 @@ def _directions(stack: LoRAStack, layers: list[int]) -> Directions:
     return Directions(u, s, vt.mT)
 
 
-def largest_step(fits: Callable[[float], bool], largest: float) -> float | None:
+def largest_step(
+    fits: Callable[[float], bool], largest: float, near: float | None = None
+) -> float | None:
     """The largest step at which something holds, to `CLOSE`, by bisection; None where no step does.
 
-    The finest that is tried leaves the largest number some 4000 steps, the coarsest leaves nothing.
+    The finest that is tried leaves the largest number some 4000 steps, the coarsest leaves nothing;
+    `near` is where it is looked for first.
     """
     low, high = largest / LARGEST, 2 * largest
-    if largest == 0 or not fits(low):
+    if near is not None and fits(near / NEAR) and not fits(near * NEAR):
+        low, high = near / NEAR, near * NEAR
+    elif largest == 0 or not fits(low):
         return None
     while high > (1 + CLOSE) * low:
         middle = (low * high) ** 0.5

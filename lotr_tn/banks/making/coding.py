@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 from lotr_tn.analysis.forms import LOTR
@@ -14,14 +15,15 @@ from lotr_tn.banks.coded import CodedBasis, coded_layers
 from lotr_tn.banks.group import DISTANCE, TERMS, BankGroup, Part
 from lotr_tn.banks.making.parts import Made
 from lotr_tn.banks.making.settling import above_of
-from lotr_tn.banks.making.stacks import ReducedStack
+from lotr_tn.banks.making.stacks import FleetStack, ReducedStack
 from lotr_tn.coding.cores import Columns, SharedDirections, encode_core, levels_of
 from lotr_tn.coding.directions import encode_directions
 from lotr_tn.coding.quantise import SLOPE
+from lotr_tn.coding.tables import LARGEST
 from lotr_tn.conversion.coding import finest_within
 from lotr_tn.decompose.coded import METHOD, Codable, codable, largest_step
-from lotr_tn.decompose.tucker import hosvd
-from lotr_tn.linalg.ranks import Budget, FixedRank, TotalError
+from lotr_tn.linalg.factor import eigh, qr
+from lotr_tn.linalg.ranks import Budget, TotalError
 from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.distance import layer_distances
@@ -44,34 +46,57 @@ WIDE = 12
 
 
 @dataclass(frozen=True, eq=False)
-class _Weighed:
-    """A stack whose layers are weighed, as it could be coded."""
+class _Stack:
+    """A stack, in bases of what it spans."""
 
     reduced: ReducedStack
-    factors: np.ndarray  # (L,)
 
     @cached_property
     def original(self) -> Any:
         """The stack in float64."""
-        return self.reduced.stack(np.ones(len(self.factors)))
+        return as_lora(self.reduced.stack(np.ones(len(self.reduced.fleet.layers))))
 
     @cached_property
-    def weighed(self) -> Any:
-        """Its layers, each times its factor."""
-        return scale(self.original, self.factors.tolist())
+    def _bases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Orthonormal bases of both sides, and the cores between them."""
+        lora = self.original
+        left, up = qr(np.asarray(lora.up), xp=xp)
+        right, down = qr(np.asarray(lora.down).T, xp=xp)
+        return left, right, np.stack([up[:, part] @ down[:, part].T for part in lora.slices])
+
+    def shared(self, factors: np.ndarray) -> SharedDirections:
+        """Its layers, times their factors, in the coordinates of their HOSVD.
+
+        Directions by eigenvectors of Gram matrices: those too weak for these take no bits.
+        """
+        left, right, cores = self._bases
+        cores = cores * factors[:, None, None]
+        turn = eigh((cores @ cores.mT).sum(0), xp=xp)[1][:, ::-1]
+        other = eigh((cores.mT @ cores).sum(0), xp=xp)[1][:, ::-1]
+        return SharedDirections(left @ turn, right @ other, turn.T @ cores @ other)
+
+
+@dataclass(frozen=True, eq=False)
+class _Weighed:
+    """A stack whose layers are weighed, as it could be coded."""
+
+    stack: _Stack
+    factors: np.ndarray  # (L,)
+
+    @property
+    def fleet(self) -> FleetStack:
+        """What it is of."""
+        return self.stack.reduced.fleet
 
     @cached_property
     def shared(self) -> SharedDirections:
         """Between bases that its layers share."""
-        _, m, n = self.weighed.shape
-        terms = int(self.reduced.fleet.ranks.sum())
-        found = hosvd(self.weighed, FixedRank(min(m, terms), min(n, terms)))
-        return SharedDirections(*(np.asarray(x) for x in (found.u, found.v, found.core)))
+        return self.stack.shared(self.factors)
 
     @cached_property
     def apart(self) -> Codable | None:
         """Layer by layer."""
-        return codable(as_lora(self.weighed))
+        return codable(scale(self.stack.original, self.factors.tolist()))
 
     def cost(self, step: float, *, shares: bool) -> float:
         """Squared error with bits at what they are worth: what is least at a step."""
@@ -117,7 +142,7 @@ class _Weighed:
         self, form: str, segments: int, terms: np.ndarray, layers: Sequence[Any], bases: Any
     ) -> Made:
         """The group of coded layers, and what comes back out of it compared with the original."""
-        fleet = self.reduced.fleet
+        fleet = self.fleet
         norms = np.sqrt(fleet.energies)
         index = np.column_stack([fleet.layers[:, :2], fleet.ranks, terms]).astype(np.int64)
         none = np.zeros(len(norms))
@@ -126,7 +151,7 @@ class _Weighed:
         outputs, inputs = tuple(bases[:1]), tuple(bases[1:])
         group = BankGroup(fleet.name, fleet.shape, fleet.places, outputs, inputs, (part,))
         back: Any = group.stack(part, slice(0, len(index)))
-        distances = np.asarray(layer_distances(self.original, astype(back, "float64")))
+        distances = np.asarray(layer_distances(self.stack.original, astype(back, "float64")))
         figures = figures.copy()
         figures[:, DISTANCE] = distances
         part = replace(part, figures=figures)
@@ -154,15 +179,21 @@ class Coding:
     def best(self) -> tuple[Made, ...] | None:
         """All stacks in the fewest bits; None where numbers take less, or no step does."""
         weights, best, least = np.ones(len(self.energies)), None, np.inf
-        for _ in range(ROUNDS):
-            found = self._at_weights(weights)
-            if found is None:
-                return best
-            step, one = found
-            size, errors = one.bits(step), one.errors(step)
+        shares, step = tuple(len(one.reduced.fleet.layers) > 1 for one in self._stacks), None
+        for at in range(ROUNDS):
+            together = self._weighed(weights, shares)
+            step = together.step(self.rule, step)
+            if step is None:
+                break
+            if at == 0 and (chosen := together.cheaper(step)) != shares:
+                together, shares = replace(together, shares=chosen), chosen
+                step = together.step(self.rule, step)
+                if step is None:
+                    break
+            size, errors = together.bits(step), together.errors(step)
             if size < least:
-                least, best = size, one.made(step, self)
-            if isinstance(self.rule, Budget) or not self.each or best is None:
+                least, best = size, (together, step)
+            if isinstance(self.rule, Budget) or not self.each:
                 break
             square = (errors[self.present] ** 2).mean()
             if errors.max() ** 2 <= EVEN**2 * square or not square:
@@ -170,32 +201,23 @@ class Coding:
             ratios = np.where(errors > 0, errors**2 / square, 1.0)
             weights = weights * np.clip(ratios, 1 / 4, 4) ** DAMPING
             weights = np.clip(weights / weights[self.present].mean(), 1e-4, 1e4)
-        return best
+        return None if best is None else best[0].made(best[1], self)
+
+    @cached_property
+    def _stacks(self) -> tuple[_Stack, ...]:
+        return tuple(map(_Stack, self.stacks))
+
+    def _weighed(self, weights: np.ndarray, shares: tuple[bool, ...]) -> "_Together":
+        """All stacks, with weights of the adapters' squared errors."""
+        whole = self.energies if self.each else np.full(len(weights), self.energies.sum())
+        factors = np.sqrt(weights / np.where(whole > 0, whole, 1.0))
+        stacks = (_Weighed(one, factors[one.reduced.fleet.adapters]) for one in self._stacks)
+        return _Together(self.energies, self.each, tuple(stacks), shares)
 
     @cached_property
     def present(self) -> np.ndarray:
         """The adapters that have layers here."""
         return np.unique(np.concatenate([one.fleet.adapters for one in self.stacks]))
-
-    def _at_weights(self, weights: np.ndarray) -> "tuple[float, _Together] | None":
-        whole = self.energies if self.each else np.full(len(weights), self.energies.sum())
-        factors = np.sqrt(weights / np.where(whole > 0, whole, 1.0))
-        stacks = [_Weighed(one, factors[one.fleet.adapters]) for one in self.stacks]
-        if any(one.apart is None for one in stacks):
-            return None
-        several = [len(one.factors) > 1 for one in stacks]
-        together = _Together(self.energies, self.each, tuple(stacks), tuple(several))
-        step = together.step(self)
-        if step is None:
-            return None
-        chosen = [
-            able and one.cost(step, shares=True) < one.cost(step, shares=False)
-            for one, able in zip(stacks, several, strict=True)
-        ]
-        if chosen != several:
-            together = replace(together, shares=tuple(chosen))
-            step = together.step(self)
-        return None if step is None else (step, together)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +240,7 @@ class _Together:
             for one, shares in zip(self.stacks, self.shares, strict=True):
                 more, each = one.told(step, shares=shares)
                 bits += more
-                np.add.at(lost, one.reduced.fleet.adapters, each / one.factors**2)
+                np.add.at(lost, one.fleet.adapters, each / one.factors**2)
             self._known[step] = bits, lost
         return self._known[step]
 
@@ -233,24 +255,33 @@ class _Together:
             lost, whole = lost.sum(keepdims=True), whole.sum(keepdims=True)
         return np.sqrt(np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0))
 
-    @property
+    @cached_property
     def largest(self) -> float:
-        """The largest number that is to be coded."""
+        """The largest number that is to be coded; 0 where one is beyond what can be."""
         found = [0.0]
         for one, shares in zip(self.stacks, self.shares, strict=True):
-            assert one.apart is not None
-            found.append(one.shared.largest if shares else one.apart.largest)
+            if not shares and one.apart is None:
+                return 0.0
+            found.append(one.shared.largest if shares or one.apart is None else one.apart.largest)
         return max(found)
 
-    def step(self, coding: Coding) -> float | None:
+    def cheaper(self, step: float) -> tuple[bool, ...]:
+        """Whether each stack is better off with shared bases."""
+        return tuple(
+            shares
+            and one.apart is not None
+            and one.cost(step, shares=True) < one.cost(step, shares=False)
+            for one, shares in zip(self.stacks, self.shares, strict=True)
+        )
+
+    def step(self, rule: TotalError | Budget, near: float | None) -> float | None:
         """The largest step within an error; for a size one that takes about as much."""
-        rule = coding.rule
         if isinstance(rule, Budget):
             room = 8 * rule.size
             finest = largest_step(lambda step: self.bits(step) > room, self.largest)
-            return self.largest / 1000 if finest is None else finest
+            return self.largest / LARGEST if finest is None else finest
         within = rule.epsilon
-        return largest_step(lambda step: self.errors(step).max() <= within, self.largest)
+        return largest_step(lambda step: self.errors(step).max() <= within, self.largest, near)
 
     def made(self, step: float, coding: Coding) -> tuple[Made, ...] | None:
         """All stacks, measured; in finer steps where they are above the error, or in a size."""
