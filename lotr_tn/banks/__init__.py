@@ -6,7 +6,7 @@ from lotr_tn.banks.changing.compacting import Compacted, compact_bank
 from lotr_tn.banks.changing.editing import Edited, drop_adapters, rename_adapter
 from lotr_tn.banks.file import load_bank, verify_bank
 from lotr_tn.banks.making.conversion import BankConversion, make_bank
-from lotr_tn.banks.making.joint import StackChoice
+from lotr_tn.banks.making.outcome import StackChoice
 
 __all__ = [
     "Appended",

@@ -16,7 +16,8 @@ from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import bank_size, load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, DISTANCE, DRIFT, MODULE, NORM, RANK, BankGroup, Part
 from lotr_tn.banks.making.conversion import STACKINGS
-from lotr_tn.banks.making.joint import Job, bank_of
+from lotr_tn.banks.making.joint import Job
+from lotr_tn.banks.making.outcome import bank_of
 from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.errors import OptionError
 from lotr_tn.files.locking import exclusive

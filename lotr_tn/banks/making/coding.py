@@ -41,6 +41,9 @@ DAMPING = 0.8
 FINER = 1e-3
 """By how much the step is made finer where what is measured is above what was asked."""
 
+MAY_GAIN = 1.1
+"""What refined weights may bring, as a ratio of bytes."""
+
 WIDE = 12
 """Bits of a number up to which no file of numbers, of 16 bits at least, can be smaller."""
 
@@ -71,8 +74,9 @@ class _Stack:
         """
         left, right, cores = self._bases
         cores = cores * factors[:, None, None]
-        turn = eigh((cores @ cores.mT).sum(0), xp=xp)[1][:, ::-1]
-        other = eigh((cores.mT @ cores).sum(0), xp=xp)[1][:, ::-1]
+        grams = ((cores @ cores.mT).sum(0), (cores.mT @ cores).sum(0))
+        # the largest first, and in one piece: products of reversed arrays take long
+        turn, other = (np.ascontiguousarray(eigh(x, xp=xp)[1][:, ::-1]) for x in grams)
         return SharedDirections(left @ turn, right @ other, turn.T @ cores @ other)
 
 
@@ -176,8 +180,8 @@ class Coding:
     each: bool
     size_of: Callable[[Sequence[Made]], int]
 
-    def best(self) -> tuple[Made, ...] | None:
-        """All stacks in the fewest bits; None where numbers take less, or no step does."""
+    def best(self, most: float = np.inf) -> tuple[Made, ...] | None:
+        """All stacks in the fewest bits; None where no step does, or over `most` bytes are left."""
         weights, best, least = np.ones(len(self.energies)), None, np.inf
         shares, step = tuple(len(one.reduced.fleet.layers) > 1 for one in self._stacks), None
         for at in range(ROUNDS):
@@ -193,6 +197,8 @@ class Coding:
             size, errors = together.bits(step), together.errors(step)
             if size < least:
                 least, best = size, (together, step)
+            if size > 8 * MAY_GAIN * most:
+                return None
             if isinstance(self.rule, Budget) or not self.each:
                 break
             square = (errors[self.present] ** 2).mean()

@@ -19,7 +19,8 @@ from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.layout import require_layout
 from lotr_tn.banks.making.choosing import sharing
-from lotr_tn.banks.making.joint import BankRule, Job, StackChoice, bank_of
+from lotr_tn.banks.making.joint import BankRule, Job
+from lotr_tn.banks.making.outcome import StackChoice, bank_of
 from lotr_tn.banks.making.stacks import Route
 from lotr_tn.banks.making.survey import survey_of
 from lotr_tn.conversion.coding import require_codable

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lotr_tn.adapters.storage import is_negligible
-from lotr_tn.analysis.forms import FORMS, LOTR, Options, auto_forms
+from lotr_tn.analysis.forms import LOTR, Options, auto_forms
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
-from lotr_tn.banks.bank import Bank, Stacking
-from lotr_tn.banks.file import bank_overhead, bank_size
+from lotr_tn.banks.bank import Stacking
+from lotr_tn.banks.file import bank_overhead
 from lotr_tn.banks.making.choosing import (
     DESCRIBED,
     NEAR,
@@ -21,6 +21,7 @@ from lotr_tn.banks.making.choosing import (
 )
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
 from lotr_tn.banks.making.coding import Coding, is_narrow
+from lotr_tn.banks.making.outcome import Outcome, StackChoice, sized
 from lotr_tn.banks.making.parts import Made, made_at_ranks
 from lotr_tn.banks.making.separate import Separate, made_separate, separate_ranks
 from lotr_tn.banks.making.settling import Settling, above_of, errors_of, size_of, too_many
@@ -41,48 +42,6 @@ FILLS = 3
 """Times that what is left of a budget is given out, once the size of the whole file is known."""
 
 BankRule: TypeAlias = RelativeError | TotalError | FixedRank | Budget
-
-
-@dataclass(frozen=True)
-class StackChoice:
-    """What one way of stacking would take.
-
-    Attributes:
-        stacking: `adapters`, `layers` or `all`.
-        stacks: how many stacks it makes.
-        bytes: of the whole file, made this way; None where it was not made.
-        note: why it was not made.
-    """
-
-    stacking: Stacking
-    stacks: int
-    bytes: int | None = None
-    note: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """Groups of a bank, made."""
-
-    groups: tuple[Made, ...]
-    stacking: Stacking
-    stackings: tuple[StackChoice, ...]
-    routes: Mapping[str, str]
-    bytes_separate: int | None
-    note: str
-    clusters: Clusters
-    above: float = 0.0  # the largest error over what was asked for
-    file: int = 0  # bytes of the whole file
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """Smaller is better: the error is met, and then bytes."""
-        return self.above > 1, self.file
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all their numbers."""
-        return sum(made.bytes for made in self.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +121,12 @@ class Job:
             coding = Coding(
                 reduced, self.energies, rule, self.each, lambda groups: made(groups).file
             )
-            groups = coding.best()
+            least = min((one.bytes for one in found), default=np.inf)
+            groups = coding.best(np.inf if isinstance(rule, Budget) else least)
             if groups is None:
+                if found:
+                    note = f"not made: more than {least:,} bytes of stacks"
+                    costs[way] = StackChoice(way, len(fleet), note=note)
                 continue
             above = above_of(groups, self.energies, self.epsilon, self.each)
             routes = {one.fleet.name: one.route for one in reduced}
@@ -368,32 +331,3 @@ class Job:
 def _counted(choices: Choices) -> int:
     """What of a budget of bytes the points of all stacks were counted to take."""
     return choices.bytes - DESCRIBED * len(choices.stacks)
-
-
-def sized(survey: Survey, outcome: Outcome, asked: Mapping[str, Any]) -> Outcome:
-    """With the bytes of the file."""
-    return replace(outcome, file=bank_size(bank_of(survey, outcome, asked)))
-
-
-def bank_of(survey: Survey, made: Outcome, asked: Mapping[str, Any]) -> Bank:
-    """The bank of groups that were made; its tensors are still in the spool."""
-    own = made.note == "shared" and not any(FORMS[one.format].shares for one in made.groups)
-    explanation = {
-        "chosen": "separate" if own else made.note,
-        "bytes_separate": made.bytes_separate,
-        "splits": [vars(split) for split in made.clusters.splits],
-    }
-    labels = made.clusters.labels
-    adapters = [
-        replace(adapter, cluster=int(label))
-        for adapter, label in zip(survey.adapters, labels, strict=True)
-    ]
-    groups = [replace(one.group, cluster=int(labels[one.adapters[0]])) for one in made.groups]
-    return Bank(
-        tuple(adapters),
-        {group.name: group for group in groups},
-        tuple(survey.contents.tensors),
-        asked,
-        made.stacking,
-        explanation,
-    )
