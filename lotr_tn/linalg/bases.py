@@ -13,6 +13,10 @@ GRAM_RESOLUTION = 2.0**-26
 """√ε₆₄: singular values below this share of the largest are rounding noise on the Gram route."""
 
 
+TINY = 2.0**-1000
+"""Less than any length counts for: 0 / TINY is 0, and x + TINY is x."""
+
+
 def inverse_or_zero(s: Array, *, xp: Namespace) -> Array:
     """1/s where s is above the Gram route's resolution, else 0, for s (k,) descending."""
     if s.shape[0] == 0:
@@ -22,9 +26,14 @@ def inverse_or_zero(s: Array, *, xp: Namespace) -> Array:
 
 
 def root_of_gram(gram: Array, *, xp: Namespace) -> Array:
-    """T (…, k, k) with Tᵀ T equal to positive semidefinite Gram matrices."""
-    values, vectors = eigh_descending(gram, xp=xp)
-    return xp.sqrt(values)[..., None] * vectors.mT
+    """T (…, k, k) with Tᵀ T equal to positive semidefinite Gram matrices, each column to 1e-8."""
+    # columns may be of sizes far apart, where what they are multiplied by is the other way round:
+    # among columns of norm 1 none is lost in the rounding of another
+    sizes = xp.sqrt(xp.linalg.diagonal(gram))
+    inverse = 1 / (sizes + TINY)
+    alike = gram * inverse[..., None] * inverse[..., None, :]
+    values, vectors = eigh_descending(alike, xp=xp)
+    return xp.sqrt(values)[..., None] * vectors.mT * sizes[..., None, :]
 
 
 def triangular_factor(x: Array, *, xp: Namespace) -> Array:

@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
+from array_api_compat import device
 
 from lotr_tn._arrays import (
     Array,
+    Namespace,
     at_least_float32,
     device_name,
     dtype_name,
@@ -60,6 +62,18 @@ CARRIERS: dict[type, str] = {
     Dense: "w",
 }
 """The array that a factor of the whole stack goes into."""
+
+FLOWS: dict[type, tuple[tuple[str, int, str, int], ...]] = {
+    LoRAStack: (("down", 0, "up", 1),),
+    LowRankTucker2: (("u", 1, "up", 0), ("v", 1, "down", 1), ("down", 0, "up", 1)),
+    Tucker2: (("u", 1, "core", 1), ("v", 1, "core", 2)),
+    Tucker1: (("shared", 1, "own", 2),),
+    Dense: (),
+}
+"""Along which axes of which arrays sizes are passed on, up to the carrier."""
+
+NOTHING = -(10**6)
+"""The exponent of 0."""
 
 
 def require_finite(stack: Stack) -> None:
@@ -110,22 +124,46 @@ def in_range(stack: Stack) -> tuple[Any, int]:
     arrays = arrays_of(stack)
     if not all(on_host(x) for x in arrays.values()):
         return stack, 0
-    sizes = {name: float(abs(to_numpy(x)).max(initial=0.0)) for name, x in arrays.items()}
-    if not all(map(math.isfinite, sizes.values())):
+    host = {name: to_numpy(x) for name, x in arrays.items()}
+    sizes = [float(abs(x).max(initial=0.0)) for x in host.values()]
+    if not all(map(math.isfinite, sizes)):
         require_finite(stack)
-    exponents = {name: math.frexp(size)[1] for name, size in sizes.items()}
-    total = sum(exponents.values())
-    if max(map(abs, exponents.values())) <= LARGEST_FIELD:
+    if max(abs(math.frexp(size)[1]) for size in sizes) <= LARGEST_FIELD:
         return stack, 0
+    moves, total = _moves(type(stack), host)
     if total > LARGEST_RESULT:
         raise FormatError(
             f"the updates are of about 1e{total * 0.30103:.0f}, beyond the range of float64; scale "
             "the factors down"
         )
     kept = total if abs(total) <= LARGEST_STACK else 0
-    exponents[CARRIERS[type(stack)]] -= kept
-    moved = {name: times_power(x, -exponents[name]) for name, x in arrays.items()}
+    moves[CARRIERS[type(stack)]] -= total - kept
+    xp = common_namespace(stack)
+    moved = {name: times_powers(x, moves[name], xp=xp) for name, x in arrays.items()}
     return with_arrays(stack, **moved), total - kept
+
+
+def _moves(kind: type, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """Exponents for the entries of each array that take all sizes to the carrier; and its own.
+
+    The columns of the others come to about 1, each for itself: one may be large where what it is
+    multiplied by is small, or nothing.
+    """
+    sizes = {name: np.where(x == 0, NOTHING, np.frexp(x)[1]) for name, x in arrays.items()}
+    moves = {name: np.zeros((1,) * x.ndim, dtype=np.int64) for name, x in arrays.items()}
+    for source, axis, target, along in FLOWS[kind]:
+        across = tuple(other for other in range(sizes[source].ndim) if other != axis)
+        found = (sizes[source] + moves[source]).max(axis=across, initial=NOTHING)
+        own, taken = np.maximum(found, NOTHING), np.where(found <= NOTHING // 2, 0, found)
+        moves[source] = moves[source] - _along(taken, axis, sizes[source].ndim)
+        moves[target] = moves[target] + _along(own, along, sizes[target].ndim)
+    carrier = CARRIERS[kind]
+    total = int((sizes[carrier] + moves[carrier]).max(initial=NOTHING))
+    return moves, 0 if total <= NOTHING // 2 else total
+
+
+def _along(x: np.ndarray, axis: int, axes: int) -> np.ndarray:
+    return x.reshape(tuple(-1 if other == axis else 1 for other in range(axes)))
 
 
 def measured(measure: Function) -> Function:
@@ -161,6 +199,14 @@ def times_power(x: Array, exponent: int) -> Array:
     """X · 2^exponent, in two steps: one factor might not fit."""
     half = exponent // 2
     return x * 2.0**half * 2.0 ** (exponent - half)
+
+
+def times_powers(x: Array, exponents: np.ndarray, *, xp: Namespace) -> Array:
+    """X · 2^exponents, entry by entry."""
+    half = exponents // 2
+    for part in (half, exponents - half):
+        x = x * xp.asarray(np.exp2(part.astype(np.float64)), device=device(x))
+    return x
 
 
 def rescaled(stack: Core, exponent: int) -> Any:

@@ -16,7 +16,8 @@ from lotr_tn.analysis.pareto import pareto_front
 from lotr_tn.decompose.low_rank_cores import low_rank_tucker2
 from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.formats import LowRankTucker2
-from lotr_tn.linalg.factor import cholesky, eigenvalues, eigh
+from lotr_tn.linalg import root_of_gram
+from lotr_tn.linalg.factor import cholesky, eigenvalues
 from lotr_tn.linalg.ranks import RankLimits
 
 Pair: TypeAlias = tuple[int, int]
@@ -139,8 +140,7 @@ def _roots(grams: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if some.any():
             root = cholesky(grams[some], xp=xp) if some is full else None
             if root is None:  # a layer that does not fill its rank
-                values, vectors = eigh(grams[some], xp=xp)
-                root = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
+                root = root_of_gram(grams[some], xp=xp).mT
             roots[some] = root
     return roots
 
