@@ -121,11 +121,14 @@ class Job:
             coding = Coding(
                 reduced, self.energies, rule, self.each, lambda groups: made(groups).file
             )
-            least = min((one.bytes for one in found), default=np.inf)
-            groups = coding.best(np.inf if isinstance(rule, Budget) else least)
+            least = min((one.file for one in found), default=np.inf)
+            beside = DESCRIBED * len(fleet) + sum(
+                content.entry.nbytes for content in self.survey.contents.tensors
+            )
+            groups = coding.best(np.inf if isinstance(rule, Budget) else least - beside)
             if groups is None:
                 if found:
-                    note = f"not made: more than {least:,} bytes of stacks"
+                    note = f"not made: more than {least:,} bytes"
                     costs[way] = StackChoice(way, len(fleet), note=note)
                 continue
             above = above_of(groups, self.energies, self.epsilon, self.each)
