@@ -91,6 +91,16 @@ def test_together_and_within_bytes(rule, alike, tmp_path):
         assert 0.095 < error <= 0.1
 
 
+@pytest.mark.parametrize("epsilon", [0.6, 0.99])
+def test_what_hardly_anything_is_left_of(epsilon, alike, tmp_path):
+    adapters = {**alike, "none": fleets.without_update(alike["one"])}
+    made = make_bank(adapters, tmp_path / "b.safetensors", lt.RelativeError(epsilon), coding="auto")
+    assert all(part.is_coded for _, part in made.bank.parts)
+    assert not any(x.any() for x in fleets.dense(made.bank["none"]).values())
+    found = [fleets.error(fleets.dense(made.bank[x]), fleets.dense(alike[x])) for x in NAMES]
+    assert max(found) <= epsilon
+
+
 def test_one_adapter_is_decoded_alone(copy, monkeypatch):
     seen, decode = [], coded_tensors.decode_core
     monkeypatch.setattr(coded_tensors, "decode_core", lambda *a: seen.append(1) or decode(*a))

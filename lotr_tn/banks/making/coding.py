@@ -38,6 +38,9 @@ EVEN = 1.02
 DAMPING = 0.8
 """Power of an adapter's squared error, over the mean, by which its weight grows."""
 
+FINER_TRIES = 6
+"""Times that it is made finer: what float32 rounds away is far below any error that is coded."""
+
 FINER = 1e-3
 """By how much the step is made finer where what is measured is above what was asked."""
 
@@ -294,11 +297,12 @@ class _Together:
         rule = coding.rule
         if isinstance(rule, Budget):
             return finest_within(rule.size, self.bits, self._at, coding.size_of, self.largest)
-        made = self._at(step)
-        while made is not None and self._above(made, rule.epsilon):
-            step *= 1 - FINER
+        for _ in range(FINER_TRIES):
             made = self._at(step)
-        return made
+            if made is None or not self._above(made, rule.epsilon):
+                return made
+            step *= 1 - FINER
+        return None
 
     def _at(self, step: float) -> tuple[Made, ...] | None:
         pairs = zip(self.stacks, self.shares, strict=True)
