@@ -9,7 +9,7 @@ import numpy as np
 from lotr_tn.coding.columns import DAMAGED
 from lotr_tn.coding.cores import Columns, decode_columns, decode_core, encode_columns
 from lotr_tn.coding.directions import decode_directions
-from lotr_tn.errors import CheckpointError, FormatError
+from lotr_tn.errors import FormatError
 from lotr_tn.files.bank_tensor import BankTensor
 
 CODED, LENGTHS = "coded", "lengths"
@@ -17,9 +17,6 @@ CODED, LENGTHS = "coded", "lengths"
 
 DTYPE = "float32"
 """Of the numbers that come back out of bits."""
-
-CODING = 1
-"""The way of coding that this version writes, and reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +40,9 @@ class CodedBasis(BankTensor):
         """Its whole columns.
 
         Raises:
-            CheckpointError: its bytes are damaged.
+            FormatError: its bytes are damaged.
         """
-        try:
-            return decode_columns(self.raw().data.tobytes(), *self.full)
-        except FormatError as error:
-            raise CheckpointError(f"a basis: {error}") from None
+        return decode_columns(self.raw().data.tobytes(), *self.full)
 
     @property
     def array(self) -> np.ndarray:

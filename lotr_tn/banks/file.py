@@ -11,7 +11,7 @@ from lotr_tn._arguments import door
 from lotr_tn.analysis.forms import FORMS, known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
 from lotr_tn.banks.checking import require_sense
-from lotr_tn.banks.coded import CODED, CODING, LENGTHS, CodedBasis
+from lotr_tn.banks.coded import CODED, LENGTHS, CodedBasis
 from lotr_tn.banks.group import BankGroup, Part
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
@@ -27,6 +27,7 @@ from lotr_tn.files.container import (
 )
 from lotr_tn.files.dialects.native import room_for_figures, tool_version
 from lotr_tn.files.header import (
+    CODING,
     SCHEMA,
     SenseError,
     described_layout,
@@ -34,6 +35,7 @@ from lotr_tn.files.header import (
     modules_of,
     read_header_of,
     require,
+    require_known_coding,
     text,
     told_once,
     whole_number,
@@ -258,12 +260,10 @@ class _HeaderReader:
 
     def is_coded(self, entry: Mapping[str, Any]) -> bool:
         """Whether something is in bits, and in a way that is known."""
-        if entry.get("coding", CODING) != CODING:
-            raise CheckpointError(
-                f"{self.container.path} is coded in a way that this version does not know; upgrade "
-                "lotr-tn"
-            )
-        return "coding" in entry
+        if "coding" not in entry:
+            return False
+        require_known_coding(entry["coding"], str(self.container.path))
+        return True
 
     def basis(self, key: str, size: int, width: Any) -> BankTensor:
         """One basis; in bits where its columns are told."""

@@ -1,6 +1,7 @@
 """The stacked updates of a group of modules, in bases that adapters share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -130,7 +131,8 @@ class BankGroup:
         """The first segments of one side, `outputs` or `inputs`: one array for all who ask."""
         known = self._joined.get((side, segments))
         if known is None:
-            arrays = [tensor.array for tensor in getattr(self, side)[:segments]]
+            with self._named():
+                arrays = [tensor.array for tensor in getattr(self, side)[:segments]]
             known = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
             if not is_finite(known):
                 raise CheckpointError(f"the bases of {self.name} hold NaN or infinite entries")
@@ -153,13 +155,19 @@ class BankGroup:
 
     def _decoded(self, part: Part, rows: slice) -> dict[str, np.ndarray]:
         """The tensors of some layers that are in bits; no other layer is decoded."""
-        try:
+        with self._named():
             if FORMS[part.format].shares:
                 left, right = self.outputs[0], self.inputs[0]
                 assert isinstance(left, CodedBasis)
                 assert isinstance(right, CodedBasis)
                 return decoded_cores(part.tensors, rows, levels_of(left.columns, right.columns))
             return decoded_pairs(part.tensors, rows, self.shape, part.index[rows, TERMS])
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What is said of damaged bits names the group."""
+        try:
+            yield
         except FormatError as error:
             raise CheckpointError(f"{self.name}: {error}") from None
 

@@ -79,8 +79,7 @@ class SharedDirections:
         un, vn = (x / np.linalg.norm(x, axis=0) for x in (left, right))
         grams = un.T @ un, vn.T @ vn
         target = (self.u.T @ un).T @ self.cores @ (self.v.T @ vn)
-        inverses = (pinv(gram, xp=xp) for gram in grams)
-        exact = next(inverses) @ target @ next(inverses)
+        exact = pinv(grams[0], xp=xp) @ target @ pinv(grams[1], xp=xp)
         whole, squares = _rounded_cores(exact / step, left, right)
         made = whole * step
         saved = 2 * (target * made).sum((1, 2)) - ((grams[0] @ made @ grams[1]) * made).sum((1, 2))
@@ -183,8 +182,7 @@ def decode_columns(data: bytes, size: int, count: int) -> Columns:
     if len(data) < count or size * count > MOST * (len(data) + 4):
         raise FormatError(DAMAGED)
     found = decoded(data[count:], [size] * count, list(data[:count]))
-    empty = np.zeros((0, size), np.int32)
-    return Columns(np.stack(found).astype(np.float32) if count else empty.astype(np.float32))
+    return Columns(np.array(found, np.float32).reshape(count, size))
 
 
 def encode_core(whole: np.ndarray, levels: np.ndarray, step: float) -> bytes | None:

@@ -66,13 +66,25 @@ class Codable:
             each |= zip(layers, part, strict=True)
         return [each[layer] for layer in range(self.stack.shape[0])]
 
+    def told(self, step: float) -> tuple[float, np.ndarray]:
+        """About the bits that all of it takes at a step, and (L,) the squared error of each layer.
+
+        In the memory of some layers at a time.
+        """
+        bits, lost = 0.0, []
+        for _, one in self._blocks:
+            found = one.at(step)
+            bits += found.bits
+            lost.append(found.lost)
+        return bits, np.array(self._in_order(lost))
+
     def lost(self, step: float) -> np.ndarray:
-        """(L,) squared error of each layer at a step; in the memory of some layers at a time."""
-        return np.array(self._in_order([one.at(step).lost for _, one in self._blocks]))
+        """(L,) squared error of each layer at a step."""
+        return self.told(step)[1]
 
     def bits(self, step: float) -> float:
         """About the bits that all of it takes at a step."""
-        return sum(one.at(step).bits for _, one in self._blocks)
+        return self.told(step)[0]
 
     def pairs(self, step: float) -> list[Pairs]:
         """The directions that are kept at a step, in whole steps, of each layer."""
@@ -134,9 +146,11 @@ def largest_step(
     `near` is where it is looked for first.
     """
     low, high = largest / LARGEST, 2 * largest
+    if largest == 0:
+        return None
     if near is not None and fits(near / NEAR) and not fits(near * NEAR):
         low, high = near / NEAR, near * NEAR
-    elif largest == 0 or not fits(low):
+    elif not fits(low):
         return None
     while high > (1 + CLOSE) * low:
         middle = (low * high) ** 0.5

@@ -20,6 +20,9 @@ T = TypeVar("T")
 SCHEMA = 2
 """Of banks and of native files, as they are written; all up to this one are read."""
 
+CODING = 1
+"""The way in which numbers are in bits, as it is written and read."""
+
 KINDS = ("linear", "embedding", "conv")
 
 _LONGEST = 200
@@ -202,3 +205,11 @@ def require_layout(path: str, shape: tuple[int, int], layout: Layout) -> None:
         m % layout.groups == 0 and n % kernel == 0,
         f"{path} of {m}x{n} has a kernel of {kernel} and {layout.groups} groups",
     )
+
+
+def require_known_coding(version: Any, what: str) -> None:
+    """Refuse bits of a way that came later."""
+    if version != CODING:
+        raise CheckpointError(
+            f"{what} is coded in a way that this version does not know; upgrade lotr-tn"
+        )

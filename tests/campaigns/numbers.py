@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def _measures(one: Stack, other: Stack, a: Stack, b: Stack, unit: float) -> None
     _require("distance to itself", lt.distance(one, one), 0.0, 100 * unit * size)
     # what cancels is as accurate as its terms
     terms = with_arrays(a + b, **{name: abs(x) for name, x in arrays_of(a + b).items()})
-    slack = 100 * unit * both + unit * _norm(_dense(terms))
+    joint = prod(_norm(np.asarray(part, dtype=np.longdouble)) for part in arrays_of(a + b).values())
+    slack = 100 * unit * both + min(unit * _norm(_dense(terms)), 100 * unit**2 * joint)
     _require("norm of a sum", lt.norm(one + other), _norm(x + y), slack)
 
 

@@ -12,6 +12,7 @@ from lotr_tn.banks.coded import kept_layers
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, Part
 from lotr_tn.errors import CheckpointError
+from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.locking import exclusive
 
 
@@ -117,15 +118,16 @@ def _part_without(part: Part, kept: np.ndarray) -> Part:
     index[:, ADAPTER] = np.searchsorted(kept, index[:, ADAPTER])
     if stay.all():
         return replace(part, index=index)
-    if part.is_coded:
-        kept_tensors = kept_layers(part.tensors, stay)
-        return replace(part, tensors=kept_tensors, index=index, figures=part.figures[stay])
+    tensors = kept_layers(part.tensors, stay) if part.is_coded else _kept_rows(part, stay)
+    return replace(part, tensors=tensors, index=index, figures=part.figures[stay])
+
+
+def _kept_rows(part: Part, stay: np.ndarray) -> dict[str, BankTensor]:
     terms = np.concatenate(
         [np.arange(a, b) for a, b, s in zip(part.ends[:-1], part.ends[1:], stay, strict=True) if s]
         or [np.zeros(0, dtype=np.int64)]
     )
-    tensors = {
+    return {
         name: tensor.rows(terms if part.per_term(name) else np.flatnonzero(stay))
         for name, tensor in part.tensors.items()
     }
-    return replace(part, tensors=tensors, index=index, figures=part.figures[stay])

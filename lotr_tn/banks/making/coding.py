@@ -12,20 +12,21 @@ import numpy as np
 from lotr_tn.analysis.forms import LOTR
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
 from lotr_tn.banks.coded import CodedBasis, coded_layers
-from lotr_tn.banks.group import DISTANCE, TERMS, BankGroup, Part
+from lotr_tn.banks.group import DISTANCE, TERMS, BankGroup, Part, exact_stack
+from lotr_tn.banks.making.choosing import DAMPING
 from lotr_tn.banks.making.parts import Made
-from lotr_tn.banks.making.settling import above_of
-from lotr_tn.banks.making.stacks import FleetStack, ReducedStack
+from lotr_tn.banks.making.settling import above_of, relative_errors
+from lotr_tn.banks.making.stacks import FleetStack
 from lotr_tn.coding.cores import Columns, SharedDirections, encode_core, levels_of
 from lotr_tn.coding.directions import encode_directions
 from lotr_tn.coding.quantise import SLOPE
 from lotr_tn.coding.tables import LARGEST
 from lotr_tn.conversion.coding import finest_within
 from lotr_tn.decompose.coded import METHOD, Codable, codable, largest_step
+from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import eigh, qr
 from lotr_tn.linalg.ranks import Budget, TotalError
 from lotr_tn.ops.arithmetic import scale
-from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
 
@@ -34,9 +35,6 @@ ROUNDS = 4
 
 EVEN = 1.02
 """The worst error over their mean, at which weights are even enough."""
-
-DAMPING = 0.8
-"""Power of an adapter's squared error, over the mean, by which its weight grows."""
 
 FINER_TRIES = 6
 """Times that it is made finer: what float32 rounds away is far below any error that is coded."""
@@ -55,12 +53,12 @@ WIDE = 12
 class _Stack:
     """A stack, in bases of what it spans."""
 
-    reduced: ReducedStack
+    fleet: FleetStack
 
     @cached_property
-    def original(self) -> Any:
+    def original(self) -> LoRAStack:
         """The stack in float64."""
-        return as_lora(self.reduced.stack(np.ones(len(self.reduced.fleet.layers))))
+        return exact_stack(self.fleet.lora())
 
     @cached_property
     def _bases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,7 +91,7 @@ class _Weighed:
     @property
     def fleet(self) -> FleetStack:
         """What it is of."""
-        return self.stack.reduced.fleet
+        return self.stack.fleet
 
     @cached_property
     def shared(self) -> SharedDirections:
@@ -116,7 +114,7 @@ class _Weighed:
             found = self.shared.at(step)
             return found.bits, found.lost
         assert self.apart is not None
-        return self.apart.bits(step), self.apart.lost(step)
+        return self.apart.told(step)
 
     def made(self, step: float, *, shares: bool) -> Made | None:
         """It in bits, measured; None where a number has no code."""
@@ -159,10 +157,8 @@ class _Weighed:
         group = BankGroup(fleet.name, fleet.shape, fleet.places, outputs, inputs, (part,))
         back: Any = group.stack(part, slice(0, len(index)))
         distances = np.asarray(layer_distances(self.stack.original, astype(back, "float64")))
-        figures = figures.copy()
-        figures[:, DISTANCE] = distances
-        part = replace(part, figures=figures)
-        return Made(replace(group, parts=(part,)), distances, norms, fleet.adapters)
+        figures[:, DISTANCE] = distances  # of the part, now that they are known
+        return Made(group, distances, norms, fleet.adapters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,14 +166,14 @@ class Coding:
     """Stacks that are coded by one step.
 
     Attributes:
-        stacks: all of them, small enough to be held whole.
+        stacks: all of them, small enough to be held whole; their factors are, all at once.
         energies: (N,) what the squared error of each adapter is relative to.
         rule: the error, or the size.
         each: whether every adapter keeps to the error; else all together do.
         size_of: bytes of the file of some groups.
     """
 
-    stacks: tuple[ReducedStack, ...]
+    stacks: tuple[FleetStack, ...]
     energies: np.ndarray
     rule: TotalError | Budget
     each: bool
@@ -186,7 +182,7 @@ class Coding:
     def best(self, most: float = np.inf) -> tuple[Made, ...] | None:
         """All stacks in the fewest bits; None where no step does, or over `most` bytes are left."""
         weights, best, least = np.ones(len(self.energies)), None, np.inf
-        shares, step = tuple(len(one.reduced.fleet.layers) > 1 for one in self._stacks), None
+        shares, step = tuple(len(one.layers) > 1 for one in self.stacks), None
         for at in range(ROUNDS):
             together = self._weighed(weights, shares)
             step = together.step(self.rule, step)
@@ -220,13 +216,13 @@ class Coding:
         """All stacks, with weights of the adapters' squared errors."""
         whole = self.energies if self.each else np.full(len(weights), self.energies.sum())
         factors = np.sqrt(weights / np.where(whole > 0, whole, 1.0))
-        stacks = (_Weighed(one, factors[one.reduced.fleet.adapters]) for one in self._stacks)
+        stacks = (_Weighed(one, factors[one.fleet.adapters]) for one in self._stacks)
         return _Together(self.energies, self.each, tuple(stacks), shares)
 
     @cached_property
     def present(self) -> np.ndarray:
         """The adapters that have layers here."""
-        return np.unique(np.concatenate([one.fleet.adapters for one in self.stacks]))
+        return np.unique(np.concatenate([one.adapters for one in self.stacks]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,10 +255,7 @@ class _Together:
 
     def errors(self, step: float) -> np.ndarray:
         """(N,) the relative error of each adapter, or (1,) of all together."""
-        lost, whole = self._told(step)[1], self.energies
-        if not self.each:
-            lost, whole = lost.sum(keepdims=True), whole.sum(keepdims=True)
-        return np.sqrt(np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0))
+        return relative_errors(self._told(step)[1], self.energies, self.each)
 
     @cached_property
     def largest(self) -> float:

@@ -117,7 +117,8 @@ def make_bank(
         dtype: storage dtype, or `auto`, as for `convert_adapter`.
         coding: `auto`: stacks are stored in bits where that takes less, as for `convert_adapter`:
             bases that adapters share and their cores, or each layer's own directions, all in
-            steps of one size. For an error, or bytes; of stacks that are held whole.
+            steps of one size. For an error, or bytes; of stacks that are held whole, and then all
+            at once.
         route: how stacks become small: `whole` holds all factors of one stack; `updated` holds
             bases that grow as the error asks; `sketch` holds bases of a given size; `apart` cuts
             stacks into pieces of 512 rank terms; `auto` takes `whole` up to 512 rank terms, else

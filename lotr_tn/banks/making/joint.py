@@ -31,6 +31,7 @@ from lotr_tn.banks.making.stacks import (
     Goal,
     ReducedStack,
     Route,
+    is_whole,
     reduce_all,
     stacks_of,
     too_large,
@@ -110,8 +111,7 @@ class Job:
                 if note is not None:
                     costs[way] = StackChoice(way, len(fleet), note=note)
                 continue
-            reduced = tuple(self._reduced(fleet))
-            if any(one.kept is not None for one in reduced):
+            if not all(map(is_whole, fleet)):
                 continue
             base = Outcome((), way, (), {}, None, "shared", Clusters.one(len(self.energies), []))
 
@@ -119,7 +119,7 @@ class Job:
                 return sized(self.survey, replace(base, groups=tuple(groups)), self.asked)
 
             coding = Coding(
-                reduced, self.energies, rule, self.each, lambda groups: made(groups).file
+                tuple(fleet), self.energies, rule, self.each, lambda groups: made(groups).file
             )
             least = min((one.file for one in found), default=np.inf)
             beside = DESCRIBED * len(fleet) + sum(
@@ -132,7 +132,7 @@ class Job:
                     costs[way] = StackChoice(way, len(fleet), note=note)
                 continue
             above = above_of(groups, self.energies, self.epsilon, self.each)
-            routes = {one.fleet.name: one.route for one in reduced}
+            routes = {one.name: "whole" for one in fleet}
             found.append(replace(made(groups), above=above, routes=routes))
             costs[way] = StackChoice(way, len(fleet), found[-1].file)
         if not found:

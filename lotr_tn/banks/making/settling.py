@@ -124,9 +124,15 @@ def above_of(made: Sequence[Made], energies: np.ndarray, epsilon: float, each: b
 
 def errors_of(made: Sequence[Made], energies: np.ndarray, each: bool) -> np.ndarray:
     """The measured error of each adapter, or the one of all together, relative to these norms."""
-    lost, whole = np.zeros(len(energies)), energies
+    lost = np.zeros(len(energies))
     for one in made:
         np.add.at(lost, one.adapters, one.distances**2)
+    return relative_errors(lost, energies, each)
+
+
+def relative_errors(lost: np.ndarray, energies: np.ndarray, each: bool) -> np.ndarray:
+    """(N,) the error of each adapter, or (1,) of all together, of (N,) squared errors."""
+    whole = energies
     if not each:
         lost, whole = lost.sum(keepdims=True), whole.sum(keepdims=True)
     return np.sqrt(np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0))

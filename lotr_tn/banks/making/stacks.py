@@ -231,7 +231,7 @@ def reduce_stack(
     (m + n)·R numbers and O(R³); `updated` 16·(m + n)·k bytes and O((m + n)·k·R) flops.
     """
     if route == "auto":
-        route = "whole" if _is_whole(fleet) else "updated"
+        route = "whole" if is_whole(fleet) else "updated"
     if route in ("whole", "apart"):
         stack = fleet.lora().to_stack()
         return _reduced(fleet, "whole", stack, np.zeros(len(fleet.layers)), None)
@@ -254,7 +254,7 @@ def reduce_stack(
     return _reduced(fleet, route, stack, missed, kept)
 
 
-def _is_whole(fleet: FleetStack) -> bool:
+def is_whole(fleet: FleetStack) -> bool:
     """Whether a stack is held whole where that is left to its size."""
     terms = int(fleet.ranks.sum())
     return terms <= WHOLE_UP_TO or terms * sum(fleet.shape) <= SMALL
@@ -285,7 +285,7 @@ def reduce_all(
     came. Beyond the k at which the first is more, layers are better apart.
     """
     terms, (m, n) = int(fleet.ranks.sum()), fleet.shape
-    if route == "apart" or (route == "auto" and not _is_whole(fleet)):
+    if route == "apart" or (route == "auto" and not is_whole(fleet)):
         most = terms * (m + n) // (m + n + 2 * terms)
         if route == "auto":
             found = reduce_stack(fleet, goal, "updated", sketch, seed, most=most)

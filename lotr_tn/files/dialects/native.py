@@ -35,6 +35,7 @@ from lotr_tn.files.container import (
 )
 from lotr_tn.files.dialects.contents import Contents
 from lotr_tn.files.header import (
+    CODING,
     SCHEMA,
     SenseError,
     config_text,
@@ -45,6 +46,7 @@ from lotr_tn.files.header import (
     modules_of,
     read_header_of,
     require,
+    require_known_coding,
     require_layout,
     require_shape,
     sequence,
@@ -58,9 +60,6 @@ from lotr_tn.files.packing import packed
 from lotr_tn.formats import Certificate
 
 METADATA_KEY = "lotr"
-
-CODING = 1
-"""Of groups in bits: `decode_directions` says what the bytes are."""
 
 FIGURE = 24
 """Bytes of the longest float64, written in full."""
@@ -299,11 +298,7 @@ def _finite(key: str, container: Container) -> np.ndarray:
 
 def _coded(name: str, version: Any, form: Form, container: Container) -> bytes:
     """The bits of a group."""
-    if version != CODING:
-        raise CheckpointError(
-            f"{container.path}: group {name} is coded in a way that this version does not know; "
-            "upgrade lotr-tn"
-        )
+    require_known_coding(version, f"{container.path}: group {name}")
     require(form.in_bits, f"{name} is coded, which a {form.name} cannot be")
     tensor = container.tensors.get(f"groups.{name}.coded")
     if tensor is None or tensor.code != "U8" or len(tensor.shape) != 1:
