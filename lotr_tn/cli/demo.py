@@ -64,7 +64,9 @@ def _run(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = {
         "inspect": inspection_record(adapter, "kind", file_size(source)),
         "config": dict(adapter.config),
-        "analyze": analysis_record(analyze_adapters([adapter], RelativeError(ERROR))),
+        "analyze": analysis_record(
+            analyze_adapters([adapter], RelativeError(ERROR), group_by="auto")
+        ),
     }
     begun = time.perf_counter()
     adapters = named_adapters([run])

@@ -63,7 +63,11 @@ def test_it_runs_what_it_shows(lotr, ran, tmp_path):
     assert left == {"adapter", "run", "run.lotr.safetensors", "checkpoint-160"}
     for command in commands_of(out):
         words = command.partition(" | ")[0].split()
-        assert lotr(*words, *(["--force"] if "-o" in words else []))[0] == 0, command
+        code, said, *_ = lotr(*words, *(["--force"] if "-o" in words else []))
+        assert code == 0, command
+        if words[0] == "analyze":  # the very verdict that the demo shows
+            verdict = said.partition("Smallest:")[2].partition("Next")[0]
+            assert " ".join(verdict.split()) in " ".join(out.split())
     record = of_json(lotr("demo", "--json"))  # a second run replaces its own files
     assert record["bank"]["worst_error"] <= 0.1
     assert record["bank"]["bytes_after"] < record["bank"]["bytes_before"]
