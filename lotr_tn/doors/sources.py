@@ -17,7 +17,7 @@ from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.file import is_bank, load_bank
 from lotr_tn.doors.loading import load_adapter, place_in_bank
 from lotr_tn.errors import CheckpointError, OptionError, listed
-from lotr_tn.files.places import located, name_of
+from lotr_tn.files.places import located, name_of, told_apart
 from lotr_tn.files.weights import CONFIG, WEIGHTS, weights_in
 
 LONGEST_NAME = 200
@@ -69,8 +69,7 @@ def named_adapters(
     if names is not None:
         chosen = _chosen(names, plain)
     else:
-        shared = {name for name, times in Counter(plain).items() if times > 1}
-        chosen = [source.typed if source.name in shared else source.name for source in sources]
+        chosen = told_apart(plain, [source.typed for source in sources])
     read: dict[str, Callable[[], Adapter]] = {}
     for source, name in zip(sources, chosen, strict=True):
         if name in read:

@@ -1,6 +1,9 @@
 """What a path stands for: itself, or an adapter in the cache of the Hugging Face Hub."""
 
+import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from lotr_tn.errors import CheckpointError, listed
@@ -40,6 +43,21 @@ def name_of(path: Path) -> str:
     if folder.parent.name == "snapshots" and _REPOSITORY.fullmatch(repository.name):
         return repository.name.rpartition("--")[2]
     return folder.name
+
+
+def told_apart(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """The name of each of some adapters; the path of those of which another has the name."""
+    times = Counter(names)
+    return [path if times[name] > 1 else name for name, path in zip(names, paths, strict=True)]
+
+
+def untaken(name: str, ending: str) -> str:
+    """The first of `name + ending`, `name-2 + ending` and so on that is nothing here yet."""
+    found, number = name + ending, 1
+    while os.path.lexists(found):
+        number += 1
+        found = f"{name}-{number}{ending}"
+    return found
 
 
 def _is_repository(path: Path) -> bool:

@@ -101,6 +101,7 @@ class Analysis(Shown):
             formats and ranks goes below: the relative error for a budget, the bytes for an error.
         seconds: it took.
         bank: of several adapters and an error, the bank that `lotr bank make` writes.
+        lotr_sources: those of the sources that are LoTR already, which are looked at as LoRA.
     """
 
     sources: tuple[str, ...]
@@ -114,6 +115,7 @@ class Analysis(Shown):
     seconds: float
     bound: float | None = None
     bank: BankCost | None = None
+    lotr_sources: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         modules = sum(group.shape[0] for group in self.groups)

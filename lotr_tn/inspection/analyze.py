@@ -28,6 +28,7 @@ from lotr_tn.conversion.made import chosen_group, rank_of
 from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 from lotr_tn.files.budget import spent_beside
 from lotr_tn.files.dialects.native import native_size
+from lotr_tn.files.places import name_of, told_apart
 from lotr_tn.inspection.analysis import Analysis, BankCost, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RelativeError, TotalError
 
@@ -85,6 +86,7 @@ class Analysing:
     """One analysis: the adapters, the ways to stack them, and what is asked."""
 
     sources: tuple[str, ...]  # where they were read from
+    lotr_sources: tuple[str, ...]  # those that are LoTR already
     adapters: Mapping[str, LoRAAdapter]  # the adapters by name, with the modules that are analysed
     asked: Asked  # what is asked
     rule: Rule  # the same, as an error or a size
@@ -108,7 +110,8 @@ class Analysing:
         first, *others = stackings_of(named, asked.group_by)
         ways = [(first, None), *((way, _note(way, asked, stack_all)) for way in others)]
         sources = tuple(str(adapter.source) for adapter in adapters)
-        return cls(sources, named, asked, rule, asked.options(own), tuple(ways))
+        lotr = tuple(str(one.source) for one in adapters if isinstance(one, LoTRAdapter))
+        return cls(sources, lotr, named, asked, rule, asked.options(own), tuple(ways))
 
     @property
     def steps(self) -> int:
@@ -145,6 +148,7 @@ class Analysing:
             time.perf_counter() - begun,
             question.bound(division, energy),
             self._bank(),
+            self.lotr_sources,
         )
 
     def _bank(self) -> BankCost | None:
@@ -153,10 +157,14 @@ class Analysing:
         free = asked.limits in (None, RankLimits()) and not asked.each_layer
         if len(self.adapters) < 2 or not free or not isinstance(rule, RelativeError | TotalError):
             return None
+        names = told_apart([name_of(Path(source)) for source in self.sources], self.sources)
+        named = dict(zip(names, self.adapters.values(), strict=True))
+        if len(named) < len(names):  # they were read from nowhere
+            named = self.adapters
         by, dtype = rules_of(asked.group_by)[0], asked.dtype
         with TemporaryDirectory() as folder:
             path = Path(folder) / "bank.lotr.safetensors"
-            made = make_bank(self.adapters, path, rule, group_by=by, dtype=dtype, any_base=True)
+            made = make_bank(named, path, rule, group_by=by, dtype=dtype, any_base=True)
             together = isinstance(rule, TotalError)
             return BankCost(
                 path.stat().st_size,

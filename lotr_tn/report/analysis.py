@@ -32,6 +32,7 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
     unit = "relative error" if isinstance(analysis.question, Budget) else "bytes"
     record: dict[str, Any] = {
         "sources": list(analysis.sources),
+        "lotr_sources": list(analysis.lotr_sources),
         "base_model": analysis.base_model,
         "dtype": analysis.dtype,
         "question": question_record(analysis.question),

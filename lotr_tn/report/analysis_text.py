@@ -16,7 +16,7 @@ from lotr_tn.report.forms import is_kept
 from lotr_tn.report.numbers import byte_size, count, counted, error, times
 from lotr_tn.report.page.command import command_parts
 from lotr_tn.report.screen import largest, most_rows, rows_of
-from lotr_tn.report.text import add_left_out, bound_text, plain_table, shape_text
+from lotr_tn.report.text import add_left_out, bound_text, next_text, plain_table, shape_text
 
 MORE = "More            --all: other errors, other stackings, every form of each group"
 
@@ -172,4 +172,4 @@ def _next_step(record: dict[str, Any], given: Mapping[str, Sequence[str]]) -> Te
     value = f"{question['value']:g}" if "error" in question["kind"] else str(question["value"])
     asked = f"{form}{option} {value}"
     line = " ".join(filter(None, (parts["before"], asked, parts["limits"], parts["after"])))
-    return Text(f"Next            {line}", overflow="ignore", no_wrap=True)
+    return next_text(line)

@@ -17,7 +17,7 @@ from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.report.emphasis import emphasised
 from lotr_tn.report.numbers import byte_size, counted, error, file_growth, times
 from lotr_tn.report.screen import most_rows, rows_of
-from lotr_tn.report.text import plain_table
+from lotr_tn.report.text import more_text, plain_table
 
 TABLE = 5  # rows about a second table
 FEWEST = 2  # rows of each of two tables, at least
@@ -221,12 +221,8 @@ def adapter_table(
         more = (error(one["bound"]),) if bounded else ()
         figures = (str(one["modules"]), error(one["relative_error"]), *more)
         table.add_row(Text(one["name"]), *figures, byte_size(one["own_bytes"]))
-    left = len(adapters) - len(shown)
-    if not left:
-        return [table]
-    which = "largest errors" if worst else "first adapters"
-    end = "\n" if worst else ""
-    return [table, Text(f"The {len(shown)} {which}; --all shows {left} more.{end}")]
+    left_out = more_text(shown, adapters, "largest errors" if worst else "first adapters")
+    return [table, *left_out, *([Text()] if left_out and worst else [])]
 
 
 def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
@@ -338,7 +334,4 @@ def _group_table(
             ", ".join(f"{number} {form}" for form, number in layers.items()),
             byte_size(group["bytes"]),
         )
-    left = len(groups) - len(shown)
-    if not left:
-        return [table]
-    return [table, Text(f"The {len(shown)} largest stacks; --all shows {left} more.")]
+    return [table, *more_text(shown, groups, "largest stacks")]

@@ -13,6 +13,7 @@ from lotr_tn.banks.changing.compacting import Compacted
 from lotr_tn.banks.changing.editing import Edited
 from lotr_tn.report.bank import adapter_record, adapter_table
 from lotr_tn.report.numbers import byte_size, error, file_growth
+from lotr_tn.report.text import next_text
 
 STRANGER = 0.1  # share of a squared norm in a bank's bases below which almost nothing is shared
 
@@ -98,9 +99,9 @@ def dropping_text(record: dict[str, Any]) -> RenderableType:
         _count(record),
         _file(record),
         _changed(record),
-        f"Next            lotr bank compact {path}, for smaller bases",
+        "Bases           as they were; compacting makes them smaller",
     ]
-    return Text("\n".join(lines))
+    return Group(Text("\n".join(lines)), next_text(f"lotr bank compact {path}"))
 
 
 def renaming_record(

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lotr_tn.report.numbers import byte_size, count, counted
 from lotr_tn.report.screen import most_rows
-from lotr_tn.report.text import plain_table
+from lotr_tn.report.text import more_text, plain_table
 
 HEAD = 3  # rows beside the table
 
@@ -39,6 +39,5 @@ def folder_text(record: dict[str, Any], *, show_all: bool) -> RenderableType:
             one["dtype"],
             byte_size(one["bytes"]),
         )
-    left = len(adapters) - len(shown)
-    more = [Text(f"The {len(shown)} first adapters; --all shows {left} more.")] if left else []
+    more = more_text(shown, adapters, "first adapters")
     return Group(Text(head + byte_size(record["bytes"])), table, *more)

@@ -43,6 +43,17 @@ def add_left_out(table: Table, shown: Sequence[Any], groups: Sequence[Any]) -> T
     return table
 
 
+def more_text(shown: Sequence[Any], of: Sequence[Any], which: str) -> list[Text]:
+    """A line on rows that are not shown, beside those that are; none where all are."""
+    left = len(of) - len(shown)
+    return [Text(f"The {len(shown)} {which}; --all shows {left} more.")] if left else []
+
+
+def next_text(command: str) -> Text:
+    """What to do next: a command in one line, which the terminal breaks, so it can be copied."""
+    return Text(f"Next            {command}", overflow="ignore", no_wrap=True)
+
+
 def group_table(record: dict[str, Any], shown: Sequence[Any] | None = None) -> Table:
     """What a conversion made of each group, or of those that are shown."""
     mixed = _mixed(record)
@@ -190,9 +201,8 @@ def comparison_text(record: dict[str, Any], show_all: bool) -> RenderableType:
     table = plain_table("Module", "Error", "Cosine")
     for module in shown:
         table.add_row(module["name"], error(module["relative_error"]), f"{module['cosine']:.6f}")
-    left = len(modules) - len(shown)
-    more = f"The {len(shown)} largest errors; --all shows {left} more modules."
-    return Group(Text(comparison_lines(record)), table, *([Text(more)] if left else []))
+    more = more_text(shown, modules, "largest errors")
+    return Group(Text(comparison_lines(record)), table, *more)
 
 
 def comparison_lines(record: dict[str, Any]) -> str:

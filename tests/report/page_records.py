@@ -170,6 +170,7 @@ def record_of(
     shares = np.geomspace(0.01, 1.0, budgets) if groups else []
     return {
         "sources": sources,
+        "lotr_sources": [],
         "base_model": base_model,
         "dtype": "float32",
         "question": {"kind": "rel_error", "value": 0.05},

@@ -99,6 +99,7 @@ def record_of(*groups: dict, **changed) -> dict:
     lora = sum(g["params"] for g in groups)
     return {
         "sources": ["runs/first/adapter"],
+        "lotr_sources": [],
         "base_model": "roberta-base",
         "dtype": "bfloat16",
         "question": {"kind": "rel_error", "value": 0.1},

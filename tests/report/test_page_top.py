@@ -180,6 +180,17 @@ def test_several_adapters_are_put_into_a_bank(show, record):
     assert show(several | {"stackings": alone}).locator("#pair-command").is_hidden()
 
 
+def test_a_lotr_is_exported_before_it_is_converted(show, record):
+    source = "a b.lotr.safetensors"
+    page = show(record | {"sources": [source], "lotr_sources": [source]})
+    page.evaluate(MOVE, ["budget", 3])
+    export, convert = line(page).split(" && ")
+    assert shlex.split(export) == [
+        "lotr", "export", source, "--ranks", "minimal", "-o", "a b-peft",
+    ]  # fmt: skip
+    assert shlex.split(convert)[:3] == ["lotr", "convert", "a b-peft"]
+
+
 def test_adapters_that_are_stacked_are_not_called_layers(show, record):
     page = show(only(record["groups"][0] | {"member": "adapter"}))
     page.locator("#one summary").evaluate_all("all => all.forEach((one) => one.click())")

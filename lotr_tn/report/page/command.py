@@ -4,8 +4,12 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from lotr_tn.files.places import name_of, untaken
+
+ENDING = ".lotr.safetensors"
 ORDER = ("before", "asked", "limits", "after")
 LIMITS = ("--min-rank", "--max-rank")  # of ranks that are chosen, not of ranks that are told
 CONVERT = ("--each-layer", "--group-by", "--dtype")
@@ -26,26 +30,43 @@ def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> 
         analysis; the limits on the ranks that it may choose; the way of stacking, None where a
         bank has no such way; and the options that this command has not.
     """
-    sources = record["sources"]
-    several = len(sources) > 1
+    several = len(record["sources"]) > 1
     limits, others = ((), BANK) if several else (LIMITS, CONVERT)
     given = [(name, value) for name, values in told.items() for value in values]
 
     def kept(names: Sequence[str]) -> list[str]:
         return [f"{name}={value}" if value else name for name, value in given if name in names]
 
-    target = ["-o", "bank.lotr.safetensors"] if several else []
-    words = ["lotr", "bank", "make"] if several else ["lotr", "convert"]
+    before, target = _bank(record) if several else _conversion(record)
     question = record["question"]
     option = "--" + question["kind"].replace("_", "-")
     return {
-        "before": shlex.join([*words, *sources]),
+        "before": before,
         "asked": f"--format auto {option} {question['value']}",
         "limits": shlex.join(kept(limits)),
         "stack": _stack(record) if several else "",
         "after": shlex.join([*kept(others), *target]),
         "left": [f"{n} {value}".strip() for n, value in given if n not in (*limits, *others)],
     }
+
+
+def _bank(record: dict[str, Any]) -> tuple[str, list[str]]:
+    """What comes before and after the options of the command that makes a bank."""
+    target = ["-o", untaken("bank", ENDING)]
+    return shlex.join(["lotr", "bank", "make", *record["sources"]]), target
+
+
+def _conversion(record: dict[str, Any]) -> tuple[str, list[str]]:
+    """The same of the command that converts, which takes a LoRA: a LoTR is exported first."""
+    (source,), before = record["sources"], ""
+    name = name_of(Path(source))
+    if record["lotr_sources"]:
+        folder = untaken(name, "-peft")
+        export = ["lotr", "export", source, "--ranks", "minimal", "-o", folder]
+        before, source, name = f"{shlex.join(export)} && ", folder, folder
+    found = untaken(name, ENDING)  # where it is converted to unless told
+    target = [] if found == name + ENDING else ["-o", found]
+    return before + shlex.join(["lotr", "convert", source]), target
 
 
 def command_html(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> str:
