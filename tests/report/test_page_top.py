@@ -180,8 +180,9 @@ def test_several_adapters_are_put_into_a_bank(show, record):
     assert show(several | {"stackings": alone}).locator("#pair-command").is_hidden()
 
 
-def test_a_lotr_is_exported_before_it_is_converted(show, record):
-    source = "a b.lotr.safetensors"
+def test_a_lotr_is_exported_before_it_is_converted(show, record, tmp_path):
+    (file := tmp_path / "a b.lotr.safetensors").touch()
+    source = str(file)
     page = show(record | {"sources": [source], "lotr_sources": [source]})
     page.evaluate(MOVE, ["budget", 3])
     export, convert = line(page).split(" && ")
