@@ -47,7 +47,8 @@ COLOURED = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS")
 """Variables that make rich or typer print escape codes into a pipe."""
 
 
-REAL_PROCESSES = ("README.md", "quickstart.md")
+IN_PROCESS = "LOTR_DOCUMENTS_IN_PROCESS" in os.environ
+REAL_PROCESSES = () if IN_PROCESS else ("README.md", "quickstart.md")
 """Documents whose commands are typed into a shell; in all others `lotr` runs in this process."""
 
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?:e[-+]?\d+)?(?!\.?\d|\.[a-z])")

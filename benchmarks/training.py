@@ -70,7 +70,8 @@ def _device() -> str:
 
 def _steps(size: Size, rank: int) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
-    from transformers import RobertaConfig, RobertaForSequenceClassification
+    from transformers.models.roberta.configuration_roberta import RobertaConfig
+    from transformers.models.roberta.modeling_roberta import RobertaForSequenceClassification
 
     config = RobertaConfig(
         vocab_size=1000,

@@ -29,8 +29,12 @@ import typer
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaForCausalLM,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
 
 Vocabulary = dict[str, tuple[str, ...]]
 
