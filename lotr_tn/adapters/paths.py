@@ -55,11 +55,11 @@ def require_common(
         old, new = next(iter(prefixes.items()))
         mine = next(path for path in found if path not in known and _under(old, path))
         theirs = _moved(mine, old, new)
-        option = " ".join(f"--map-prefix {a}={b}" for a, b in prefixes.items())
+        pairs = json.dumps(prefixes, ensure_ascii=False)
         raise CheckpointError(
             f"only {name} has {mine} and only {known[theirs][0]} has {theirs}: paths differ in a "
-            f"prefix; if they mean the same modules, give {option} (lotr_tn.adapters.map_prefix in "
-            "Python)"
+            f"prefix; if they mean the same modules, give "
+            f"lotr_tn.adapters.map_prefix(adapter, {pairs})"
         )
     if not common and not apart:
         path, (owner, _) = next(iter(known.items()))

@@ -176,8 +176,8 @@ def architecture(name: str) -> Architecture:
     if plain not in _table():
         near = difflib.get_close_matches(plain, _table(), n=3) or list(_table())[:3]
         raise OptionError(
-            f"no model {name!r} in the table; near it are {', '.join(near)}: `lotr count --list` "
-            "shows all, and any other model can be given by its config or its shapes"
+            f"no model {name!r} in the table; near it are {', '.join(near)}; any other model can "
+            "be given by architecture_from_config or architecture_from_shapes"
         )
     return architecture_from_config(_table()[plain], plain)
 

@@ -266,8 +266,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if name not in FAMILIES:
         near = difflib.get_close_matches(name[:50], MODEL_TYPES, n=3, cutoff=0)
         raise UnsupportedError(
-            f"model_type {name!r:.60} is not known here; near it are {', '.join(near)}: `lotr count"
-            " --list` shows all types, and any other model can be given by its shapes, such as "
+            f"model_type {name!r:.60} is not known here; near it are {', '.join(near)}: "
+            "MODEL_TYPES names all types, and any other model can be given by its shapes, such as "
             "q_proj=32x4096x4096"
         )
     if name == "t5" and str(config.get("feed_forward_proj", "")).startswith("gated"):

@@ -22,6 +22,7 @@ from lotr_tn.cli.questions import (
     asked_prefixes,
     require_error,
 )
+from lotr_tn.cli.words import typed_words
 from lotr_tn.doors.sources import adapters_at
 from lotr_tn.files.writing import refuse_existing, write_file
 from lotr_tn.inspection.analyze import Analysing
@@ -97,6 +98,8 @@ def analyze(
     with out.progress(analysing.steps) as step:
         analysis = analysing.run(step)
     record = analysis_record(analysis)
+    for way in record["stackings"]:
+        way["note"] = way["note"] and typed_words(way["note"])
     if plot is not None:
         save_plot(record, plot, force=out.force)
     given = told(context, *TOLD)

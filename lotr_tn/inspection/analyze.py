@@ -259,7 +259,7 @@ def _note(way: Stacking, asked: Asked, stack_all: bool) -> str | None:
     if isinstance(asked.limits, Mapping):
         return "not measured: ranks are limited by the names of groups"
     if largest > LARGEST_STACK and not stack_all:
-        return f"not measured: {largest:,} rank terms in one stack (--stack-all)"
+        return f"not measured: {largest:,} rank terms in one stack (stack_all=True)"
     return None
 
 

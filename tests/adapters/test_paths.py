@@ -72,7 +72,7 @@ def test_a_common_head_hides_no_prefix():
     one, other = shapes("model.", Q) | head, shapes("model.text.", Q) | head
     for known, found in ((one, other), (other, one)):
         for apart in (False, True):
-            with pytest.raises(CheckpointError, match=r"--map-prefix model.*layers"):
+            with pytest.raises(CheckpointError, match=r"map_prefix\(adapter, ..?model.*layers"):
                 require_common(owned(known), "second", found, apart=apart)
 
 
