@@ -214,7 +214,9 @@ def is_finite(x: Array) -> bool:
         return bool(x.detach().isfinite().all()) if hasattr(x, "detach") else _is_finite_other(x)
     bits = _EXPONENTS.get(dtype_name(x))
     if bits is None:
-        return bool(np.isfinite(x).all())
+        # a finite sum of squares says it without an array of answers; an infinite one says nothing
+        whole = x.flags.forc and math.isfinite(np.vdot(flat := x.ravel(order="K"), flat))
+        return whole or bool(np.isfinite(x).all())
     kind, exponent = bits
     return bool(((np.asarray(x).view(kind) & exponent) != exponent).all())
 

@@ -1,7 +1,9 @@
 """Which layers belong together: the grouping of layers that stores least at a given error."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +15,7 @@ from lotr_tn.analysis.curve import Curve
 from lotr_tn.analysis.curves import curves_of
 from lotr_tn.analysis.forms import FORMS, FormatName
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
-from lotr_tn.analysis.pareto import pareto_front
+from lotr_tn.analysis.pareto import lower_hull, pareto_front
 from lotr_tn.analysis.subspaces import Overlaps, common_energy, overlaps_of
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.ranks import RelativeError, epsilon_of
@@ -70,6 +72,15 @@ class _Node:
     parts: "tuple[_Node, _Node] | None"
     formats: tuple[FormatName, ...]
     points: Menu  # parameters and squared loss
+
+    @cached_property
+    def corners(self) -> tuple[list[int], list[float], list[float], list[float]]:
+        """The points that are best at some price, their costs and losses, and where each ends."""
+        places = lower_hull(self.points.cost, self.points.loss)
+        cost, loss = self.points.cost[places], self.points.loss[places]
+        with np.errstate(divide="ignore", over="ignore"):  # no price is worth losing nothing less
+            prices = (cost[1:] - cost[:-1]) / (loss[:-1] - loss[1:])
+        return places.tolist(), cost.tolist(), loss.tolist(), prices.tolist()
 
 
 _Choice: TypeAlias = tuple[_Node, int]
@@ -219,9 +230,9 @@ def _cut(node: _Node, price: float) -> _Priced:
 
 def _together(node: _Node, price: float) -> _Priced:
     """The same, of all layers as one set."""
-    values = node.points.cost + price * node.points.loss
-    place = int(np.argmin(values))
-    return float(values[place]), float(node.points.loss[place]), [(node, place)]
+    places, cost, loss, prices = node.corners
+    at = bisect_left(prices, price)  # prices rise along a lower hull
+    return cost[at] + price * loss[at], loss[at], [(node, places[at])]
 
 
 def _alone(node: _Node, price: float) -> _Priced:

@@ -22,16 +22,18 @@ def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """
     if not len(cost):
         return np.zeros(0, dtype=np.int64)
-    rising = np.sort(cost)
-    apart = np.append(True, np.diff(rising) > TIE * np.abs(rising[1:]))
-    places = np.cumsum(apart)[np.searchsorted(rising, cost)] - 1  # the same where costs are equal
-    least = np.full(len(cost), np.inf)
-    np.minimum.at(least, places, loss)
-    behind = loss > least[places] * (1 + TIE)  # of equal cost, one loses less by more than rounding
-    order = np.lexsort((behind, places))
-    sorted_loss = loss[order]
-    before = np.append(np.inf, np.minimum.accumulate(sorted_loss)[:-1])
-    return order[sorted_loss < before * (1 - TIE)]
+    order = np.argsort(cost, kind="stable")
+    rising, losses = cost[order], loss[order]
+    new = np.ones(len(cost), dtype=bool)  # where a cost is no longer the same
+    new[1:] = rising[1:] - rising[:-1] > TIE * np.abs(rising[1:])
+    begins = np.flatnonzero(new)
+    least = np.minimum.reduceat(losses, begins)
+    # of equal cost and loss the first as they were given
+    behind = losses > (least * (1 + TIE))[np.cumsum(new) - 1]
+    first = np.minimum.reduceat(np.where(behind, len(cost), order), begins)
+    before = np.full(len(least), np.inf)
+    np.minimum.accumulate(least[:-1], out=before[1:])
+    return first[loss[first] < before * (1 - TIE)]
 
 
 def lower_hull(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:

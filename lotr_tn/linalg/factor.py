@@ -65,7 +65,8 @@ def eigh_descending(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
 
 def pinv(x: Array, *, xp: Namespace) -> Array:
     """The Moore-Penrose inverse (n, m) of (m, n)."""
-    return _guarded(xp.linalg.pinv, x)
+    with np.errstate(all="ignore"):  # of products; what NumPy leaves to LAPACK warns of nothing
+        return _guarded(xp.linalg.pinv, x)
 
 
 def inverse(x: Array, *, xp: Namespace) -> Array:
@@ -93,8 +94,7 @@ def require_finite(x: Array) -> None:
 def _guarded(factorise: Callable[[Array], Any], x: Array) -> Any:
     require_finite(x)
     try:
-        with np.errstate(all="ignore"):
-            return factorise(x)
+        return factorise(x)
     except Exception as error:
         if _is_linear_algebra(error):
             raise FormatError(f"a matrix could not be factorised ({error})") from None

@@ -197,7 +197,7 @@ def root_sum_squares(x: Array) -> Array:
     """The root of the sum of squares of all entries, scaled so that nothing over- or underflows."""
     if isinstance(x, np.ndarray) and x.size:  # the same in a third of the time, for small arrays
         largest = np.abs(x).max()
-        scale = largest if largest != 0 else np.ones_like(largest)
+        scale = largest if largest != 0 else 1
         return scale * np.sqrt(((x / scale) ** 2).sum())
     xp = namespace_of(x=x)
     if 0 in x.shape:
