@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn.analysis.forms import FORMS, known_form
+from lotr_tn.analysis.forms import known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
 from lotr_tn.banks.checking import require_sense
 from lotr_tn.banks.coded import CODED, LENGTHS, CodedBasis
@@ -204,23 +204,15 @@ def _adapter(entry: Mapping[str, Any], keys: Sequence[Sequence[str]], contents: 
 def bank_overhead(
     adapters: Sequence[BankAdapter],
     contents: Sequence[BankTensor],
-    stacks: Sequence[str],
     layers: int,
 ) -> int:
-    """Bytes, at most, that a bank takes beside the numbers of its stacks.
-
-    `stacks` names each stack that may be made; `layers` counts the updates of all adapters.
-    """
+    """Bytes, about, that a bank takes beside its stacks; `layers` counts all updates."""
     keys: dict[tuple[str, ...], int] = {}
     described = [_describe_adapter(adapter, keys) for adapter in adapters]
     text = len(json.dumps(json.dumps([described, *keys])))
-    named = [len(json.dumps(f"groups.{name}.parts.0.figures")) for name in stacks]
-    # two bases, the numbers, index and figures
-    most = 4 + max(len(form.own) for form in FORMS.values())
-    names = sum((most + 1) * (length + TENSOR_ENTRY) for length in named)
     numbers = layers * (4 * 4 + 4 * 8)
     held = sum(content.entry.nbytes + TENSOR_ENTRY for content in contents)
-    return text + names + numbers + held + 4096
+    return text + numbers + held
 
 
 class _HeaderReader:

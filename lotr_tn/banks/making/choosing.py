@@ -6,6 +6,7 @@ sum of these errors. Weights start at 1 / ‖ΔW‖² for each adapter, so that 
 JD-Full objective), and grow for the adapters that come out above ε, until none does.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -20,7 +21,6 @@ from lotr_tn.analysis.curves import layer_losses
 from lotr_tn.analysis.division import Point, Points, divide_points, points_of
 from lotr_tn.analysis.forms import FORMS, FormatName, Options, auto_forms
 from lotr_tn.banks.making.stacks import ReducedStack
-from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget, TotalError
 
 ROUNDS = 6
@@ -311,8 +311,11 @@ class _Choosing:
             whole = float((factors**2 * self.energies)[self.present].sum())
             allowed = share * rule.epsilon**2 * whole
             allowed -= sum(float((s.factors**2 * s.reduced.missed).sum()) for s in stacks)
-        points = [stack.points for stack in stacks]
-        division = divide_points(points, rule, allowed=max(allowed, 0.0), spent=self.wanted.spent)
+        points, spent = [stack.points for stack in stacks], self.wanted.spent
+        if isinstance(rule, Budget):  # what is no number is an estimate, which refuses nothing
+            least = sum(float(one.menu.cost.min()) for one in points)
+            spent = min(spent, math.floor(rule.size - least))
+        division = divide_points(points, rule, allowed=max(allowed, 0.0), spent=spent)
         chosen = tuple(zip(stacks, division.points, strict=True))
         size = sum(stack.bytes(point) for stack, point in chosen)
         lost = np.zeros(len(weights))
@@ -388,12 +391,3 @@ def in_one_form(
     weights = choices.factors**2 / work.factors(np.ones(len(energies))) ** 2
     found = work.picked(tuple(stacks), weights, 1.0)
     return work.within(found, weights) if wanted.each else found
-
-
-def require_room(rule: Budget, spent: int) -> None:
-    """Refuse a budget that other things use up alone."""
-    if rule.params is None and rule.size <= spent:
-        raise OptionError(
-            f"heads, configurations and the header alone take {spent:,} bytes; the budget is "
-            f"{rule.size:,}: ask for more"
-        )

@@ -17,7 +17,6 @@ from lotr_tn.banks.making.choosing import (
     Choices,
     Wanted,
     choose,
-    require_room,
 )
 from lotr_tn.banks.making.clusters import Clusters, clusters_of
 from lotr_tn.banks.making.coding import Coding, is_narrow
@@ -26,7 +25,6 @@ from lotr_tn.banks.making.parts import Made, made_at_ranks
 from lotr_tn.banks.making.separate import Separate, made_separate, separate_ranks
 from lotr_tn.banks.making.settling import Settling, above_of, errors_of, size_of, too_many
 from lotr_tn.banks.making.stacks import (
-    PIECE,
     FleetStack,
     Goal,
     ReducedStack,
@@ -37,10 +35,11 @@ from lotr_tn.banks.making.stacks import (
     too_large,
 )
 from lotr_tn.banks.making.survey import Survey
+from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
 FILLS = 3
-"""Times that what is left of a budget is given out, once the size of the whole file is known."""
+"""Times that a budget is given out anew, once the size of the whole file is known."""
 
 BankRule: TypeAlias = RelativeError | TotalError | FixedRank | Budget
 
@@ -79,6 +78,7 @@ class Job:
         if isinstance(self.rule, FixedRank):
             return self._at_ranks(ways[0], self.rule)
         found: list[Outcome] = []
+        self._require_room()
         coded = self._in_bits(ways) if self.coding == "auto" else None
         if coded is not None:
             if coded.above <= 1 and is_narrow(coded.groups):
@@ -86,7 +86,12 @@ class Job:
             found.append(coded)
         for own in self.options.each:
             job = replace(self, options=replace(self.options, dtype=own.dtype))
-            found.append(job._smallest(ways))
+            try:
+                found.append(job._smallest(ways))
+            except OptionError:  # bits may fit where numbers do not
+                if not found:
+                    raise
+                break
             exact = is_negligible(own.dtype, self.epsilon)
             if isinstance(self.rule, Budget) or (found[-1].above <= 1 and exact):
                 break  # a wider dtype could not cut more off
@@ -131,6 +136,8 @@ class Job:
                     note = f"not made: more than {least:,} bytes"
                     costs[way] = StackChoice(way, len(fleet), note=note)
                 continue
+            if self._is_empty(groups):
+                continue  # of a size that leaves nothing of any adapter
             above = above_of(groups, self.energies, self.epsilon, self.each)
             routes = {one.name: "whole" for one in fleet}
             found.append(replace(made(groups), above=above, routes=routes))
@@ -157,12 +164,37 @@ class Job:
             costs[way] = StackChoice(way, stacks, found.file)
             best = found if best is None else min(best, found, key=lambda one: one.rank)
         assert best is not None  # the first way is always measured
+        if isinstance(self.rule, Budget) and not self._fits(best):
+            unit = "bytes" if self.rule.params is None else "parameters"
+            bits = "" if self.coding == "none" else " in numbers, and none in bits fits"
+            raise OptionError(
+                "the smallest bank found, with one direction in every stack, takes "
+                f"{self._taken(best):,} {unit}{bits}; the budget is {self.rule.size:,}: ask for "
+                "more"
+            )
         told = tuple(costs[way] for way in ways if way in costs)
         return replace(best, stackings=told)
 
     def _near(self, choices: Choices, best: Outcome) -> bool:
-        """Whether what is predicted leaves a way a chance; for a budget one way is made."""
-        return not isinstance(self.rule, Budget) and choices.least < size_of(best.groups)
+        """Whether what is predicted leaves a way a chance; for a budget one that fits is made."""
+        if isinstance(self.rule, Budget):
+            return not self._fits(best)
+        return choices.least < size_of(best.groups)
+
+    def _taken(self, one: Outcome) -> int:
+        """What of a budget is taken."""
+        assert isinstance(self.rule, Budget)
+        return one.file if self.rule.params is None else sum(made.numbers for made in one.groups)
+
+    def _fits(self, one: Outcome) -> bool:
+        """Whether a budget has room for it."""
+        assert isinstance(self.rule, Budget)
+        return self._taken(one) <= self.rule.size
+
+    def _is_empty(self, groups: Sequence[Made]) -> bool:
+        """Whether nothing is left of any adapter that was not zero."""
+        errors = errors_of(groups, self.energies, each=True)[self.energies > 0]
+        return bool(len(errors)) and float(errors.min()) >= 1
 
     def _by(self, way: Stacking, choices: Choices, wanted: Wanted) -> Outcome:
         """All stacks of one way, made; each adapter cut for itself where that takes less."""
@@ -195,15 +227,18 @@ class Job:
             return outcome
         stacks = [weighed.reduced for weighed in choices.stacks]
         spent = outcome.file - _counted(choices)
-        for _ in range(FILLS):
+        for left in reversed(range(FILLS)):
+            if not left and not self._fits(outcome):
+                spent = self.rule.size  # the least of all stacks
             wanted = replace(wanted, spent=spent)
             again = choose(stacks, self.energies, wanted, self.progress, known=choices)
-            if _counted(again) <= _counted(choices):
+            gained = _counted(again) > _counted(choices)
+            if again.points == choices.points or (self._fits(outcome) and not gained):
                 break
             made = Settling(wanted, self.energies, self.epsilon, self.progress).best(again)
             other = sized(self.survey, replace(outcome, groups=made), self.asked)
             spent = other.file - _counted(again)
-            if other.file <= self.rule.size:
+            if self._fits(other) or other.file < outcome.file:
                 outcome, choices = other, again
         return outcome
 
@@ -233,7 +268,8 @@ class Job:
                 continue
             counts.add(len(fleet))
             reduced = self._reduced(fleet)
-            plans[way] = choose(reduced, self.energies, wanted, self.progress, refine=False)
+            first = replace(wanted, spent=self._overhead(fleet))
+            plans[way] = choose(reduced, self.energies, first, self.progress, refine=False)
             separate = separate or self._separate(plans[way])
         return {way: plans[way] for way in ways if way in plans}, costs
 
@@ -257,24 +293,31 @@ class Job:
             return Clusters.one(len(self.energies), reduced)
         return clusters_of(reduced, self.energies, wanted, choices.bytes, self.progress)
 
-    def _wanted(self, spent: int = 0) -> Wanted:
+    def _wanted(self) -> Wanted:
         rule = self.rule
         assert not isinstance(rule, FixedRank)
-        if isinstance(rule, Budget):
-            spent = self._overhead() if rule.params is None else 0
-            require_room(rule, spent)
-            return Wanted(rule, self.each, self.options, spent)
-        return Wanted(TotalError(rule.epsilon), self.each, self.options)
+        rule = rule if isinstance(rule, Budget) else TotalError(rule.epsilon)
+        return Wanted(rule, self.each, self.options)
 
-    def _overhead(self) -> int:
+    def _require_room(self) -> None:
+        """Refuse a budget that other things than updates use up alone."""
+        if not isinstance(self.rule, Budget) or self.rule.params is not None:
+            return
+        taken = sum(content.entry.nbytes for content in self.survey.contents.tensors)
+        if self.rule.size <= taken:
+            raise OptionError(
+                f"heads and configurations alone take {taken:,} bytes; the budget is "
+                f"{self.rule.size:,}: ask for more"
+            )
+
+    def _overhead(self, fleet: Sequence[FleetStack]) -> int:
+        """About what of a budget of bytes all but the counted parts of stacks will take."""
+        if not isinstance(self.rule, Budget) or self.rule.params is not None:
+            return 0
         survey = self.survey
-        layers = sum(len(one.integers) for one in survey.modules.values())
-        stacks = [
-            name
-            for name, one in survey.modules.items()
-            for _ in range(1 + int(one.integers[:, 1].sum()) // PIECE)
-        ]
-        return bank_overhead(survey.adapters, survey.contents.tensors, stacks, layers)
+        layers = sum(len(stack.layers) for stack in fleet)
+        beside = bank_overhead(survey.adapters, survey.contents.tensors, layers)
+        return beside + DESCRIBED * len(fleet)
 
     def _reduced(self, fleet: Sequence[FleetStack]) -> list[ReducedStack]:
         found: list[ReducedStack] = []
