@@ -24,6 +24,9 @@ def log_axis(
     axis.set_minor_formatter(NullFormatter())
     if len(ticks) == TICKS or high / low < 10:
         axis.set_minor_locator(NullLocator())
+    else:  # those that are seen: matplotlib makes and keeps many more beyond both ends
+        between = axis.get_minor_locator().tick_values(low, high)
+        axis.set_minor_locator(FixedLocator([tick for tick in between if low <= tick <= high]))
 
 
 def _ticks(low: float, high: float) -> list[float]:
