@@ -33,7 +33,7 @@ from lotr_tn.files.places import located, name_of
 from lotr_tn.files.weights import file_size
 from lotr_tn.files.writing import refuse_existing
 from lotr_tn.linalg.ranks import FixedRank
-from lotr_tn.report.records import conversion_record
+from lotr_tn.report.records import as_written, conversion_record
 from lotr_tn.report.text import conversion_text
 
 EVERY = typer.Option("--all", help="Show every group.")
@@ -120,6 +120,8 @@ def convert(
         save(conversion.adapter, destination, force=out.force)
     sizes = file_size(source), file_size(destination)
     record = conversion_record(conversion, destination, sizes, out.seconds)
+    if to != "file":
+        record = as_written(record, load_adapter(destination))
     ranks = rule.pair if isinstance(rule, FixedRank) else None
     out.show(
         record, lambda record: conversion_text(record, asked_text(rule), ranks, show_all=out.all)

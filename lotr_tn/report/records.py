@@ -61,6 +61,27 @@ def _group_record(group: GroupConversion) -> dict[str, Any]:
     }
 
 
+def as_written(record: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """The record of a conversion to a folder, which holds every group in the form that it has."""
+    assert isinstance(adapter, LoTRAdapter)
+    groups = adapter.groups.values()
+    told = {
+        group.name: {
+            "format": format_of(group),
+            "ranks": stored_ranks(group),
+            "params_after": group.stored,
+            "bytes_after": group.nbytes,
+        }
+        for group in groups
+    }
+    return record | {
+        "dtype": adapter.dtype,
+        "params_after": adapter.parameters,
+        "bytes_updates_after": sum(group.nbytes for group in groups),
+        "groups": [group | told[group["name"]] for group in record["groups"]],
+    }
+
+
 def export_record(
     export: Export, destination: Path, sizes: tuple[int, int], seconds: float
 ) -> dict[str, Any]:

@@ -32,8 +32,9 @@ MOST = 7
 
 
 def drawn(draw, seed):
-    """A small adapter of any kind that may be in a bank."""
-    only = draw(st.sampled_from([*([list(MODULES)] * 4), *([path] for path in MODULES)]))
+    """A small adapter of any kind that may be in a bank; all have the first module in common."""
+    first, *others = MODULES
+    only = draw(st.sampled_from([*([list(MODULES)] * 4), [first], *([first, x] for x in others)]))
     one = fleets.adapter(
         seed,
         planted=fleets.spaces(0, MODULES, 3) if draw(st.booleans()) else None,

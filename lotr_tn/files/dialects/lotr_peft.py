@@ -33,6 +33,7 @@ from lotr_tn.files.peft_keys import PREFIX
 from lotr_tn.files.weights import CONFIG, WEIGHTS, read_weights
 from lotr_tn.formats import Tucker2
 from lotr_tn.linalg import RelativeError
+from lotr_tn.linalg.ranks import ITEM_SIZES
 from lotr_tn.ops.arithmetic import scale, subtract
 from lotr_tn.ops.layers import layer_of
 from lotr_tn.ops.moving import astype
@@ -201,8 +202,9 @@ def save_lotr_peft(
 ) -> None:
     """Write a folder that PEFT loads and trains, with `lotr_tn.peft` imported.
 
-    Factors are balanced, as suits a training, and the scale is inside the cores. Groups that are
-    no Tucker-2 become one, exactly, at the ranks that this needs.
+    Factors are balanced, as suits a training, and the scale is inside the cores; of 16 bits by
+    powers of two, so that nothing is rounded again. Groups that are no Tucker-2 become one,
+    exactly, at the ranks that this needs, in float32 or wider.
 
     Raises:
         UnsupportedError: an update of a convolution, or one that means more than its factors say.
@@ -250,14 +252,42 @@ def _require_other_tensors(
 
 def _trainable(group: LoTRGroup | LoRAGroup) -> Tucker2:
     """A group's updates as a balanced Tucker-2 on NumPy, of ranks above 0."""
+    is_narrow = ITEM_SIZES[group.dtype] < ITEM_SIZES["float32"]
     if group_form(group).pairs:
         stack = cast("Tucker2", group.stack)
-    else:
-        stack = hosvd(group.stack, RelativeError(0), dtype=group.dtype)
+    else:  # of 16 bits, factors that are found anew would lose digits of an error that is known
+        dtype = "float32" if is_narrow else group.dtype
+        stack = hosvd(group.stack, RelativeError(0), dtype=dtype)
     if 0 in stack.ranks:
         return random_factors(stack.shape, (1, 1), dtype=group.dtype)
-    stack = regauge(Tucker2(stack.u, stack.core, stack.v), "balanced")
+    stack = Tucker2(*(to_numpy(x) for x in (stack.u, stack.core, stack.v)))
+    if is_narrow:
+        return _balanced_exactly(stack)
+    stack = regauge(stack, "balanced")
     return Tucker2(to_numpy(stack.u), to_numpy(stack.core), to_numpy(stack.v))
+
+
+def _balanced_exactly(stack: Tucker2) -> Tucker2:
+    """Columns by powers of two, so that nothing is rounded; as they are, where that would.
+
+    A direction of size σ has about √σ in its column, as in the gauge "balanced".
+    """
+    u, core, v = (x.astype(np.float64) for x in (stack.u, stack.core, stack.v))
+    left, right = np.linalg.norm(u, axis=0), np.linalg.norm(v, axis=0)
+    whole = core * left[:, None] * right
+    a = _powers(np.sqrt(np.linalg.norm(whole, axis=(0, 2))), left)
+    b = _powers(np.sqrt(np.linalg.norm(whole, axis=(0, 1))), right)
+    wide = u * a, core / a[:, None] / b, v * b
+    scaled = [x.astype(stack.core.dtype) for x in wide]
+    exact = all((x == y.astype(np.float64)).all() for x, y in zip(wide, scaled, strict=True))
+    return Tucker2(*scaled) if exact else stack
+
+
+def _powers(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The powers of two that bring sizes nearest to others; 1 where one of them is zero."""
+    both = (wanted > 0) & (found > 0)
+    ratios = np.divide(wanted, found, out=np.ones_like(wanted), where=both)
+    return np.exp2(np.round(np.log2(ratios)))
 
 
 def _as_lotr(adapter: LoTRAdapter, ranks: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
