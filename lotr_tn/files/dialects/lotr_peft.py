@@ -260,7 +260,7 @@ def _trainable(group: LoTRGroup | LoRAGroup) -> Tucker2:
         stack = hosvd(group.stack, RelativeError(0), dtype=dtype)
     if 0 in stack.ranks:
         return random_factors(stack.shape, (1, 1), dtype=group.dtype)
-    stack = Tucker2(*(to_numpy(x) for x in (stack.u, stack.core, stack.v)))
+    stack = Tucker2(to_numpy(stack.u), to_numpy(stack.core), to_numpy(stack.v))
     if is_narrow:
         return _balanced_exactly(stack)
     stack = regauge(stack, "balanced")
@@ -278,9 +278,10 @@ def _balanced_exactly(stack: Tucker2) -> Tucker2:
     a = _powers(np.sqrt(np.linalg.norm(whole, axis=(0, 2))), left)
     b = _powers(np.sqrt(np.linalg.norm(whole, axis=(0, 1))), right)
     wide = u * a, core / a[:, None] / b, v * b
-    scaled = [x.astype(stack.core.dtype) for x in wide]
-    exact = all((x == y.astype(np.float64)).all() for x, y in zip(wide, scaled, strict=True))
-    return Tucker2(*scaled) if exact else stack
+    u, core, v = (x.astype(stack.core.dtype) for x in wide)
+    back = (x.astype(np.float64) for x in (u, core, v))
+    exact = all((x == y).all() for x, y in zip(wide, back, strict=True))
+    return Tucker2(u, core, v) if exact else stack
 
 
 def _powers(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
