@@ -202,6 +202,7 @@ def pytest_collection_finish() -> None:
     """Thousands of tests stay to the end: the collector need not look through them each time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
     gc.enable()
 
 
