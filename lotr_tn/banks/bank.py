@@ -62,6 +62,7 @@ class Figures:
         modules: how many modules it updates.
         own_bytes: what only this adapter takes: its cores, its own tensors.
         formats: the formats of its groups, each once.
+        other_bytes: what of it is no update: heads, biases and a configuration of its own.
     """
 
     relative_error: float
@@ -69,6 +70,7 @@ class Figures:
     modules: int
     own_bytes: int
     formats: tuple[FormatName, ...]
+    other_bytes: int
 
 
 @final
@@ -343,14 +345,16 @@ class Bank(Shown, Mapping[str, LoTRAdapter]):
         used = [{adapter.config, *adapter.extras.values()} for adapter in self.adapters]
         for contents in used:
             holders[list(contents)] += 1
-        sizes = np.array([content.entry.nbytes for content in self.contents], dtype=float)
+        sizes = [content.entry.nbytes for content in self.contents]
+        others = [sum(sizes[at] for at in held if holders[at] == 1) for held in used]
         return tuple(
             Figures(
                 float(ratio(sums[i, 0] ** 0.5, sums[i, 2] ** 0.5)),
                 float(ratio(sums[i, 1] ** 0.5, sums[i, 2] ** 0.5)),
                 int(sums[i, 3]),
-                int(own[i] + sum(sizes[c] for c in used[i] if holders[c] == 1)),
+                int(own[i]) + others[i],
                 tuple(formats[i]),
+                others[i],
             )
             for i in range(count)
         )

@@ -38,6 +38,7 @@ def adapter_record(bank: Bank, name: str) -> dict[str, Any]:
         "relative_error": float(figures.relative_error),
         "bound": float(figures.bound),
         "own_bytes": figures.own_bytes,
+        "other_bytes": figures.other_bytes,
         "modules": figures.modules,
         "formats": list(figures.formats),
         "dtype": adapter.dtype,
@@ -59,6 +60,7 @@ def bank_conversion_record(
         "params_after": conversion.parameters_after,
         "bytes_before": sizes[0],
         "bytes_after": sizes[1],
+        "bytes_updates_before": conversion.bytes_updates_before,
         "bytes_stacks": _nbytes(_all_tensors(bank)),
         "bytes_separate": conversion.bytes_separate,
         "stacking": bank.stacking,
@@ -215,12 +217,14 @@ def adapter_table(
         ordered = sorted(adapters, key=lambda one: -one["relative_error"]) if worst else adapters
         shown = ordered[:most]
     bounded = any(grown(one["bound"], one["relative_error"]) for one in adapters)
+    apart = any(one["other_bytes"] for one in adapters)
     columns = ("Modules", "Error", *(("At most",) if bounded else ()), "Own size")
-    table = plain_table("Adapter", *columns)
+    table = plain_table("Adapter", *columns, *(("Other",) if apart else ()))
     for one in shown:
         more = (error(one["bound"]),) if bounded else ()
         figures = (str(one["modules"]), error(one["relative_error"]), *more)
-        table.add_row(Text(one["name"]), *figures, byte_size(one["own_bytes"]))
+        sizes = [one["own_bytes"] - one["other_bytes"], *([one["other_bytes"]] if apart else [])]
+        table.add_row(Text(one["name"]), *figures, *map(byte_size, sizes))
     left_out = more_text(shown, adapters, "largest errors" if worst else "first adapters")
     return [table, *left_out, *([Text()] if left_out and worst else [])]
 
@@ -238,6 +242,8 @@ def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> Renderabl
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
     ]
     if record["contents"]["tensors"]:
+        sizes = record["bytes_updates_before"], record["bytes_stacks"]
+        lines.insert(-2, f"Updates         {file_growth(*sizes)}")
         lines.insert(-2, f"Carried along   {_contents_text(record['contents'])}, unchanged")
     hardly = not any(FORMS[name].shares for name in record["formats"])
     most = min(SHOWN, most_rows(rows_of("", *lines, *(["", HARDLY] if hardly else []))))

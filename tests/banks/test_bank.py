@@ -170,7 +170,10 @@ def test_figures_say_what_each_adapter_takes(path):
     common = {bank.adapters[bank.place(f"a{i}")].config for i in range(4)}
     used = sum(bank.contents[at].entry.nbytes for at in common) if len(common) == 1 else 0
     assert own + shared + used == bank.nbytes
-    assert bank.figures("own").own_bytes > fleets.head(3).data.nbytes
+    one, held = bank.figures("own"), bank.adapters[bank.place("own")]
+    apart = bank.contents[held.config].entry.nbytes * (held.config not in common)
+    assert one.other_bytes == fleets.head(3).data.nbytes + apart < one.own_bytes
+    assert {bank.figures(f"a{i}").other_bytes for i in range(4)} == {0}
     assert bank.relative_error == pytest.approx(fleets.joint_error(bank, fleet), rel=1e-4)
 
 

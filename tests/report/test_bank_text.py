@@ -39,12 +39,22 @@ def shown(*parts) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def adapter(name="a", error=0.04, *, bound=None, cluster=0, own=1500):
+def test_updates_and_all_else_of_an_adapter_are_told_apart():
+    adapters = [adapter("plain"), adapter("head", own=9_001_500, other=9_000_000)]
+    text = shown(*adapter_table(adapters, show_all=True))
+    head, _, *rows = (line.split() for line in text.split("\n") if line.strip())
+    assert head[-3:] == ["Own", "size", "Other"]
+    rows = {row[0]: row[3:] for row in rows}
+    assert rows == {"plain": ["1.5", "kB", "0", "bytes"], "head": ["1.5", "kB", "9", "MB"]}
+
+
+def adapter(name="a", error=0.04, *, bound=None, cluster=0, own=1500, other=0):
     return {
         "name": name,
         "relative_error": error,
         "bound": error if bound is None else bound,
         "own_bytes": own,
+        "other_bytes": other,
         "modules": 12,
         "formats": ["lotr"],
         "dtype": "float32",
@@ -65,6 +75,7 @@ def conversion(**changed):
         "params_after": 72_772,
         "bytes_before": 1_350_000,
         "bytes_after": 353_000,
+        "bytes_updates_before": 1_200_000,
         "bytes_stacks": 291_000,
         "bytes_separate": 1_040_000,
         "stacking": "adapters",
@@ -135,7 +146,8 @@ def test_lines_that_are_not_always_there():
     assert "Clusters        2 with bases of their own, of 1, 2 adapters" in text
     heads = {"configurations": 1, "tensors": 4, "keys": ["head"], "bytes": 9_400_000}
     text = shown(bank_conversion_text(conversion(contents=heads), show_all=False))
-    assert "Carried along   1 configuration and 4 other tensors, 9.4 MB, unchanged\nFiles" in text
+    assert "Updates         1.2 MB -> 291 kB (0.24x)\nCarried along   1 configuration and" in text
+    assert "4 other tensors, 9.4 MB, unchanged\nFiles" in text
 
 
 @pytest.mark.parametrize("formats", [{"truncated": 4}, {"lora": 4}, {"truncated": 1, "lora": 3}])

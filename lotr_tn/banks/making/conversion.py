@@ -43,6 +43,7 @@ class BankConversion(Shown):
     Attributes:
         bank: the bank, opened from its file.
         bytes_before: of all tensors of all adapters.
+        bytes_updates_before: of those of their updates.
         parameters_before: numbers of all LoRAs.
         parameters_after: numbers of all stacks.
         bytes_separate: what each adapter's own ranks, cut at the same error, would take; None
@@ -54,6 +55,7 @@ class BankConversion(Shown):
 
     bank: Bank
     bytes_before: int
+    bytes_updates_before: int
     parameters_before: int
     parameters_after: int
     bytes_separate: int | None
@@ -189,6 +191,7 @@ def make_bank(
     return BankConversion(
         bank,
         survey.bytes,
+        survey.update_bytes,
         sum(adapter.parameters for adapter in survey.adapters),
         sum(one.numbers for one in made.groups),
         made.bytes_separate,

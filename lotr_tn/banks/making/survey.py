@@ -122,6 +122,7 @@ class Survey:
         default_factory=SpooledContents
     )  # configurations and other tensors
     bytes: int = 0  # of all tensors read
+    update_bytes: int = 0  # of those of updates
     base: tuple[str, str] | None = None  # the base model that they name
 
     @property
@@ -158,8 +159,9 @@ class Survey:
             layers = self._layers_of(name, module)
             layers.add(len(self.adapters), module, self.spool, squared_norm(module))
         self.adapters.append(bank_adapter(name, lora, self.contents, self.spool))
-        self.bytes += sum(m.up.nbytes + m.down.nbytes for m in lora.modules)
-        self.bytes += sum(tensor.nbytes for tensor in lora.extras.values())
+        own = sum(m.up.nbytes + m.down.nbytes for m in lora.modules)
+        self.update_bytes += own
+        self.bytes += own + sum(tensor.nbytes for tensor in lora.extras.values())
 
     def _layers_of(self, name: str, module: LoRAModule) -> ModuleLayers:
         path, layout = module.target.name, module.target.layout
