@@ -35,6 +35,10 @@ def test_decompositions_stay_on_the_device(fake_gpu, method, dtype):
     for x in (result.u, result.core, result.v, result.certificate.distances):
         assert x.device.type == "fakegpu"
     assert result.u.dtype == dtype
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_rank_terms_than_directions_stay_on_the_device(fake_gpu, method):
     wide = METHODS[method](lt.LoRAStack(fake((4, 6)), fake((6, 5)), RANKS), (2, 3))
     assert wide.u.device.type == "fakegpu"
 
