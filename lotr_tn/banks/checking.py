@@ -10,8 +10,8 @@ from lotr_tn._arrays import UNIT_ROUNDOFF
 from lotr_tn.adapters.adapter import Layout
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.banks.bank import Bank, Stacking
-from lotr_tn.banks.coded import CODED, LENGTHS, CodedBasis
-from lotr_tn.banks.group import ADAPTER, MODULE, RANK, SCALE, TERMS, BankGroup, Part
+from lotr_tn.banks.coded import CODED, CodedBasis
+from lotr_tn.banks.group import ADAPTER, LENGTH, MODULE, RANK, SCALE, TERMS, BankGroup, Part
 from lotr_tn.banks.layout import row_shapes
 from lotr_tn.files.header import SenseError, require, require_layout, require_shape
 
@@ -76,7 +76,7 @@ def _require_one_dtype(what: str, dtypes: set[str]) -> None:
 def _require_part(group: BankGroup, part: Part, adapters: int) -> None:
     name, index, figures = group.name, part.index, part.figures
     layers = index.shape[0]
-    fits = index.ndim == 2 and layers > 0 and index.shape[1] == 4
+    fits = index.ndim == 2 and layers > 0 and index.shape[1] == LENGTH + 1
     require(fits, f"the index of {name} has the shape {list(index.shape)}")
     require(
         figures.shape == (layers, 4),
@@ -111,11 +111,9 @@ def _require_part(group: BankGroup, part: Part, adapters: int) -> None:
 
 
 def _require_bits(group: BankGroup, part: Part) -> None:
-    """Bytes and their lengths; cores in bits lie between bases in bits."""
-    coded, lengths = part.tensors[CODED], part.tensors[LENGTHS]
-    found = coded.entry.code, len(coded.shape), lengths.entry.code, lengths.shape
-    needed = "U8", 1, "I32", (len(part.index),)
-    require(found == needed, f"the layers of {group.name} in bits are {found}, not {needed}")
+    """Bytes, as many as all layers have; cores in bits lie between bases in bits."""
+    held, needed = part.tensors[CODED].entry.nbytes, int(part.index[:, LENGTH].sum())
+    require(held == needed, f"the layers of {group.name} have {needed} bytes, and there are {held}")
     form = FORMS[part.format]
     able = form.own == ("core",) if form.shares else form.in_bits
     require(able, f"{group.name} is coded, which a {form.name} cannot be")

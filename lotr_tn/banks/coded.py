@@ -1,19 +1,17 @@
 """Tensors of a bank in bits: bases, and the bytes of one layer after another."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from lotr_tn.coding.columns import DAMAGED
 from lotr_tn.coding.cores import Columns, decode_columns, decode_core, encode_columns
 from lotr_tn.coding.directions import decode_directions
-from lotr_tn.errors import FormatError
 from lotr_tn.files.bank_tensor import BankTensor
 
-CODED, LENGTHS = "coded", "lengths"
-"""The tensors of a part in bits."""
+CODED = "coded"
+"""The tensor of a part in bits: the bytes of all layers."""
 
 DTYPE = "float32"
 """Of the numbers that come back out of bits."""
@@ -56,7 +54,7 @@ class CodedBasis(BankTensor):
         if data is None:
             return None
         count, size = columns.whole.shape
-        return CodedBasis.of_tensor(BankTensor.of(np.frombuffer(data, np.uint8)), (size, count))
+        return CodedBasis.of_tensor(BankTensor.of_bytes(data), (size, count))
 
     @staticmethod
     def of_tensor(tensor: BankTensor, full: tuple[int, int]) -> "CodedBasis":
@@ -64,58 +62,54 @@ class CodedBasis(BankTensor):
         return CodedBasis(tensor.entry, tensor.raw, full)
 
 
-def coded_layers(data: Sequence[bytes]) -> dict[str, BankTensor]:
-    """The tensors of layers in bits."""
-    lengths = np.array([len(one) for one in data], np.int32)
-    return {
-        CODED: BankTensor.of(np.frombuffer(b"".join(data), np.uint8)),
-        LENGTHS: BankTensor.of(lengths),
-    }
+@dataclass(frozen=True, eq=False)
+class CodedLayers:
+    """The bytes of layers in bits, one after another.
+
+    Attributes:
+        tensor: all bytes.
+        lengths: (L,) how many each layer has; they add up to all.
+    """
+
+    tensor: BankTensor
+    lengths: np.ndarray
+
+    @staticmethod
+    def of(data: Sequence[bytes]) -> "CodedLayers":
+        """Those in memory."""
+        return CodedLayers(BankTensor.of_bytes(b"".join(data)), np.array(list(map(len, data))))
+
+    def each(self, rows: slice) -> Iterator[bytes]:
+        """The bytes of some layers."""
+        data, ends = self.tensor.raw().data, np.concatenate([[0], np.cumsum(self.lengths)])
+        for row in range(rows.start, rows.stop):
+            yield data[ends[row] : ends[row + 1]].tobytes()
+
+    def kept(self, stay: np.ndarray) -> "CodedLayers":
+        """Some of the layers, bit for bit."""
+        each = self.each(slice(0, len(stay)))
+        return CodedLayers.of([one for one, kept in zip(each, stay, strict=True) if kept])
 
 
-def kept_layers(tensors: Mapping[str, BankTensor], stay: np.ndarray) -> dict[str, BankTensor]:
-    """The tensors of some of the layers, bit for bit."""
-    each = list(_each(tensors, slice(0, len(stay))))
-    return coded_layers([one for one, kept in zip(each, stay, strict=True) if kept])
-
-
-def lengths_of(tensors: Mapping[str, BankTensor]) -> np.ndarray:
-    """(L,) how many bytes each layer has."""
-    raw = tensors[LENGTHS].raw()
-    return raw.data.view(np.int32).reshape(raw.shape)
-
-
-def _each(tensors: Mapping[str, BankTensor], rows: slice) -> Iterator[bytes]:
-    """The bytes of some layers."""
-    data, lengths = tensors[CODED].raw().data, lengths_of(tensors)
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    if (lengths < 0).any() or ends[-1] != data.nbytes:
-        raise FormatError(DAMAGED)
-    for row in range(rows.start, rows.stop):
-        yield data[ends[row] : ends[row + 1]].tobytes()
-
-
-def decoded_cores(
-    tensors: Mapping[str, BankTensor], rows: slice, levels: np.ndarray
-) -> dict[str, np.ndarray]:
+def decoded_cores(layers: CodedLayers, rows: slice, levels: np.ndarray) -> dict[str, np.ndarray]:
     """The cores of some layers in shared bases.
 
     Raises:
         FormatError: their bytes are damaged.
     """
-    cores = [decode_core(data, levels) for data in _each(tensors, rows)]
+    cores = [decode_core(data, levels) for data in layers.each(rows)]
     return {"core": np.stack(cores) if cores else np.zeros((0, *levels.shape), np.float32)}
 
 
 def decoded_pairs(
-    tensors: Mapping[str, BankTensor], rows: slice, shape: tuple[int, int], terms: np.ndarray
+    layers: CodedLayers, rows: slice, shape: tuple[int, int], terms: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Both factors of some layers that share nothing, with a row for each rank term.
 
     Raises:
         FormatError: their bytes are damaged.
     """
-    each = zip(_each(tensors, rows), terms, strict=True)
+    each = zip(layers.each(rows), terms, strict=True)
     pairs = [decode_directions(data, shape, int(rank)) for data, rank in each]
     ups, downs = [np.zeros((0, shape[0]), np.float32)], [np.zeros((0, shape[1]), np.float32)]
     ups += [up.T for up, _ in pairs]

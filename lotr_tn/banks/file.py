@@ -1,7 +1,8 @@
 """Banks as files: what the header says, and which tensors hold what."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from lotr_tn._arguments import door
 from lotr_tn.analysis.forms import known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
 from lotr_tn.banks.checking import require_sense
-from lotr_tn.banks.coded import CODED, LENGTHS, CodedBasis
-from lotr_tn.banks.group import BankGroup, Part
+from lotr_tn.banks.coded import CODED, CodedBasis
+from lotr_tn.banks.group import DRIFT, LENGTH, SCALE, BankGroup, Part
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.container import (
@@ -36,10 +37,22 @@ from lotr_tn.files.header import (
     read_header_of,
     require,
     require_known_coding,
+    table,
     text,
+    told_apart,
     told_once,
     whole_number,
+    whole_numbers,
 )
+
+INDEX, FIGURES = "index", "figures"
+"""The tensors with a row for each layer, of all parts one after another."""
+
+COLUMNS = {"I32": LENGTH + 1, "F64": SCALE + 1}
+"""Columns of index and figures."""
+
+FRESH = (0, 1)
+"""Drift and scale of what nothing was added to, and which is no LoRA that is kept."""
 
 
 def is_bank(path: Path) -> bool:
@@ -99,18 +112,12 @@ def _written(bank: Bank) -> tuple[dict[str, Entry], str]:
 
 
 def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
-    tensors: dict[str, BankTensor] = {}
-    for at, content in enumerate(bank.contents):
-        tensors[f"contents.{at}"] = content
-    groups = {}
+    tensors = {f"contents.{at}": content for at, content in enumerate(bank.contents)}
     for group in bank.groups.values():
-        for side in ("outputs", "inputs"):
-            for at, segment in enumerate(getattr(group, side)):
-                tensors[f"groups.{group.name}.{side}.{at}"] = segment
-        for at, part in enumerate(group.parts):
-            for name, tensor in _tensors(part).items():
-                tensors[f"groups.{group.name}.parts.{at}.{name}"] = tensor
-        groups[group.name] = _describe_group(group)
+        tensors |= _tensors(group)
+    index, figures = _rows(bank)
+    tensors |= {INDEX: BankTensor.of(index), FIGURES: BankTensor.of(figures)}
+    each, groups = told_apart(list(map(_describe_group, bank.groups.values())))
     keys: dict[tuple[str, ...], int] = {}
     adapters = [_describe_adapter(adapter, keys) for adapter in bank.adapters]
     header = {
@@ -122,17 +129,39 @@ def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
         "adapters": adapters,
         "keys": [list(names) for names in keys],
         "contents": len(bank.contents),
-        "groups": groups,
+        "each": each,
+        "groups": dict(zip(bank.groups, groups, strict=True)),
     }
     return {name: tensor.entry for name, tensor in tensors.items()}, header
 
 
-def _tensors(part: Part) -> dict[str, BankTensor]:
-    return {
-        **{name: part.tensors[name] for name in part.names},
-        "index": BankTensor.of(part.index.astype(np.int32)),
-        "figures": BankTensor.of(part.figures.astype(np.float64)),
-    }
+def _rows(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
+    """The index and the figures of all parts, without last columns that say nothing."""
+    parts = [part for _, part in bank.parts]
+    index = np.concatenate([part.index for part in parts]).astype(np.int32)
+    figures = np.concatenate([part.figures for part in parts]).astype(np.float64)
+    coded = any(part.is_coded for part in parts)
+    told = (figures[:, DRIFT:] != FRESH).any()
+    return index if coded else index[:, :LENGTH], figures if told else figures[:, :DRIFT]
+
+
+def _tensors(group: BankGroup) -> dict[str, BankTensor]:
+    """Each in numbers by itself; all in bits as one, whose name takes more than some of them."""
+    prefix, found, bits = f"groups.{group.name}", {}, _in_bits(group)
+    for side in ("outputs", "inputs"):
+        for at, segment in enumerate(getattr(group, side)):
+            found[f"{prefix}.{side}.{at}"] = segment
+    for at, part in enumerate(group.parts):
+        for name in part.names:
+            found[f"{prefix}.parts.{at}.{name}"] = part.tensors[name]
+    found = {name: tensor for name, tensor in found.items() if tensor not in bits}
+    return {**found, f"{prefix}.{CODED}": BankTensor.joined(bits)} if bits else found
+
+
+def _in_bits(group: BankGroup) -> list[BankTensor]:
+    """All that is in bits, in the order in which it is written."""
+    bases = [one for one in (*group.outputs, *group.inputs) if isinstance(one, CodedBasis)]
+    return [*bases, *(part.tensors[CODED] for part in group.parts if part.is_coded)]
 
 
 def _describe_group(group: BankGroup) -> dict[str, Any]:
@@ -146,21 +175,22 @@ def _describe_group(group: BankGroup) -> dict[str, Any]:
                 "format": part.format,
                 "segments": part.segments,
                 "method": part.method,
+                "layers": len(part.index),
                 **({"coding": CODING} if part.is_coded else {}),
             }
             for part in group.parts
         ],
-        **_described_bases(group),
+        **_described_bits(group),
     }
 
 
-def _described_bases(group: BankGroup) -> dict[str, Any]:
-    """How many columns each basis in bits has; null for one in numbers."""
-    sides = (group.outputs, group.inputs)
-    if not any(isinstance(one, CodedBasis) for side in sides for one in side):
+def _described_bits(group: BankGroup) -> dict[str, Any]:
+    """How many bytes all that is in bits has, and how many columns each basis; null in numbers."""
+    if not (bits := _in_bits(group)):
         return {}
+    sides = (group.outputs, group.inputs)
     widths = [[x.full[1] if isinstance(x, CodedBasis) else None for x in side] for side in sides]
-    return {"coding": CODING, "columns": widths}
+    return {"coding": CODING, "columns": widths, "bytes": [one.entry.nbytes for one in bits]}
 
 
 def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) -> dict[str, Any]:
@@ -178,13 +208,17 @@ def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) ->
 
 def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
     reader = _HeaderReader(container)
+    each = table("what is alike in all groups", header.get("each", {}))
     count = whole_number("the number of contents", header["contents"])
     adapters = tuple(_adapter(entry, header["keys"], count) for entry in header["adapters"])
     contents = tuple(reader.tensor(f"contents.{at}") for at in range(count))
-    groups = {name: reader.group(name, entry) for name, entry in header["groups"].items()}
+    groups = {
+        name: reader.group(name, {**each, **entry}) for name, entry in header["groups"].items()
+    }
     said = header["asked"], header["stacking"], header["explanation"]
     bank = Bank(adapters, groups, contents, *said, container.path)
     require_sense(bank)
+    reader.require_all_rows()
     return bank
 
 
@@ -210,9 +244,17 @@ def bank_overhead(
     keys: dict[tuple[str, ...], int] = {}
     described = [_describe_adapter(adapter, keys) for adapter in adapters]
     text = len(json.dumps(json.dumps([described, *keys])))
-    numbers = layers * (4 * 4 + 4 * 8)
+    numbers = layers * (4 * 4 + 2 * 8)
     held = sum(content.entry.nbytes + TENSOR_ENTRY for content in contents)
     return text + numbers + held
+
+
+def _next(bits: Iterator[BankTensor]) -> BankTensor:
+    """What comes next of a group in bits."""
+    found = next(bits, None)
+    if found is None:
+        raise SenseError("more is in bits than bytes are told of")
+    return found
 
 
 class _HeaderReader:
@@ -220,6 +262,7 @@ class _HeaderReader:
 
     def __init__(self, container: Container) -> None:
         self.container = container
+        self.layers = 0  # of parts that were read
 
     def tensor(self, key: str) -> BankTensor:
         """One tensor."""
@@ -236,36 +279,39 @@ class _HeaderReader:
             for one in modules_of(name, entry)
         )
         m, n = (whole_number("a size", size) for size in entry["shape"])
-        widths = entry["columns"] if self.is_coded(entry) else [[None] * count] * 2
+        bits = self.bits(f"{prefix}.{CODED}", entry)
+        widths = entry["columns"] if "coding" in entry else [[None] * count] * 2
         outputs, inputs = (
             tuple(
-                self.basis(f"{prefix}.{side}.{at}", size, width)
+                self.basis(f"{prefix}.{side}.{at}", size, width, bits)
                 for at, width in zip(range(count), each, strict=True)
             )
             for side, size, each in zip(("outputs", "inputs"), (m, n), widths, strict=True)
         )
         parts = tuple(
-            self.part(f"{prefix}.parts.{at}", part) for at, part in enumerate(entry["parts"])
+            self.part(f"{prefix}.parts.{at}", part, bits) for at, part in enumerate(entry["parts"])
         )
+        require(next(bits, None) is None, f"{name} has more in bits than bases and layers")
         cluster = whole_number("a cluster", entry["cluster"])
         return BankGroup(name, (m, n), modules, outputs, inputs, parts, cluster)
 
-    def is_coded(self, entry: Mapping[str, Any]) -> bool:
-        """Whether something is in bits, and in a way that is known."""
+    def bits(self, key: str, entry: Mapping[str, Any]) -> Iterator[BankTensor]:
+        """All of a group that is in bits, one after another."""
         if "coding" not in entry:
-            return False
+            return iter(())
         require_known_coding(entry["coding"], str(self.container.path))
-        return True
+        whole, sizes = self.tensor(key), whole_numbers("the bytes of bits", entry["bytes"])
+        fits = whole.entry.code == "U8" and whole.shape == (sum(sizes),)
+        require(fits, f"{key} has the shape {list(whole.shape)} for {sum(sizes)} bytes")
+        return iter(whole.parted(sizes))
 
-    def basis(self, key: str, size: int, width: Any) -> BankTensor:
+    def basis(self, key: str, size: int, width: Any, bits: Iterator[BankTensor]) -> BankTensor:
         """One basis; in bits where its columns are told."""
-        tensor = self.tensor(key)
         if width is None:
-            return tensor
-        require(tensor.entry.code == "U8" and len(tensor.shape) == 1, f"{key} is no bytes")
-        return CodedBasis.of_tensor(tensor, (size, whole_number("a number of columns", width)))
+            return self.tensor(key)
+        return CodedBasis.of_tensor(_next(bits), (size, whole_number("a number of columns", width)))
 
-    def part(self, prefix: str, entry: Mapping[str, Any]) -> Part:
+    def part(self, prefix: str, entry: Mapping[str, Any], bits: Iterator[BankTensor]) -> Part:
         """One part."""
         form = known_form(entry["format"])
         if form is None:
@@ -273,21 +319,65 @@ class _HeaderReader:
                 f"{self.container.path} has layers in the unknown format {entry['format']!r}; "
                 "upgrade lotr-tn, or install the package that the format is of"
             )
-        index = self.numbers(f"{prefix}.index", "I32", np.int32)
-        figures = self.numbers(f"{prefix}.figures", "F64", np.float64)
-        names = (CODED, LENGTHS) if self.is_coded(entry) else form.own
+        index, figures = self.rows(prefix, entry)
+        if "coding" in entry:
+            require_known_coding(entry["coding"], str(self.container.path))
+            tensors = {CODED: _next(bits)}
+        else:
+            tensors = {name: self.tensor(f"{prefix}.{name}") for name in form.own}
         return Part(
             form.name,
             whole_number("the number of segments", entry["segments"]),
             text("a method", entry["method"]),
-            {name: self.tensor(f"{prefix}.{name}") for name in names},
-            index.astype(np.int64),
+            tensors,
+            index,
             figures,
         )
 
-    def numbers(self, key: str, code: str, dtype: type) -> np.ndarray:
-        """A small tensor that everything else hangs on."""
+    def rows(self, prefix: str, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The index and figures of a part; earlier files have them by themselves."""
+        if "layers" not in entry:
+            index, figures = self.index(f"{prefix}.{INDEX}"), self.figures(f"{prefix}.{FIGURES}")
+            return index, figures
+        first = self.layers
+        self.layers += whole_number("a number of layers", entry["layers"])
+        rows = slice(first, self.layers)
+        return self.all_index[rows], self.all_figures[rows]
+
+    @cached_property
+    def all_index(self) -> np.ndarray:
+        """Of all parts."""
+        return self.index(INDEX)
+
+    @cached_property
+    def all_figures(self) -> np.ndarray:
+        """Of all parts."""
+        return self.figures(FIGURES)
+
+    def require_all_rows(self) -> None:
+        """Refuse rows that no part has."""
+        if self.layers:
+            for what, rows in ((INDEX, self.all_index), (FIGURES, self.all_figures)):
+                fits = len(rows) == self.layers
+                require(fits, f"{what} has the shape {list(rows.shape)} for {self.layers} layers")
+
+    def index(self, key: str) -> np.ndarray:
+        """Rows of whole numbers."""
+        return self.numbers(key, "I32", np.int32, (0,)).astype(np.int64)
+
+    def figures(self, key: str) -> np.ndarray:
+        """Rows of figures."""
+        return self.numbers(key, "F64", np.float64, FRESH)
+
+    def numbers(self, key: str, code: str, dtype: type, last: tuple[int, ...]) -> np.ndarray:
+        """Rows that everything else hangs on; `last` stands where the last columns are left out."""
         raw = self.tensor(key).raw()
         if raw.code != code:
             raise SenseError(f"{key} is of {raw.dtype}")
-        return raw.data.view(dtype).reshape(raw.shape)
+        columns = COLUMNS[code]
+        fits = len(raw.shape) == 2 and raw.shape[1] in (columns, columns - len(last))
+        require(fits, f"{key} has the shape {list(raw.shape)}")
+        found = raw.data.view(dtype).reshape(raw.shape)
+        if found.shape[1] == columns:
+            return found
+        return np.column_stack([found, np.tile(np.array(last, dtype), (len(found), 1))])

@@ -14,11 +14,10 @@ from lotr_tn.analysis.forms import FORMS, FormatName, form_of
 from lotr_tn.banks.coded import (
     CODED,
     DTYPE,
-    LENGTHS,
     CodedBasis,
+    CodedLayers,
     decoded_cores,
     decoded_pairs,
-    lengths_of,
 )
 from lotr_tn.banks.layout import stack_of_rows, widened
 from lotr_tn.coding.cores import levels_of
@@ -26,7 +25,7 @@ from lotr_tn.errors import CheckpointError, FormatError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.formats import Certificate, LoRAStack
 
-ADAPTER, MODULE, RANK, TERMS = range(4)
+ADAPTER, MODULE, RANK, TERMS, LENGTH = range(5)
 """Columns of a part's index."""
 
 DISTANCE, NORM, DRIFT, SCALE = range(4)
@@ -43,10 +42,10 @@ class Part:
     method: str  # how it was found
     # `core` (L, r1, r2); `own` (L, m or n, r); or `up` (K, m or r1) and `down` (K, n or r2), a row
     # for each rank term, so that each layer's rows lie together; or, in bits, `coded`, the bytes of
-    # all layers, and `lengths` (L,), how many each has
+    # all layers
     tensors: Mapping[str, BankTensor]
-    # (L, 4) whole numbers: adapter, module of the group, the rank that the LoRA had, and the rank
-    # terms stored; sorted by adapter, then module
+    # (L, 5) whole numbers: adapter, module of the group, the rank that the LoRA had, the rank terms
+    # stored, and in bits how many bytes; sorted by adapter, then module
     index: np.ndarray
     # (L, 4): ‖ΔW − ΔŴ‖ as measured against the original, ‖ΔW‖, what later changes added at most,
     # and the scale of a LoRA that is kept as it is
@@ -60,7 +59,12 @@ class Part:
     @property
     def names(self) -> tuple[str, ...]:
         """What its tensors are called."""
-        return (CODED, LENGTHS) if self.is_coded else FORMS[self.format].own
+        return (CODED,) if self.is_coded else FORMS[self.format].own
+
+    @property
+    def layers(self) -> CodedLayers:
+        """Its layers in bits."""
+        return CodedLayers(self.tensors[CODED], self.index[:, LENGTH])
 
     @property
     def dtypes(self) -> set[str]:
@@ -88,7 +92,7 @@ class Part:
         """(L,) bytes of each layer's own numbers."""
         total = np.zeros(len(self.index))
         if self.is_coded:
-            return total + lengths_of(self.tensors)
+            return total + self.index[:, LENGTH]
         for name, tensor in self.tensors.items():
             each = tensor.entry.nbytes / max(tensor.shape[0], 1)
             total += each * (self.index[:, TERMS] if self.per_term(name) else 1)
@@ -160,8 +164,8 @@ class BankGroup:
                 left, right = self.outputs[0], self.inputs[0]
                 assert isinstance(left, CodedBasis)
                 assert isinstance(right, CodedBasis)
-                return decoded_cores(part.tensors, rows, levels_of(left.columns, right.columns))
-            return decoded_pairs(part.tensors, rows, self.shape, part.index[rows, TERMS])
+                return decoded_cores(part.layers, rows, levels_of(left.columns, right.columns))
+            return decoded_pairs(part.layers, rows, self.shape, part.index[rows, TERMS])
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -49,8 +49,8 @@ class StoredLayers:
 
         `where` (L, 3) is adapter, module of the group, and the rank that the LoRA had.
         """
-        index = np.column_stack([where, self.terms]).astype(np.int64)
         none = np.zeros(len(self.norms))
+        index = np.column_stack([where, self.terms, none]).astype(np.int64)
         figures = np.stack([self.distances, self.norms, none, self.scales], axis=1)
         tensors = {name: tensor_of(rows) for name, rows in self.rows.items()}
         used = segments if self.form.shares else 0

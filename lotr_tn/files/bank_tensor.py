@@ -1,7 +1,9 @@
 """A tensor of a bank, wherever it lies: in memory, in a file, or spooled."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -37,6 +39,41 @@ class BankTensor:
     def of(array: np.ndarray) -> "BankTensor":
         """One in memory."""
         return BankTensor.of_raw(RawTensor.of(array))
+
+    @staticmethod
+    def of_bytes(data: bytes) -> "BankTensor":
+        """Bytes in memory."""
+        return BankTensor.of(np.frombuffer(data, np.uint8))
+
+    @staticmethod
+    def joined(tensors: Sequence["BankTensor"]) -> "BankTensor":
+        """The bytes of several, one after another, as one tensor to be written."""
+
+        def chunks() -> Iterable[bytes | memoryview]:
+            return chain.from_iterable(one.entry.chunks() for one in tensors)
+
+        def raw() -> RawTensor:
+            return RawTensor("U8", shape, np.concatenate([one.raw().data for one in tensors]))
+
+        shape = (sum(one.entry.nbytes for one in tensors),)
+        return BankTensor(Entry("U8", shape, chunks), raw)
+
+    def parted(self, sizes: Sequence[int]) -> list["BankTensor"]:
+        """Its bytes in pieces of these sizes; all are compared with their checksum for any."""
+
+        def raw(start: int, end: int) -> RawTensor:
+            return RawTensor("U8", (end - start,), self.raw().data[start:end])
+
+        def chunks(start: int, end: int) -> Iterator[bytes | memoryview]:
+            yield raw(start, end).data.data
+
+        ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
+        return [
+            BankTensor(
+                Entry("U8", (end - start,), partial(chunks, start, end)), partial(raw, start, end)
+            )
+            for start, end in pairwise(ends)
+        ]
 
     @staticmethod
     def of_raw(raw: RawTensor) -> "BankTensor":

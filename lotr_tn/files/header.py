@@ -167,11 +167,19 @@ def described_layout(layout: Layout) -> dict[str, Any]:
 
 def told_once(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`modules`, and as `each` what is the same for all of them, which is most."""
-    first, *others = entries
-    each = {key: first[key] for key in first if all(one[key] == first[key] for one in others)}
+    each, _ = told_apart(entries)
     each.pop("name", None)
     own = [{key: one[key] for key in one if key not in each} for one in entries]
     return {"each": each, "modules": own}
+
+
+def told_apart(
+    entries: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is the same in all of some entries, and the rest of each."""
+    first, *others = entries
+    same = {key: first[key] for key in first if all(one.get(key) == first[key] for one in others)}
+    return same, [{key: one[key] for key in one if key not in same} for one in entries]
 
 
 def modules_of(what: str, described: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -315,3 +315,10 @@ def extras_of(one) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         key: (raw.code, tuple(raw.shape), np.ascontiguousarray(raw.data).tobytes())
         for key, raw in one.extras.items()
     }
+
+
+def told_whole(header):
+    """The header of a bank in which each group tells all of itself."""
+    each = header.pop("each")
+    header["groups"] = {name: {**each, **own} for name, own in header["groups"].items()}
+    return header

@@ -8,7 +8,7 @@ import numpy as np
 
 from lotr_tn._arguments import door
 from lotr_tn.banks.bank import Bank
-from lotr_tn.banks.coded import kept_layers
+from lotr_tn.banks.coded import CODED
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, Part
 from lotr_tn.errors import CheckpointError
@@ -118,7 +118,7 @@ def _part_without(part: Part, kept: np.ndarray) -> Part:
     index[:, ADAPTER] = np.searchsorted(kept, index[:, ADAPTER])
     if stay.all():
         return replace(part, index=index)
-    tensors = kept_layers(part.tensors, stay) if part.is_coded else _kept_rows(part, stay)
+    tensors = {CODED: part.layers.kept(stay).tensor} if part.is_coded else _kept_rows(part, stay)
     return replace(part, tensors=tensors, index=index, figures=part.figures[stay])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lotr_tn.analysis.forms import LOTR
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
-from lotr_tn.banks.coded import CodedBasis, coded_layers
+from lotr_tn.banks.coded import CODED, CodedBasis, CodedLayers
 from lotr_tn.banks.group import DISTANCE, TERMS, BankGroup, Part, exact_stack
 from lotr_tn.banks.making.choosing import DAMPING
 from lotr_tn.banks.making.parts import Made
@@ -149,10 +149,12 @@ class _Weighed:
         """The group of coded layers, and what comes back out of it compared with the original."""
         fleet = self.fleet
         norms = np.sqrt(fleet.energies)
-        index = np.column_stack([fleet.layers[:, :2], fleet.ranks, terms]).astype(np.int64)
+        coded = CodedLayers.of(layers)
+        columns = [fleet.layers[:, :2], fleet.ranks, terms, coded.lengths]
+        index = np.column_stack(columns).astype(np.int64)
         none = np.zeros(len(norms))
         figures = np.stack([none, norms, none, np.ones(len(norms))], axis=1)
-        part = Part(form, segments, METHOD, coded_layers(layers), index, figures)
+        part = Part(form, segments, METHOD, {CODED: coded.tensor}, index, figures)
         outputs, inputs = tuple(bases[:1]), tuple(bases[1:])
         group = BankGroup(fleet.name, fleet.shape, fleet.places, outputs, inputs, (part,))
         back: Any = group.stack(part, slice(0, len(index)))

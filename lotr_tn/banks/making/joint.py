@@ -35,6 +35,7 @@ from lotr_tn.banks.making.stacks import (
     too_large,
 )
 from lotr_tn.banks.making.survey import Survey
+from lotr_tn.conversion.coding import FILLED
 from lotr_tn.errors import OptionError
 from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
@@ -81,7 +82,7 @@ class Job:
         self._require_room()
         coded = self._in_bits(ways) if self.coding == "auto" else None
         if coded is not None:
-            if coded.above <= 1 and is_narrow(coded.groups):
+            if self._is_met(coded) and is_narrow(coded.groups):
                 return coded
             found.append(coded)
         for own in self.options.each:
@@ -96,6 +97,12 @@ class Job:
             if isinstance(self.rule, Budget) or (found[-1].above <= 1 and exact):
                 break  # a wider dtype could not cut more off
         return min(found, key=self._worth)
+
+    def _is_met(self, one: Outcome) -> bool:
+        """Whether the error is kept, or the size used up."""
+        if isinstance(self.rule, Budget):
+            return one.file >= FILLED * self.rule.size
+        return one.above <= 1
 
     def _worth(self, one: Outcome) -> tuple[float, float]:
         """Smaller is better: for a size the worst error; else bytes, once the error is met."""
