@@ -1,9 +1,14 @@
 """A bank made anew: what is certified stays true, though the originals are gone."""
 
+import math
+from functools import partial
+
 import pytest
 
 import lotr_tn as lt
 from lotr_tn._arrays import UNIT_ROUNDOFF
+from lotr_tn.adapters import Layout
+from lotr_tn.banks.making.settling import excess
 from tests.banks import fleets
 
 
@@ -148,3 +153,34 @@ def test_progress_names_adapters_and_stacks(path):
     lt.banks.compact_bank(path, rule=lt.RelativeError(0.1), progress=seen.append)
     assert seen[:4] == list(fleet)
     assert len(seen) > 4
+
+
+def test_adapters_that_have_no_error_left_cost_the_others_nothing(path):
+    """No dtype of 16 bits holds all of what float16 held as near as that: no other pays for it."""
+    shapes = {"q": (9, 7), "v": (5, 7), "g": (6, 8)}
+    modules = fleets.paths({name: (size, Layout()) for name, size in shapes.items()}, 1)
+    few = dict(list(modules.items())[:2])
+    made = partial(fleets.adapter, noise=0.1)
+    fleet = {
+        "tiny": made(0, modules=few, rank=2, dtype="float16", scale=0.7, size=1e-3),
+        "even": made(1, modules=few, planted=fleets.spaces(0, modules, 3), dtype="float16"),
+        "narrow": made(2, modules=modules, noise=0.0, dtype="bfloat16", scale=-2.0),
+        "thin": made(3, modules=modules, rank=1, dtype="float64", scale=0.7),
+    }
+    lt.banks.make_bank(fleet, path, lt.RelativeError(0.4), stack="adapters")
+    lt.banks.compact_bank(path, rule=lt.RelativeError(0.05))
+    for new, pair in {"first": ("thin", "tiny"), "second": ("first", "tiny")}.items():
+        bank = lt.banks.load_bank(path)
+        weights = dict(zip(pair, (-1.0, 0.3), strict=True))
+        found = lt.merge_adapters({x: bank[x] for x in pair}, weights, dtype="float64").adapter
+        lt.banks.add_adapters(path, {new: found}, rule=lt.RelativeError(0.05))
+    bank = lt.banks.load_bank(path)
+    before = {name: bank.figures(name).bound for name in bank}
+    done = lt.banks.compact_bank(path, rule=lt.RelativeError(0.05))
+    for name, bound in before.items():
+        most = max(0.05, bound) + 4 * UNIT_ROUNDOFF["float16"]
+        assert done.bank.figures(name).bound <= most * (1 + 1e-9), name
+
+
+def test_an_error_that_is_not_met_is_as_near_as_can_be():
+    assert [excess(x) for x in (0.0, 1.0, 1.05, 1.25, 9.0, math.inf)] == [0, 0, 1, 3, 80, math.inf]

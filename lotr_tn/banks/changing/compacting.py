@@ -117,7 +117,10 @@ def _made_anew(
     energies = (allowed / rule.epsilon) ** 2
     # not as they are: expanded, they are large
     forms = tuple(form for form in auto_forms() if not FORMS[form].kept)
-    options = Options(forms, bank.dtype, others=other_dtypes_for(bank.dtype, rule))
+    norms, each = bank.norms, np.full(len(bank), rule.epsilon)
+    least = np.divide(allowed, norms, out=each, where=norms > 0).min()
+    narrower = other_dtypes_for(bank.dtype, RelativeError(float(least)))
+    options = Options(forms, bank.dtype, others=narrower)
     clusters = bool(bank.asked.get("cluster", True))
     none = 0, 0
     job = Job(

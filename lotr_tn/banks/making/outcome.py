@@ -9,6 +9,7 @@ from lotr_tn.banks.bank import Bank, Stacking
 from lotr_tn.banks.file import bank_size
 from lotr_tn.banks.making.clusters import Clusters
 from lotr_tn.banks.making.parts import Made
+from lotr_tn.banks.making.settling import excess
 from lotr_tn.banks.making.survey import Survey
 
 
@@ -44,9 +45,9 @@ class Outcome:
     file: int = 0  # bytes of the whole file
 
     @property
-    def rank(self) -> tuple[bool, int]:
-        """Smaller is better: the error is met, and then bytes."""
-        return self.above > 1, self.file
+    def rank(self) -> tuple[float, int]:
+        """Smaller is better: the error is met, or else is near; and then bytes."""
+        return excess(self.above), self.file
 
     @property
     def bytes(self) -> int:

@@ -1,5 +1,6 @@
 """Stacks made at what was chosen for them, until what is measured is what was asked."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -55,8 +56,12 @@ class Settling:
             if only is None or only.points == choices.points or only.least >= size_of(best):
                 continue
             found = self._within(only)
-            best = min(best, found, key=lambda made: (self._above(made) > 1, size_of(made)))
+            best = min(best, found, key=self._rank)
         return best
+
+    def _rank(self, made: Sequence[Made]) -> tuple[float, int]:
+        """Smaller is better: the error is met, or else is near; and then bytes."""
+        return excess(self._above(made)), size_of(made)
 
     def _within(self, choices: Choices) -> tuple[Made, ...]:
         """All stacks made; with less of the error where what is stored exceeds it, or with more."""
@@ -84,7 +89,7 @@ class Settling:
                 break
             seen.add(choices.points)
             made = self._at_points(choices)
-        return min(best, made, key=lambda one: (self._above(one) > 1, size_of(one)))
+        return min(best, made, key=self._rank)
 
     def _at_points(self, choices: Choices) -> tuple[Made, ...]:
         """All stacks at their points."""
@@ -115,6 +120,11 @@ def too_many(fleet: Sequence[FleetStack], known: Choices, separate: Separate | N
 def size_of(made: Sequence[Made]) -> int:
     """Bytes of all numbers, and about those of the header."""
     return sum(one.bytes + DESCRIBED + HEADER * len(one.group.tensors) for one in made)
+
+
+def excess(above: float) -> float:
+    """By how many tenths of what was asked an error is above it: none where it is met."""
+    return math.ceil(10 * max(above - 1, 0.0)) if math.isfinite(above) else math.inf
 
 
 def above_of(made: Sequence[Made], energies: np.ndarray, epsilon: float, each: bool) -> float:
