@@ -44,8 +44,8 @@ HELD = 1 << 26
 HEADER = 150
 """Bytes of a bank's header that one tensor takes, about: name, dtype, shape, checksum."""
 
-DESCRIBED = 600
-"""Bytes that a stack takes beside its own tensors, about: its names, index and figures."""
+DESCRIBED = 200
+"""Bytes that a stack takes beside its own tensors, about: its names, shape and places."""
 
 NEAR = 1.1
 """How far above the smallest file the curves of a way, or of one form, may lie for it to be made:
