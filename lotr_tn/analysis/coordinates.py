@@ -13,7 +13,7 @@ from lotr_tn.decompose.reduction import reduced
 from lotr_tn.decompose.truncation import GlobalOrder, limited_order
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
-from lotr_tn.linalg.factor import eigh, qr, singular_values, svd, triangle_of
+from lotr_tn.linalg.factor import eigh, singular_values, svd, triangle_of
 from lotr_tn.linalg.ranks import RankLimits, tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
 from lotr_tn.ops.arrays import common_namespace
@@ -147,21 +147,13 @@ def coordinates_of(stack: Stack) -> Coordinates:
     small = reduced(stack).small  # what all layers share is reduced to its ranks first
     library = common_namespace(small)
     sides = small.up, library.matrix_transpose(small.down)
-    left, right = (to_numpy(_triangle_on_device(x, xp=library)) for x in sides)
+    left, right = (to_numpy(triangle(float64(x, xp=library), xp=library)) for x in sides)
     return _turned(stack.shape, small.slices, left, right)
 
 
-def _triangle_on_device(x: Array, *, xp: Namespace) -> Array:
-    """The same as `triangle`, of any array, in float64."""
-    wide = float64(x, xp=xp)
-    if isinstance(wide, np.ndarray):
-        return triangle(wide)
-    return wide if wide.shape[0] <= wide.shape[1] else qr(wide, xp=xp)[1]
-
-
-def triangle(x: np.ndarray) -> np.ndarray:
+def triangle(x: Array, *, xp: Namespace = xp) -> Array:
     """A small T with Tᵀ T = xᵀ x: R of the QR factorisation, or x itself where it is not tall."""
-    return x if x.shape[0] <= x.shape[1] else triangle_of(x)
+    return x if x.shape[0] <= x.shape[1] else triangle_of(x, xp=xp)
 
 
 def _turned(
@@ -194,7 +186,7 @@ def _triangles_of(x: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray | list
 
     def small(places: Sequence[int]) -> np.ndarray:
         layers = side_by_side(x, slices, places, xp)
-        return triangle_of(layers) if layers.shape[1] > layers.shape[2] else layers
+        return triangle_of(layers, xp=xp) if layers.shape[1] > layers.shape[2] else layers
 
     if len({*ranks}) == 1 and ranks[0]:
         return small(range(len(slices)))

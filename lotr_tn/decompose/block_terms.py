@@ -9,7 +9,7 @@ import numpy as np
 from lotr_tn._arrays import Array, Namespace, float64, is_wide, namespace_of, to_numpy, zeros
 from lotr_tn.errors import FormatError, OptionError
 from lotr_tn.formats import LoRAStack
-from lotr_tn.linalg.factor import eigh, qr
+from lotr_tn.linalg.factor import eigh, triangle_of
 from lotr_tn.ops.checks import refuse_gradient
 
 
@@ -84,7 +84,7 @@ def layer_triangles(x: Array, wide: bool, *, xp: Namespace) -> Array:
     if x.shape[1] <= x.shape[2] or x.shape[2] == 0:
         return x[:, : x.shape[2], :]
     if wide:
-        return qr(x, xp=xp)[1]
+        return triangle_of(x, xp=xp)
     gram = xp.matrix_transpose(x) @ x
     lengths = xp.sqrt(xp.sum(x * x, axis=1))
     positive = lengths > 0

@@ -14,6 +14,7 @@ from lotr_tn.formats import Stack
 from lotr_tn.linalg.bases import inverse_or_zero, polar_factor, root_of_gram, triangular_factor
 from lotr_tn.linalg.factor import eigh_descending, qr, svd
 from lotr_tn.linalg.gram import cross_gram, wide_product
+from lotr_tn.ops.frame import triangles
 from lotr_tn.ops.norms import frobenius, root_sum_squares
 
 
@@ -119,7 +120,7 @@ def _reduce(x: Array, slices: Sequence[slice], *, xp: Namespace) -> _ReducedFact
     tall = x.shape[0] > x.shape[1]
     if is_wide(x):
         q, r = qr(x, xp=xp) if tall else (None, x)
-        return _ReducedFactor(tuple(qr(r[:, part], xp=xp)[1] for part in slices), q=q, r=r)
+        return _ReducedFactor(tuple(triangles(r, slices, xp=xp)), q=q, r=r)
     if tall:
         gram = cross_gram(x, x, xp=xp)
         return _ReducedFactor(

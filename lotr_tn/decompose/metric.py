@@ -27,7 +27,7 @@ from lotr_tn.decompose.tucker import hooi
 from lotr_tn.decompose.weights import Weights, layer_weighting
 from lotr_tn.errors import FormatError, OptionError, RankError
 from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2
-from lotr_tn.linalg.factor import pinv, qr, svd
+from lotr_tn.linalg.factor import pinv, qr, svd, triangle_of
 from lotr_tn.linalg.ranks import FixedRank, RankRule, as_rule
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.checks import refuse_gradient
@@ -212,7 +212,7 @@ def alternate_in_metric(
         ),
         factors,
     )
-    triangles = [qr(p, xp=xp)[1] for p in problem.p]
+    triangles = [triangle_of(p, xp=xp) for p in problem.p]
     total = sum(
         float(xp.sum((x @ xp.matrix_transpose(t)) ** 2))
         for x, t in zip(problem.x, triangles, strict=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from lotr_tn._arrays import Array, Namespace
 from lotr_tn.decompose.core_space import CoreSpace, Side, weigh
 from lotr_tn.linalg.factor import eigh_descending, qr, svd
+from lotr_tn.ops.frame import triangles
 from lotr_tn.ops.norms import root_sum_squares
 
 
@@ -64,7 +65,7 @@ def _best_subspace(
     """The leading `rank` directions of a side with the other side projected, and what they drop."""
     projected = xp.matrix_transpose(fixed) @ other.coordinates
     if space.wide:
-        factors = [qr(projected[:, part], xp=xp)[1] for part in space.slices]
+        factors = triangles(projected, space.slices, xp=xp)
         u, s, _ = svd(weigh(side.coordinates, space.slices, factors, xp=xp), xp=xp)
         return _with_columns(u, rank, xp=xp), root_sum_squares(s[min(rank, s.shape[0]) :])
     grams = [xp.matrix_transpose(projected[:, part]) @ projected[:, part] for part in space.slices]

@@ -6,7 +6,7 @@ a few times faster. Float64 input takes Householder QR. The dtype alone decides,
 """
 
 from lotr_tn._arrays import Array, Namespace, float64, is_wide
-from lotr_tn.linalg.factor import eigh_descending, qr
+from lotr_tn.linalg.factor import eigh_descending, qr, triangle_of
 from lotr_tn.linalg.gram import cross_gram
 
 GRAM_RESOLUTION = 2.0**-26
@@ -44,7 +44,7 @@ def triangular_factor(x: Array, *, xp: Namespace) -> Array:
     Cost: 2·m·k² flops; O(k²) memory beside the input.
     """
     if is_wide(x):
-        return qr(x, xp=xp)[1]
+        return triangle_of(x, xp=xp)
     return root_of_gram(cross_gram(x, x, xp=xp), xp=xp)
 
 

@@ -26,9 +26,11 @@ def qr(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
     return factors[0], factors[1]
 
 
-def triangle_of(x: np.ndarray) -> np.ndarray:
-    """R alone of the Householder QR of NumPy matrices (…, m, k)."""
-    return np.asarray(_guarded(lambda found: np.linalg.qr(found, mode="r"), x))
+def triangle_of(x: Array, *, xp: Namespace) -> Array:
+    """R alone of the same of (…, m, k): NumPy does half the work where Q is not asked for."""
+    if isinstance(x, np.ndarray):
+        return _guarded(lambda found: np.linalg.qr(found, mode="r"), float64(x, xp=xp))
+    return qr(x, xp=xp)[1]
 
 
 def svd(x: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ from lotr_tn._arguments import door
 from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, row_blocks, zeros
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram
-from lotr_tn.linalg.factor import qr
+from lotr_tn.linalg.factor import qr, triangle_of
 from lotr_tn.ops.arithmetic import subtract
 from lotr_tn.ops.arrays import common_namespace, differentiable, first_array
 from lotr_tn.ops.batches import in_batches, row_norms, side_by_side
@@ -191,8 +191,8 @@ def _of_shared_factors(
     frame = frame_of(b.u, b.v, xp=xp)
     u, v = float64(a.u, xp=xp), float64(a.v, xp=xp)
     inside_u, inside_v = frame.left.mT @ u, frame.right.mT @ v
-    outside_u = qr(u - frame.left @ inside_u, xp=xp)[1]
-    outside_v = qr(v - frame.right @ inside_v, xp=xp)[1]
+    outside_u = triangle_of(u - frame.left @ inside_u, xp=xp)
+    outside_v = triangle_of(v - frame.right @ inside_v, xp=xp)
     inside_v, outside_v = inside_v.mT, outside_v.mT
     largest = max(*inside_u.shape, *inside_v.shape, 1)
     at_once = max(1, BLOCK_ELEMENTS // (4 * largest**2))

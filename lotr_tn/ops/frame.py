@@ -17,7 +17,7 @@ from typing import Any, assert_never
 from lotr_tn._arrays import BLOCK_ELEMENTS, Array, Namespace, float64, is_wide, zeros
 from lotr_tn.formats import Core, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.linalg import cross_gram, orthonormal_basis, root_of_gram
-from lotr_tn.linalg.factor import qr
+from lotr_tn.linalg.factor import qr, triangle_of
 from lotr_tn.ops.batches import in_batches, row_norms, side_by_side
 from lotr_tn.ops.norms import frobenius
 
@@ -128,9 +128,11 @@ def distances_from(projection: Projection, cores: Iterable[Array], *, xp: Namesp
 def triangles(x: Array, parts: Sequence[slice], *, xp: Namespace) -> list[Array]:
     """For each part the triangle R of its QR, which has its norms and inner products."""
     widths = [part.stop - part.start for part in parts]
-    return in_batches(
-        widths, x.shape[0], lambda some: xp.unstack(qr(side_by_side(x, parts, some, xp), xp=xp)[1])
-    )
+
+    def made(places: list[int]) -> Iterable[Array]:
+        return xp.unstack(triangle_of(side_by_side(x, parts, places, xp), xp=xp))
+
+    return in_batches(widths, x.shape[0], made)
 
 
 def distances_in(x: Array, y: Array, left: Array, right: Array, core: Array, *, xp: Any) -> Array:
@@ -140,8 +142,8 @@ def distances_in(x: Array, y: Array, left: Array, right: Array, core: Array, *, 
     """
     a, b = left.mT @ x, right.mT @ y
     above, beside = x - left @ a, y - right @ b
-    weighed = beside @ qr(a, xp=xp)[1].mT
-    both = xp.concat([qr(b, xp=xp)[1], qr(beside, xp=xp)[1]], axis=1)
+    weighed = beside @ triangle_of(a, xp=xp).mT
+    both = xp.concat([triangle_of(b, xp=xp), triangle_of(beside, xp=xp)], axis=1)
     terms = a @ b.mT - core, weighed, above @ both.mT
     return row_norms(xp.stack([row_norms(term, xp=xp) for term in terms], axis=1), xp=xp)
 
@@ -163,7 +165,7 @@ def outside(
         if is_wide(x):
             own, within = (side_by_side(one, parts, places, xp) for one in (x, inside))
             rest = own - basis @ within
-            sizes, factors = row_norms(rest @ weight.mT, xp=xp), qr(rest, xp=xp)[1]
+            sizes, factors = row_norms(rest @ weight.mT, xp=xp), triangle_of(rest, xp=xp)
         else:
             squares, grams = _outside_of_alike(x, basis, inside, parts, weight, places, xp=xp)
             sizes, factors = xp.sqrt(squares), root_of_gram(grams, xp=xp)

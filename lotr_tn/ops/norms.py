@@ -12,7 +12,7 @@ from lotr_tn.errors import OptionError
 from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import triangular_factor
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
-from lotr_tn.linalg.factor import qr, singular_values
+from lotr_tn.linalg.factor import singular_values, triangle_of
 from lotr_tn.linalg.product import product_or_zero, sizes_of_terms
 from lotr_tn.ops.arrays import common_namespace, differentiable
 from lotr_tn.ops.batches import in_batches, row_norms, side_by_side
@@ -151,7 +151,7 @@ def _small(left: Array, right: Array, *, xp: Namespace) -> list[Array]:
     size = CANCELLED * sizes_of_terms(x, y, xp=xp)
     for at, much in enumerate(to_numpy(xp.max(xp.abs(made), axis=(1, 2)) > size)):
         if not much:
-            a, b = (qr(factor[at, ...], xp=xp)[1] for factor in (left, right))
+            a, b = (triangle_of(factor[at, ...], xp=xp) for factor in (left, right))
             found[at] = product_or_zero(a, b, xp=xp)
     return found
 
