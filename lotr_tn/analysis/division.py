@@ -229,11 +229,13 @@ def bounded(formats: Iterable[FormatName]) -> tuple[FormatName, ...]:
 def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:
     least = _least(menus) + spent
     if least > rule.size:
-        unit = "parameters" if rule.params is not None else "bytes"
-        beside = f", {spent:,} of them for what is kept as it is" if spent else ""
+        takes, what = f"takes {int(least):,} parameters", "what is kept as it is"
+        if rule.params is None:  # of the header more is counted than any file has
+            takes, what = f"takes up to {int(least):,} bytes", f"{what} and the header"
+        beside = f", {spent:,} of them for {what}" if spent else ""
         raise OptionError(
-            f"the smallest result, with one direction in every group, takes {int(least):,} "
-            f"{unit}{beside}; the budget is {rule.size:,}: ask for more"
+            f"the smallest result, with one direction in every group, {takes}{beside}; the budget "
+            f"is {rule.size:,}: ask for more"
         )
     return allocate(menus, rule.size - spent)
 
