@@ -48,13 +48,14 @@ def coded_within(
     found = codable(stack)
     if found is None:
         return None
-    bounds = epsilon**2 * (found.energies if each_layer else found.energies.sum())
+    bounds = epsilon**2 * (found.energies if each_layer else found.energies.sum(keepdims=True))
 
-    def fits(step: float) -> bool:
+    def over(step: float) -> float:
         lost = found.lost(step)
-        return bool(np.all(lost <= bounds) if each_layer else lost.sum() <= bounds)
+        lost = lost if each_layer else lost.sum(keepdims=True)
+        return float((lost / np.maximum(bounds, LEAST)).max())
 
-    step = largest_step(fits, found.largest)
+    step = largest_step(over, found.largest)
     return None if step is None else coded_at(group, found, step)
 
 
@@ -68,6 +69,9 @@ T = TypeVar("T")
 
 FILLED = 0.995
 """The share of a budget that a file is to take at least, where steps go so fine."""
+
+LEAST = 1e-290
+"""A squared error that is as good as none."""
 
 TRIES = 6
 """How often a file is made for a budget: the bits are known to a hundredth before."""
@@ -94,10 +98,10 @@ def coded_together(
     if isinstance(rule, TotalError):
         allowed = rule.epsilon**2 * energy
 
-        def holds(step: float) -> bool:
-            return sum(float(one.lost(step).sum()) for one in codables) <= allowed
+        def over(step: float) -> float:
+            return sum(float(one.lost(step).sum()) for one in codables) / max(allowed, LEAST)
 
-        step = largest_step(holds, largest)
+        step = largest_step(over, largest)
         return None if step is None else _all_at(groups, codables, step)
     return finest_within(
         rule.size,
@@ -120,10 +124,10 @@ def finest_within(
     for _ in range(TRIES):
         room = 8 * (budget - beside)
 
-        def is_too_large(step: float, room: float = room) -> bool:
-            return bits(step) > room
+        def below(step: float, room: float = room) -> float:
+            return room / max(bits(step), 1.0)
 
-        step = largest_step(is_too_large, largest)
+        step = largest_step(below, largest)
         step = largest / LARGEST if step is None else step * (1 + CLOSE)
         made = make(step)
         if made is None:

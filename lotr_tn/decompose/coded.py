@@ -1,5 +1,6 @@
 """A LoRA in bits: the largest step of its singular directions within an error, and the stream."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -138,23 +139,50 @@ def _directions(stack: LoRAStack, layers: list[int]) -> Directions:
 
 
 def largest_step(
-    fits: Callable[[float], bool], largest: float, near: float | None = None
+    over: Callable[[float], float], largest: float, near: float | None = None
 ) -> float | None:
-    """The largest step at which something holds, to `CLOSE`, by bisection; None where no step does.
+    """The largest step at which `over` is at most 1, to `CLOSE`; None where it is at no step.
 
     The finest that is tried leaves the largest number some 4000 steps, the coarsest leaves nothing;
     `near` is where it is looked for first.
     """
-    low, high = largest / LARGEST, 2 * largest
     if largest == 0:
         return None
-    if near is not None and fits(near / NEAR) and not fits(near * NEAR):
-        low, high = near / NEAR, near * NEAR
-    elif not fits(low):
-        return None
-    while high > (1 + CLOSE) * low:
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if fits(middle) else (low, middle)
+
+    def excess(at: float) -> float:
+        return math.log(min(max(over(math.exp(at)), 1e-30), 1e30))
+
+    if near is not None:
+        low, high = math.log(near / NEAR), math.log(near * NEAR)
+        below, above = excess(low), excess(high)
+        if below <= 0 < above:
+            return math.exp(_last(excess, low, high, below, above))
+    low, high = math.log(largest / LARGEST), math.log(2 * largest)
+    below, above = excess(low), excess(high)
+    return None if below > 0 else math.exp(_last(excess, low, high, below, above))
+
+
+def _last(
+    excess: Callable[[float], float], low: float, high: float, below: float, above: float
+) -> float:
+    """Where a nearly straight line is at most 0 for the last time, to `CLOSE`.
+
+    It is looked at a little beyond where a line between both ends says, so that both ends come
+    near; in the middle where that did not halve what lies between them.
+    """
+    gap, straight, side = math.log1p(CLOSE), True, 1 / 3
+    while high - low > gap:
+        width = high - low
+        at = (low + high) / 2
+        if straight and above > below:
+            at = low - below / (above - below) * width + side * gap
+            at = min(max(at, low + gap / 2), high - gap / 2)
+        found = excess(at)
+        if found <= 0:
+            low, below, side = at, found, 1 / 3
+        else:
+            high, above, side = at, found, -1 / 3
+        straight = high - low <= width / 2 or not straight
     return low
 
 

@@ -85,7 +85,7 @@ def test_gaussian_directions_take_little_more_than_the_bound(share, above):
     stack = lt.LoRAStack(up, rng.standard_normal((rank * layers, n)), (rank,) * layers)
     codable = Codable(stack)
     allowed = share**2 * codable.energies.sum()
-    step = largest_step(lambda s: codable.lost(s).sum() <= allowed, codable.largest)
+    step = largest_step(lambda s: codable.lost(s).sum() / allowed, codable.largest)
     taken = 8 * len(codable.at(step)[1])
     assert taken <= above * gaussian_bound(np.array(codable.values), m, n, share)
 
@@ -109,10 +109,32 @@ def test_nothing_to_code():
     zero = lt.LoRAStack(np.zeros((5, 2)), np.zeros((2, 4)), (2, 0))
     codable = Codable(zero)
     assert codable.largest == 0
-    assert largest_step(lambda step: True, codable.largest) is None
+    assert largest_step(lambda step: 0.0, codable.largest) is None
     made, data = codable.at(1.0)
     assert (made.ranks, data) == ((0, 0), b"")
-    assert largest_step(lambda step: False, 1.0) is None
+    assert largest_step(lambda step: 2.0, 1.0) is None
+
+
+CURVES = {
+    "straight": lambda step: 3 * step,
+    "a square": lambda step: (step / 0.07) ** 2,
+    "bent": lambda step: np.expm1(9 * step) + 0.3 * step**0.1,
+    "in steps": lambda step: 2.0 ** np.round(7 * np.log2(step / 0.2)),
+    "a cliff": lambda step: 1e-6 if step < 0.011 else 1e9,
+    "flat, then steep": lambda step: max(0.999, (step / 0.5) ** 40),
+    "nothing, then all": lambda step: 0.0 if step < 0.3 else np.inf,
+    "all within": lambda step: 0.5,
+}
+
+
+@pytest.mark.parametrize("near", [None, 0.3, 0.011])
+@pytest.mark.parametrize("curve", CURVES)
+def test_the_largest_step_is_found_in_few_looks(curve, near):
+    seen = []
+    step = largest_step(lambda at: seen.append(at) or CURVES[curve](at), 1.0, near)
+    assert CURVES[curve](step) <= 1
+    assert CURVES[curve](1.002 * step) > 1 or step > 1.99
+    assert len(seen) <= (7 if curve in ("straight", "a square") else 30)
 
 
 def test_a_step_may_be_too_fine():
