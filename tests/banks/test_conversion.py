@@ -420,3 +420,17 @@ def test_the_header_is_plain_json(mixed):
         header = json.loads(file.metadata()["lotr_bank"])
     assert header["schema"] == SCHEMA
     assert [entry["name"] for entry in header["adapters"]] == list(fleet)
+
+
+@pytest.mark.parametrize("stack", ["auto", "adapters"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_an_error_of_nothing_loses_nothing(stack, dtype, tmp_path):
+    fleet = {f"a{i}": fleets.adapter(i, dtype=dtype) for i in range(3)}
+    made = lt.banks.make_bank(
+        fleet, tmp_path / "bank.lotr.safetensors", lt.RelativeError(0.0), stack=stack
+    )
+    assert made.met
+    assert set(made.errors.values()) == {0.0}
+    for name, one in fleet.items():
+        assert fleets.error(fleets.dense(made.bank[name]), fleets.dense(one)) == 0
+    assert made.bank.asked["relative_error"] == 0

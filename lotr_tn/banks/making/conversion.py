@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -33,6 +33,9 @@ from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
 StackingChoice: TypeAlias = Literal["auto", "adapters", "layers", "all"]
 STACKINGS: tuple[Stacking, ...] = ("adapters", "layers", "all")
+NOTHING = 1e-15
+"""A relative error that rounding alone exceeds."""
+
 ROUTES: tuple[Route, ...] = ("auto", "whole", "updated", "sketch", "apart")
 
 
@@ -172,7 +175,7 @@ def make_bank(
         job = Job(
             survey,
             survey.energies,
-            rule,
+            _as_good_as(rule),
             each,
             Options(forms, chosen, method, others=others),
             route,
@@ -237,6 +240,13 @@ def _check(
         raise OptionError(
             f"a bank is asked for an error, a size or ranks; found {type(rule).__name__}"
         )
+
+
+def _as_good_as(rule: BankRule) -> BankRule:
+    """An error of nothing is one that only what is kept as it is keeps to."""
+    if isinstance(rule, RelativeError | TotalError):
+        return replace(rule, epsilon=max(rule.epsilon, NOTHING))
+    return rule
 
 
 def _asked(rule: BankRule, each: bool) -> dict[str, Any]:
