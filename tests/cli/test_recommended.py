@@ -99,6 +99,13 @@ def test_a_bank_of_adapters_of_both_formats_takes_what_was_told(lotr, sources):
     assert done(lotr, lotr(*asked)[1])["bytes_after"] == told["recommended"]["bytes"]
 
 
+@pytest.mark.parametrize("source", ["-odd", "-odd.lotr.safetensors"])
+def test_a_path_is_not_taken_for_an_option(lotr, made, tmp_path, source):
+    shutil.copytree(made / "my lora", tmp_path / "-odd")
+    shutil.copy(made / "my own.lotr.safetensors", tmp_path / "-odd.lotr.safetensors")
+    assert done(lotr, lotr("analyze", "--", source)[1])["met"]
+
+
 def test_a_bank_is_compacted_after_something_was_dropped(lotr, sources):
     out = lotr("bank", "drop", "bank.lotr.safetensors", "checkpoint-1000")[1]
     assert done(lotr, out)["met"]

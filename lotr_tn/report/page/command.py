@@ -53,7 +53,7 @@ def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> 
 def _bank(record: dict[str, Any]) -> tuple[str, list[str]]:
     """What comes before and after the options of the command that makes a bank."""
     target = ["-o", untaken("bank", ENDING)]
-    return shlex.join(["lotr", "bank", "make", *record["sources"]]), target
+    return shlex.join(["lotr", "bank", "make", *map(_argument, record["sources"])]), target
 
 
 def _conversion(record: dict[str, Any]) -> tuple[str, list[str]]:
@@ -62,11 +62,16 @@ def _conversion(record: dict[str, Any]) -> tuple[str, list[str]]:
     name = name_of(Path(source))
     if record["lotr_sources"]:
         folder = untaken(name, "-peft")
-        export = ["lotr", "export", source, "--ranks", "minimal", "-o", folder]
+        export = ["lotr", "export", _argument(source), "--ranks", "minimal", "-o", folder]
         before, source, name = f"{shlex.join(export)} && ", folder, folder
     found = untaken(name, ENDING)  # where it is converted to unless told
     target = [] if found == name + ENDING else ["-o", found]
-    return before + shlex.join(["lotr", "convert", source]), target
+    return before + shlex.join(["lotr", "convert", _argument(source)]), target
+
+
+def _argument(path: str) -> str:
+    """A path that is not taken for an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def command_html(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> str:
