@@ -34,29 +34,29 @@ def partition(labels):
 )
 def test_planted_lineages_are_found(seed, stack, path):
     fleet = lineages(seed=seed)
-    made = lt.banks.make_bank(fleet, path, RULE, stack=stack)
-    labels = [adapter.cluster for adapter in made.bank.adapters]
+    bank = fleets.bank_of(fleet, path, RULE, stack=stack)
+    labels = [adapter.cluster for adapter in bank.adapters]
     assert partition(labels) == {frozenset(range(start, 18, 3)) for start in range(3)}
-    fleets.require_true(made.bank, fleet, 0.05)
-    splits = made.bank.explanation["splits"]
+    fleets.require_true(bank, fleet, 0.05)
+    splits = bank.explanation["splits"]
     done = [s for s in splits if s["apart"] is not None and s["apart"] < 0.99 * s["together"]]
     assert len(done) == 2
     assert sorted(done[0]["sizes"]) == [6, 12]
     assert sorted(done[1]["sizes"]) == [6, 6]
     assert all(split["common"] < 0.5 for split in done)
-    for group in made.bank.groups.values():
+    for group in bank.groups.values():
         owners = {int(at) for part in group.parts for at in part.index[:, 0]}
         assert {labels[at] for at in owners} == {group.cluster}
 
 
 def test_clusters_take_less_than_one_set(path, tmp_path):
     fleet = lineages()
-    made = lt.banks.make_bank(fleet, path, RULE)
+    bank = fleets.bank_of(fleet, path, RULE, stack="auto")
     one = lt.banks.make_bank(fleet, tmp_path / "one.lotr.safetensors", RULE, cluster=False)
     assert {adapter.cluster for adapter in one.bank.adapters} == {0}
     assert one.bank.explanation["splits"] == []
     fleets.require_true(one.bank, fleet, 0.05)
-    assert fleets.stack_bytes(made.bank) < 0.8 * fleets.stack_bytes(one.bank)
+    assert fleets.stack_bytes(bank) < 0.8 * fleets.stack_bytes(one.bank)
 
 
 @pytest.mark.parametrize("fleet", [lineages(8, 1), lineages(1), fleets.strangers(2)])
@@ -78,10 +78,10 @@ def test_lineages_are_found_between_growing_bases(path):
 def test_a_new_adapter_goes_to_the_lineage_that_it_belongs_to(seed, path, tmp_path):
     fleet = lineages(18, seed=seed)
     names = list(fleet)
-    made = lt.banks.make_bank({n: fleet[n] for n in names[:12]}, path, RULE)
-    labels = [adapter.cluster for adapter in made.bank.adapters]
-    known = fleets.exports(made.bank, tmp_path / "out")
-    size = fleets.stack_bytes(made.bank)
+    bank = fleets.bank_of({n: fleet[n] for n in names[:12]}, path, RULE)
+    labels = [adapter.cluster for adapter in bank.adapters]
+    known = fleets.exports(bank, tmp_path / "out")
+    size = fleets.stack_bytes(bank)
     for at, name in enumerate(names[12:]):
         grown = lt.banks.add_adapters(path, {name: fleet[name]})
         assert grown.bank.adapters[-1].cluster == labels[at % 3]
@@ -160,7 +160,7 @@ def test_compacting_keeps_lineages_apart(path):
 
 def test_a_lineage_may_be_dropped_altogether(path):
     fleet = lineages(12)
-    lt.banks.make_bank(fleet, path, RULE)
+    fleets.bank_of(fleet, path, RULE)
     gone = [name for at, name in enumerate(fleet) if at % 3 == 0]
     bank = lt.banks.drop_adapters(path, gone).bank
     left = {name: one for name, one in fleet.items() if name not in gone}
