@@ -12,6 +12,7 @@ from lotr_tn.cli.commands import told
 from lotr_tn.cli.console import REPLACE, Output, missed
 from lotr_tn.cli.questions import (
     BestGroupByOption,
+    CodingOption,
     DtypeOption,
     EachLayerOption,
     HowMuch,
@@ -32,7 +33,17 @@ from lotr_tn.report.analysis_text import analysis_text
 from lotr_tn.report.page import page_html
 from lotr_tn.report.plots import refuse_plot, save_plot
 
-TOLD = ("each_layer", "group_by", "min_rank", "max_rank", "map_prefix", "dtype", "group", "formats")
+TOLD = (
+    "each_layer",
+    "group_by",
+    "min_rank",
+    "max_rank",
+    "map_prefix",
+    "dtype",
+    "coding",
+    "group",
+    "formats",
+)
 EVERY = typer.Option("--all", help="Show other errors, stackings and forms too.")
 
 
@@ -62,6 +73,7 @@ def analyze(
     ] = False,
     map_prefix: MapPrefixOption = None,
     dtype: DtypeOption = "auto",
+    coding: CodingOption = "none",
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a figure: .png, .svg or .pdf.")
     ] = None,
@@ -87,6 +99,7 @@ def analyze(
         limits=limits,
         each_layer=each_layer,
         beside=beside,
+        coding=coding,
     )
     if plot is not None:
         refuse_plot(plot, force=out.force)

@@ -84,6 +84,21 @@ class BankCost:
     met: bool
 
 
+@dataclass(frozen=True)
+class BitsCost:
+    """What an adapter takes whose groups are held in bits where that takes less.
+
+    Attributes:
+        bytes: of the file.
+        update_bytes: of its updates.
+        relative_error: of all updates together, measured.
+    """
+
+    bytes: int
+    update_bytes: int
+    relative_error: float
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Shown):
     """Adapters of one base, before anything is converted.
@@ -102,6 +117,7 @@ class Analysis(Shown):
         seconds: it took.
         bank: of several adapters and an error, the bank that `lotr bank make` writes.
         lotr_sources: those of the sources that are LoTR already, which are looked at as LoRA.
+        in_bits: of one adapter, the file that `coding="auto"` makes, where that was asked for.
     """
 
     sources: tuple[str, ...]
@@ -116,6 +132,7 @@ class Analysis(Shown):
     bound: float | None = None
     bank: BankCost | None = None
     lotr_sources: tuple[str, ...] = ()
+    in_bits: BitsCost | None = None
 
     def __repr__(self) -> str:
         modules = sum(group.shape[0] for group in self.groups)

@@ -24,12 +24,14 @@ from lotr_tn.analysis.division import Division, division_path
 from lotr_tn.analysis.forms import FORMS, FormatName, Options
 from lotr_tn.analysis.subspaces import overlaps_of
 from lotr_tn.banks.making.conversion import make_bank
+from lotr_tn.conversion.coding import require_codable
+from lotr_tn.conversion.convert import Converting
 from lotr_tn.conversion.made import chosen_group, rank_of
 from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 from lotr_tn.files.budget import spent_beside
 from lotr_tn.files.dialects.native import native_size
 from lotr_tn.files.places import name_of, told_apart
-from lotr_tn.inspection.analysis import Analysis, BankCost, GroupAnalysis, StackingCost
+from lotr_tn.inspection.analysis import Analysis, BankCost, BitsCost, GroupAnalysis, StackingCost
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RelativeError, TotalError
 
 PATH = 100  # whole-adapter budgets that are listed
@@ -46,6 +48,7 @@ def analyze_adapters(
     dtype: str = "auto",
     limits: Limits = None,
     stack_all: bool = False,
+    coding: str = "none",
     progress: Callable[[str], None] | None = None,
 ) -> Analysis:
     """What every format and every way of stacking would cost and lose, and which is best.
@@ -62,6 +65,7 @@ def analyze_adapters(
         limits: the ranks that may be chosen; by group name, where they differ.
         stack_all: whether to measure ways of stacking whose stacks are larger than 1024 rank
             terms, which takes seconds to minutes.
+        coding: `auto` makes the file, or the bank, in bits too, aside; see `convert_adapter`.
         progress: called with the name of each stack before it is looked at.
 
     Returns:
@@ -77,7 +81,7 @@ def analyze_adapters(
     """
     question = RelativeError(0.05) if question is None else question
     common = Asked(question, "auto", group_by=group_by, dtype=dtype, limits=limits)
-    asked = replace(common, beside=tuple(formats))
+    asked = replace(common, beside=tuple(formats), coding=coding)
     return Analysing.of(adapters, asked, groups, stack_all=stack_all).run(progress)
 
 
@@ -102,6 +106,12 @@ class Analysing:
         rule = asked.rule
         if isinstance(rule, FixedRank):
             raise OptionError("an analysis asks for an error or a size; ranks are what it answers")
+        require_codable(asked)
+        if asked.coding != "none" and len(adapters) > 1 and isinstance(rule, Budget):
+            raise OptionError(
+                "what several adapters take in bits is told for an error; ask for one, or make the "
+                "bank of that size"
+            )
         if groups:  # they are named by the first way of grouping
             asked = replace(asked, group_by=rules_of(asked.group_by)[0])
         named = _restricted(_named(adapters), asked.group_by, groups)
@@ -149,7 +159,17 @@ class Analysing:
             question.bound(division, energy),
             self._bank(),
             self.lotr_sources,
+            self._in_bits(best.way),
         )
+
+    def _in_bits(self, way: Stacking) -> BitsCost | None:
+        """The file of one adapter in bits, made aside."""
+        if self.asked.coding == "none" or len(self.adapters) > 1:
+            return None
+        (adapter,) = self.adapters.values()
+        asked = replace(self.asked, group_by=way.name, beside=())
+        done = Converting.of(adapter, asked, Where()).run()
+        return BitsCost(native_size(done.adapter), done.bytes_after, done.relative_error)
 
     def _bank(self) -> BankCost | None:
         """The bank of several adapters, made aside, where an error is asked for."""
@@ -164,7 +184,15 @@ class Analysing:
         by, dtype = rules_of(asked.group_by)[0], asked.dtype
         with TemporaryDirectory() as folder:
             path = Path(folder) / "bank.lotr.safetensors"
-            made = make_bank(named, path, rule, group_by=by, dtype=dtype, any_base=True)
+            made = make_bank(
+                named,
+                path,
+                rule,
+                group_by=by,
+                dtype=dtype,
+                any_base=True,
+                coding=asked.coding,
+            )
             together = isinstance(rule, TotalError)
             return BankCost(
                 path.stat().st_size,

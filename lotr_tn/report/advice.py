@@ -31,7 +31,8 @@ def verdict_lines(record: dict[str, Any]) -> list[str]:
     """What a person should read first, a sentence each."""
     if all(group["norm"] == 0 for group in record["groups"]):
         return [ALL_ZERO]
-    sentences = [_recommendation(record), *_sharing(record), *_other_stackings(record)]
+    sentences = [_recommendation(record), *_in_bits(record)]
+    sentences += [*_sharing(record), *_other_stackings(record)]
     if not record["met"]:
         sentences.append(
             f"What was asked, {question_text(record['question'])}, cannot be met in "
@@ -97,6 +98,16 @@ def _recommendation(record: dict[str, Any]) -> str:
     if after > HARDLY * before:
         return f"It hardly compresses: the smallest form, {how}, takes {size}."
     return f"Smallest: {how} takes {size}."
+
+
+def _in_bits(record: dict[str, Any]) -> list[str]:
+    """What it takes in bits, where that was asked."""
+    if (found := record["in_bits"]) is None:
+        return []
+    before, after = record["bytes"], found["update_bytes"]
+    sizes = f"{byte_size(before)} -> {byte_size(after)}, in a file of {byte_size(found['bytes'])}"
+    loses = f"at {percent(found['relative_error'])} error, measured"
+    return [f"In bits it takes {times(after, before)} the bytes ({sizes}) {loses}."]
 
 
 def _how(record: dict[str, Any], forms: set[str]) -> str:

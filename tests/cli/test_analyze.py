@@ -1,9 +1,14 @@
 """`lotr analyze`, and `lotr convert --format auto`, as a user meets them."""
 
+import json
+import shlex
+from pathlib import Path
+
 import pytest
 from safetensors import safe_open
 
 import lotr_tn as lt
+from lotr_tn.report.numbers import byte_size
 from tests.cli.conftest import of_json
 from tests.files import peft_models as pm
 
@@ -356,3 +361,37 @@ def test_refused_input_exits_1(lotr, demo_adapter):
         assert (status, out) == (1, ""), arguments
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_bits_are_told_as_they_are_written(lotr, demo_adapter):
+    status, out, _ = lotr("analyze", demo_adapter, "--rel-error", "0.2", "--coding", "auto")
+    assert status == 0
+    *_, command = out.strip().split("Next ")
+    assert "--coding" in command
+    _, out, _ = lotr("analyze", demo_adapter, "--rel-error=0.2", "--coding=auto", "--json")
+    told = json.loads(out)
+    words = " ".join(told["verdict"])
+    assert f"in a file of {byte_size(told['in_bits']['bytes'])}) at" in words
+    status, _, err = lotr(*shlex.split(command)[1:], "-o", "bits.lotr.safetensors")
+    assert status == 0, err
+    assert Path("bits.lotr.safetensors").stat().st_size == told["in_bits"]["bytes"]
+    assert told["in_bits"]["bytes"] < 0.5 * told["recommended"]["bytes"]
+    assert told["in_bits"]["relative_error"] <= 0.2
+
+
+def test_a_bank_in_bits_is_told_as_it_is_written(lotr, two):
+    asked = "--rel-error", "0.3", "--coding", "auto"
+    _, out, _ = lotr("analyze", *two, *asked, "--json")
+    told = json.loads(out)["recommended"]["bytes"]
+    status, _, err = lotr("bank", "make", *two, *asked, "-o", "bits.lotr.safetensors")
+    assert status == 0, err
+    assert Path("bits.lotr.safetensors").stat().st_size == told
+
+
+@pytest.mark.parametrize(
+    "options", [("--dtype", "float16"), ("--max-rank", "3"), ("--max-params", "5000")]
+)
+def test_bits_with_what_they_do_not_go_with_are_refused(options, lotr, demo_adapter):
+    status, out, err = lotr("analyze", demo_adapter, *options, "--coding", "auto")
+    assert (status, out) == (2, "")
+    assert "coding" in err

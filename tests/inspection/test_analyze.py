@@ -264,3 +264,9 @@ def test_random_factors_do_not_compress(data):
     assert record["verdict"][0].startswith("Nothing compresses: at most 0.05 relative error")
     assert "do not share a subspace" in record["verdict"][1]
     assert record["recommended"]["params"] == record["params"]
+
+
+def test_bits_of_several_for_a_size_are_refused(demo_adapter):
+    adapters = [lt.load_adapter(demo_adapter)] * 2
+    with pytest.raises(OptionError, match="told for an error"):
+        analyze_adapters(adapters, lt.Budget(bytes=50_000), coding="auto")

@@ -12,9 +12,9 @@ from lotr_tn.files.places import name_of, untaken
 ENDING = ".lotr.safetensors"
 ORDER = ("before", "asked", "limits", "after")
 LIMITS = ("--min-rank", "--max-rank")  # of ranks that are chosen, not of ranks that are told
-CONVERT = ("--each-layer", "--group-by", "--dtype")
+CONVERT = ("--each-layer", "--group-by", "--dtype", "--coding")
 STACKS = {"adapters": "--stack=adapters", "adapters-layers": "--stack=layers"}  # of a bank
-BANK = ("--group-by", "--map-prefix", "--dtype")
+BANK = ("--group-by", "--map-prefix", "--dtype", "--coding")
 
 
 def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> dict[str, Any]:
