@@ -97,12 +97,13 @@ def _recommendation(record: dict[str, Any]) -> str:
         return f"Best of this size: {how}, {size}."
     if after > HARDLY * before:
         return f"It hardly compresses: the smallest form, {how}, takes {size}."
-    return f"Smallest: {how} takes {size}."
+    which = "Smallest in numbers" if record.get("in_bits") else "Smallest"
+    return f"{which}: {how} takes {size}."
 
 
 def _in_bits(record: dict[str, Any]) -> list[str]:
     """What it takes in bits, where that was asked."""
-    if (found := record["in_bits"]) is None:
+    if (found := record.get("in_bits")) is None:
         return []
     before, after = record["bytes"], found["update_bytes"]
     sizes = f"{byte_size(before)} -> {byte_size(after)}, in a file of {byte_size(found['bytes'])}"

@@ -371,6 +371,7 @@ def test_bits_are_told_as_they_are_written(lotr, demo_adapter):
     _, out, _ = lotr("analyze", demo_adapter, "--rel-error=0.2", "--coding=auto", "--json")
     told = json.loads(out)
     words = " ".join(told["verdict"])
+    assert words.startswith("Smallest in numbers: ")
     assert f"in a file of {byte_size(told['in_bits']['bytes'])}) at" in words
     status, _, err = lotr(*shlex.split(command)[1:], "-o", "bits.lotr.safetensors")
     assert status == 0, err

@@ -90,7 +90,7 @@ aria-describedby="command">Copy</button></div>
 def _says(record: dict[str, Any]) -> str:
     if len(record["sources"]) > 1:
         return "To put these adapters into one file, a bank:"
-    return "To write what is recommended:"
+    return "To write it in bits:" if record.get("in_bits") else "To write what is recommended:"
 
 
 def _stack(record: dict[str, Any]) -> str | None:
