@@ -175,7 +175,9 @@ def _directions(
     values, vectors = eigh(weighed @ weighed.T, xp=xp)
     values, vectors = values[::-1], np.ascontiguousarray(vectors[:, ::-1])
     if values.size and values[-1] > WELL_CONDITIONED**2 * values[0]:
-        return vectors.T @ x, np.sqrt(values)
+        # not the roots, of which small ones would have lost digits
+        sigma = np.linalg.norm(vectors.T @ weighed, axis=1)
+        return vectors.T @ x, np.sort(sigma)[::-1]
     vectors, sigma, _ = svd(weighed, xp=xp)
     return vectors.T @ x, sigma
 

@@ -262,10 +262,10 @@ def test_a_budget_that_is_too_small(unit):
     menus = [menu(subject, OPTIONS, unit, something=True) for subject in subjects]
     least = int(sum(min(points)[0] for points in menus))
     divide(subjects, lt.Budget(**{unit: least}), OPTIONS)
-    words = {"params": "parameters"}.get(unit, "bytes")
-    message = f"takes {least:,} {words}; the budget is {least - 1:,}: ask for more"
+    takes, words = ("takes", "parameters") if unit == "params" else ("takes up to", "bytes")
+    message = f"{takes} {least:,} {words}; the budget is {least - 1:,}: ask for more"
     with pytest.raises(OptionError, match=message):
         divide(subjects, lt.Budget(**{unit: least - 1}), OPTIONS)
-    kept = f"takes {least + 50:,} {words}, 50 of them for what is kept as it is"
+    kept = f"{takes} {least + 50:,} {words}, 50 of them for what is kept as it is"
     with pytest.raises(OptionError, match=kept):
         divide(subjects, lt.Budget(**{unit: least + 49}), OPTIONS, spent=50)

@@ -134,6 +134,17 @@ def test_spectra_are_those_of_the_unfoldings(backend, stack):
         assert np.allclose(values, wanted, rtol=1e-10, atol=1e-13 * size)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_small_singular_values_keep_their_digits(seed):
+    rng = np.random.default_rng(seed)
+    u, v = (np.linalg.qr(rng.standard_normal((size, 12)))[0] for size in (40, 30))
+    sizes, mix = np.geomspace(1, 1.5e-5, 12), rng.standard_normal((12, 12))
+    stack = lt.LoRAStack(u * sizes @ mix, np.linalg.solve(mix, v.T), (12,))
+    found = lt.analysis.mode_spectra(stack)
+    for values in (found.left, found.right):
+        assert np.allclose(values, sizes, rtol=0, atol=2e-14)
+
+
 def test_ranks_of_a_planted_stack():
     found = lt.analysis.mode_spectra(decaying(0, 10.0))
     assert found.numerical_ranks == (7, 7)
