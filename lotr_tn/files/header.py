@@ -166,11 +166,12 @@ def described_layout(layout: Layout) -> dict[str, Any]:
 
 
 def told_once(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`modules`, and as `each` what is the same for all of them, which is most."""
+    """`modules`, and as `each` what is the same for all of them: mostly all but the name."""
     each, _ = told_apart(entries)
     each.pop("name", None)
     own = [{key: one[key] for key in one if key not in each} for one in entries]
-    return {"each": each, "modules": own}
+    named = [one["name"] if one.keys() == {"name"} else one for one in own]
+    return {"each": each, "modules": named}
 
 
 def told_apart(
@@ -186,7 +187,8 @@ def modules_of(what: str, described: Mapping[str, Any]) -> list[Mapping[str, Any
     """The modules as `told_once` tells them; earlier files tell all of each."""
     each = table(f"what is alike in {what}", described.get("each", {}))
     entries = sequence(f"the modules of {what}", described["modules"])
-    return [{**each, **table("a module", one)} for one in entries]
+    named = ({"name": one} if isinstance(one, str) else table("a module", one) for one in entries)
+    return [{**each, **one} for one in named]
 
 
 def layout_of(module: Mapping[str, Any]) -> Layout:

@@ -321,4 +321,6 @@ def told_whole(header):
     """The header of a bank in which each group tells all of itself."""
     each = header.pop("each")
     header["groups"] = {name: {**each, **own} for name, own in header["groups"].items()}
+    for group in header["groups"].values():
+        group["modules"] = [{"name": name} for name in group["modules"]]
     return header

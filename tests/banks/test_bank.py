@@ -277,7 +277,7 @@ HOSTILE = {
     "three sizes": ((*GROUP, "shape"), [23, 17, 2], "makes no sense"),
     "no size": ((*GROUP, "shape"), [0, 17], "has the shape 0x17"),
     "no module": ((*GROUP, "modules"), [], "has no module"),
-    "a module of text": ((*GROUP, "modules"), ["q"], "makes no sense"),
+    "a module of a number": ((*GROUP, "modules"), [3], "makes no sense"),
     "an unknown layout": ((*GROUP, "modules", 0, "layout"), "round", "unknown layout"),
     "groups that do not divide": ((*GROUP, "modules", 0, "groups"), 5, "layout"),
     "no groups": ((*GROUP, "modules", 0, "groups"), 0, "layout"),

@@ -327,7 +327,12 @@ def set_in(format, key, value):
 
 
 def in_module(format, **changed):
-    return lambda header: group_with(header, format)["modules"][0].update(changed)
+    def change(header):
+        modules = group_with(header, format)["modules"]
+        first = {"name": modules[0]} if isinstance(modules[0], str) else modules[0]
+        modules[0] = {**first, **changed}
+
+    return change
 
 
 def certified(**changed):
