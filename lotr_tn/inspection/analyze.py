@@ -107,10 +107,10 @@ class Analysing:
         if isinstance(rule, FixedRank):
             raise OptionError("an analysis asks for an error or a size; ranks are what it answers")
         require_codable(asked)
-        if asked.coding != "none" and len(adapters) > 1 and isinstance(rule, Budget):
+        if asked.coding != "none" and len(adapters) > 1 and _bank_error(asked) is None:
             raise OptionError(
-                "what several adapters take in bits is told for an error; ask for one, or make the "
-                "bank of that size"
+                "what several adapters take in bits is told for an error of each, or of all "
+                "together; ask for one, or make the bank that you mean"
             )
         if groups:  # they are named by the first way of grouping
             asked = replace(asked, group_by=rules_of(asked.group_by)[0])
@@ -173,9 +173,8 @@ class Analysing:
 
     def _bank(self) -> BankCost | None:
         """The bank of several adapters, made aside, where an error is asked for."""
-        rule, asked = self.rule, self.asked
-        free = asked.limits in (None, RankLimits()) and not asked.each_layer
-        if len(self.adapters) < 2 or not free or not isinstance(rule, RelativeError | TotalError):
+        asked, rule = self.asked, _bank_error(self.asked)
+        if len(self.adapters) < 2 or rule is None:
             return None
         names = told_apart([name_of(Path(source)) for source in self.sources], self.sources)
         named = dict(zip(names, self.adapters.values(), strict=True))
@@ -279,6 +278,12 @@ class _Answered:
         count = len(self.way.groups)
         figures = numbers, self.bytes, self.error, chosen
         return StackingCost(self.way.name, self.way.label, count, *figures)
+
+
+def _bank_error(asked: Asked) -> RelativeError | TotalError | None:
+    """The error that a bank is made for; None where what is asked is none of a bank."""
+    free = asked.limits in (None, RankLimits()) and not asked.each_layer
+    return asked.rule if free and isinstance(asked.rule, RelativeError | TotalError) else None
 
 
 def _note(way: Stacking, asked: Asked, stack_all: bool) -> str | None:

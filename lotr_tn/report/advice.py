@@ -76,7 +76,6 @@ def _recommendation(record: dict[str, Any]) -> str:
     found, numbers = record["recommended"], f"{record['params']:,} parameters"
     before, after = record["bytes"], found["update_bytes"]
     forms = {group["recommended"] for group in record["groups"] if group["norm"]}
-    loses = f"at {percent(found['relative_error'])} error, measured"
     of_size = record["question"]["kind"] in ("max_params", "max_bytes")
     if all(map(is_kept, forms)):
         if of_size:
@@ -89,10 +88,9 @@ def _recommendation(record: dict[str, Any]) -> str:
         together = record["question"]["kind"] == "total_error"
         whom = "all together" if together else "the worst adapter"
         sizes = f"{byte_size(found['bytes'])}, its updates {file_growth(before, after)}"
-        return f"One bank takes {sizes}, {whom} {loses}."
+        return f"One bank takes {sizes}, {whom} {_lost(found)}."
     how = _how(record, forms)
-    sizes = f"{byte_size(before)} -> {byte_size(after)}, in a file of {byte_size(found['bytes'])}"
-    size = f"{times(after, before)} the bytes ({sizes}) {loses}"
+    size = _taken(before, found)
     if of_size:
         return f"Best of this size: {how}, {size}."
     if after > HARDLY * before:
@@ -105,10 +103,18 @@ def _in_bits(record: dict[str, Any]) -> list[str]:
     """What it takes in bits, where that was asked."""
     if (found := record.get("in_bits")) is None:
         return []
-    before, after = record["bytes"], found["update_bytes"]
+    return [f"In bits it takes {_taken(record['bytes'], found)}."]
+
+
+def _taken(before: int, found: dict[str, Any]) -> str:
+    """What updates of so many bytes take when a file is written, and what that loses."""
+    after = found["update_bytes"]
     sizes = f"{byte_size(before)} -> {byte_size(after)}, in a file of {byte_size(found['bytes'])}"
-    loses = f"at {percent(found['relative_error'])} error, measured"
-    return [f"In bits it takes {times(after, before)} the bytes ({sizes}) {loses}."]
+    return f"{times(after, before)} the bytes ({sizes}) {_lost(found)}"
+
+
+def _lost(found: dict[str, Any]) -> str:
+    return f"at {percent(found['relative_error'])} error, measured"
 
 
 def _how(record: dict[str, Any], forms: set[str]) -> str:

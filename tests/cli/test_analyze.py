@@ -396,3 +396,9 @@ def test_bits_with_what_they_do_not_go_with_are_refused(options, lotr, demo_adap
     status, out, err = lotr("analyze", demo_adapter, *options, "--coding", "auto")
     assert (status, out) == (2, "")
     assert "coding" in err
+
+
+def test_bits_of_several_within_each_layer_are_refused(lotr, two):
+    status, out, err = lotr("analyze", *two, "--rel-error=0.3", "--each-layer", "--coding=auto")
+    assert (status, out) == (2, "")
+    assert "in bits is told for an error of each" in err

@@ -268,5 +268,5 @@ def test_random_factors_do_not_compress(data):
 
 def test_bits_of_several_for_a_size_are_refused(demo_adapter):
     adapters = [lt.load_adapter(demo_adapter)] * 2
-    with pytest.raises(OptionError, match="told for an error"):
+    with pytest.raises(OptionError, match="told for an error of each"):
         analyze_adapters(adapters, lt.Budget(bytes=50_000), coding="auto")

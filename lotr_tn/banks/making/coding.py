@@ -21,7 +21,7 @@ from lotr_tn.coding.cores import Columns, SharedDirections, encode_core, levels_
 from lotr_tn.coding.directions import encode_directions
 from lotr_tn.coding.quantise import SLOPE
 from lotr_tn.coding.tables import LARGEST
-from lotr_tn.conversion.coding import LEAST, finest_within
+from lotr_tn.conversion.coding import finest_within
 from lotr_tn.decompose.coded import METHOD, Codable, codable, largest_step
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import eigh, qr
@@ -284,7 +284,7 @@ class _Together:
             room = 8 * rule.size
             finest = largest_step(lambda step: room / max(self.bits(step), 1.0), self.largest)
             return self.largest / LARGEST if finest is None else finest
-        within = max(rule.epsilon, LEAST)
+        within = rule.epsilon
         return largest_step(lambda step: self.errors(step).max() / within, self.largest, near)
 
     def made(self, step: float, coding: Coding) -> tuple[Made, ...] | None:

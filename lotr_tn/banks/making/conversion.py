@@ -33,10 +33,10 @@ from lotr_tn.linalg.ranks import Budget, FixedRank, RelativeError, TotalError
 
 StackingChoice: TypeAlias = Literal["auto", "adapters", "layers", "all"]
 STACKINGS: tuple[Stacking, ...] = ("adapters", "layers", "all")
+ROUTES: tuple[Route, ...] = ("auto", "whole", "updated", "sketch", "apart")
+
 NOTHING = 1e-15
 """A relative error that rounding alone exceeds."""
-
-ROUTES: tuple[Route, ...] = ("auto", "whole", "updated", "sketch", "apart")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
