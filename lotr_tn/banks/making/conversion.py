@@ -35,8 +35,8 @@ StackingChoice: TypeAlias = Literal["auto", "adapters", "layers", "all"]
 STACKINGS: tuple[Stacking, ...] = ("adapters", "layers", "all")
 ROUTES: tuple[Route, ...] = ("auto", "whole", "updated", "sketch", "apart")
 
-NOTHING = 1e-15
-"""A relative error that rounding alone exceeds."""
+NOTHING = 1e-30
+"""A relative error that any rounding exceeds."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
