@@ -108,27 +108,40 @@ class Directions:
         found = np.argsort(-worth, kind="stable")
         return modules[found], places[found]
 
-    def stored(self, kept: int, way: Callable[[np.ndarray], Stored]) -> tuple[float, int]:
-        """The relative error and the bytes of so many directions."""
+    def rounded(self, kept: int, way: Callable[[np.ndarray], Stored]) -> tuple[list[Pair], int]:
+        """What comes back of so many directions, and the bytes that they took."""
         modules, places = (x[:kept] for x in self.order)
-        lost = size = 0
+        pairs, size = [], 0
         for at, pair in enumerate(self.pairs):
             mine = np.sort(places[modules == at])
             (x, one), (y, other) = (way(side[:, mine]) for side in pair)
+            pairs.append((x, y))
+            size += one + other
+        return pairs, size
+
+    def error(self, pairs: list[Pair]) -> float:
+        """The relative error of these products in place of the adapter's."""
+        lost = 0.0
+        for pair, (x, y) in zip(self.pairs, pairs, strict=True):
             left, right = np.hstack([pair[0], x]), np.hstack([pair[1], -y])
             lost += float(((left.T @ left) * (right.T @ right)).sum())
-            size += one + other
-        return (max(lost, 0.0) / self.energy) ** 0.5, size
+        return (max(lost, 0.0) / self.energy) ** 0.5
 
-    def bytes_at(self, error: float, way: Callable[[np.ndarray], Stored]) -> int | None:
-        """The bytes at an error; None where this way cannot be as near as that."""
+    def fewest(self, error: float, way: Callable[[np.ndarray], Stored]) -> int | None:
+        """How many directions it takes for an error; None where this way is never so near."""
         low, high = 0, len(self.order[0])
-        if self.stored(high, way)[0] > error:
+        if self.error(self.rounded(high, way)[0]) > error:
             return None
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.stored(middle, way)[0] <= error else (middle, high)
-        return self.stored(high, way)[1]
+            enough = self.error(self.rounded(middle, way)[0]) <= error
+            low, high = (low, middle) if enough else (middle, high)
+        return high
+
+    def bytes_at(self, error: float, way: Callable[[np.ndarray], Stored]) -> int | None:
+        """The bytes at an error; None where this way cannot be as near as that."""
+        kept = self.fewest(error, way)
+        return None if kept is None else self.rounded(kept, way)[1]
 
 
 def zstd_bytes(adapter: lt.LoRAAdapter) -> int | None:

@@ -35,13 +35,16 @@ def test_what_comes_back_is_as_near_as_its_bits(way, most):
 def test_as_many_directions_are_kept_as_it_takes(adapter):
     directions = Directions.of(adapter)
     way = WAYS["ranks cut, float32"]
-    size = directions.bytes_at(0.1, way)
-    assert size is not None
-    counts = range(len(directions.order[0]) + 1)
-    kept = next(count for count in counts if directions.stored(count, way)[1] == size)
-    assert directions.stored(kept, way)[0] <= 0.1 < directions.stored(kept - 1, way)[0]
+
+    def error(count):
+        return directions.error(directions.rounded(count, way)[0])
+
+    kept = directions.fewest(0.1, way)
+    assert kept is not None
+    assert error(kept) <= 0.1 < error(kept - 1)
+    assert directions.bytes_at(0.1, way) == directions.rounded(kept, way)[1]
     values = np.sort(np.concatenate(directions.values))
-    assert directions.stored(0, way)[0] == pytest.approx(1)
+    assert error(0) == pytest.approx(1)
     assert directions.energy == pytest.approx((values**2).sum())
     assert directions.bytes_at(0.01, WAYS["ranks cut, int4 per 64"]) is None
 

@@ -12,6 +12,7 @@ from lotr_tn.analysis.division import bounded
 from lotr_tn.analysis.forms import LORA, FormatName
 from lotr_tn.analysis.subspaces import Overlaps
 from lotr_tn.errors import printable
+from lotr_tn.inspection.bits import BitsCurve
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class BankCost:
     met: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BitsCost:
     """What an adapter takes whose groups are held in bits where that takes less.
 
@@ -92,11 +93,14 @@ class BitsCost:
         bytes: of the file.
         update_bytes: of its updates.
         relative_error: of all updates together, measured.
+        curves: what it would take at other errors, by one step for all updates, and what each group
+            would by a step of its own; None where there is nothing to code.
     """
 
     bytes: int
     update_bytes: int
     relative_error: float
+    curves: tuple[BitsCurve, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

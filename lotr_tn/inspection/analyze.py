@@ -32,6 +32,7 @@ from lotr_tn.files.budget import spent_beside
 from lotr_tn.files.dialects.native import native_size
 from lotr_tn.files.places import name_of, told_apart
 from lotr_tn.inspection.analysis import Analysis, BankCost, BitsCost, GroupAnalysis, StackingCost
+from lotr_tn.inspection.bits import bits_curves
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RelativeError, TotalError
 
 PATH = 100  # whole-adapter budgets that are listed
@@ -159,17 +160,18 @@ class Analysing:
             question.bound(division, energy),
             self._bank(),
             self.lotr_sources,
-            self._in_bits(best.way),
+            self._in_bits(best),
         )
 
-    def _in_bits(self, way: Stacking) -> BitsCost | None:
+    def _in_bits(self, best: "_Answered") -> BitsCost | None:
         """The file of one adapter in bits, made aside."""
         if self.asked.coding == "none" or len(self.adapters) > 1:
             return None
         (adapter,) = self.adapters.values()
-        asked = replace(self.asked, group_by=way.name, beside=())
+        asked = replace(self.asked, group_by=best.way.name, beside=())
         done = Converting.of(adapter, asked, Where()).run()
-        return BitsCost(native_size(done.adapter), done.bytes_after, done.relative_error)
+        curves = bits_curves([one.stack for one in best.question.measured])
+        return BitsCost(native_size(done.adapter), done.bytes_after, done.relative_error, curves)
 
     def _bank(self) -> BankCost | None:
         """The bank of several adapters, made aside, where an error is asked for."""

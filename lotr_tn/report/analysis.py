@@ -12,6 +12,7 @@ from lotr_tn.analysis.error_surface import surface_of
 from lotr_tn.analysis.forms import FORMS, LORA, LOTR
 from lotr_tn.analysis.spectra import Spectra
 from lotr_tn.inspection.analysis import Analysis, GroupAnalysis, StackingCost
+from lotr_tn.inspection.bits import BitsCurve
 from lotr_tn.linalg.ranks import Budget, Energy, RelativeError, TotalError
 from lotr_tn.report.advice import group_advice, verdict_lines
 from lotr_tn.report.forms import is_pairs, label_of
@@ -29,6 +30,8 @@ BEYOND = 2.5  # how far beyond the LoRA's own size the LoTR front is listed
 def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, Any]:
     """What `lotr analyze --json` prints; with `surfaces`, what its page needs beside."""
     groups = [_group(group, analysis) for group in analysis.groups]
+    for group, curve in zip(groups, _bits_curves(analysis)[1:], strict=False):
+        group["in_bits"] = _bits_curve(curve)
     unit = "relative error" if isinstance(analysis.question, Budget) else "bytes"
     record: dict[str, Any] = {
         "sources": list(analysis.sources),
@@ -41,7 +44,7 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
         "params": analysis.parameters,
         "bytes": analysis.bytes,
         "recommended": _recommended(analysis),
-        "in_bits": None if analysis.in_bits is None else vars(analysis.in_bits),
+        "in_bits": _in_bits(analysis),
         "bound": analysis.bound,
         "bound_unit": None if analysis.bound is None else unit,
         "bound_forms": list(analysis.bound_forms),
@@ -52,6 +55,34 @@ def analysis_record(analysis: Analysis, *, surfaces: bool = False) -> dict[str, 
     }
     record["verdict"] = verdict_lines(record)
     return with_surfaces(record, analysis) if surfaces else record
+
+
+def _in_bits(analysis: Analysis) -> dict[str, Any] | None:
+    """What it takes in bits, at what was asked and at other errors."""
+    if (found := analysis.in_bits) is None:
+        return None
+    kept = ("bytes", "update_bytes", "relative_error")
+    curves = _bits_curves(analysis)
+    return {key: getattr(found, key) for key in kept} | {
+        "curve": _bits_curve(curves[0]) if curves else None,
+        "within": {f"{bound:g}": _bits_at(analysis, bound) for bound in ERRORS} if curves else {},
+    }
+
+
+def _bits_curves(analysis: Analysis) -> tuple[BitsCurve, ...]:
+    """Of all updates, and of each group; none where bits were not asked for."""
+    return (analysis.in_bits and analysis.in_bits.curves) or ()
+
+
+def _bits_curve(curve: BitsCurve) -> dict[str, Any]:
+    return {key: found.tolist() for key, found in vars(curve).items()}
+
+
+def _bits_at(analysis: Analysis, error: float) -> dict[str, float] | None:
+    """About the bytes of all updates in bits at an error, and a Gaussian's; None where unknown."""
+    curves = _bits_curves(analysis)
+    found = curves[0].at(error) if curves else None
+    return None if found is None else {"bytes": round(found[0]), "rate": round(found[1])}
 
 
 def _recommended(analysis: Analysis) -> dict[str, Any]:
@@ -97,11 +128,12 @@ def _stacking(cost: StackingCost) -> dict[str, Any]:
 
 
 def _budget(candidates: tuple[Candidate, ...], analysis: Analysis) -> dict[str, Any]:
-    subjects = [group.subject for group in analysis.groups]
+    error = joint_error(candidates, [group.subject for group in analysis.groups])
     return {
         "params": sum(candidate.parameters for candidate in candidates),
         "bytes": sum(candidate.bytes for candidate in candidates),
-        "relative_error": joint_error(candidates, subjects),
+        "relative_error": error,
+        "in_bits": _bits_at(analysis, error),
         "groups": [
             {
                 "format": candidate.format,

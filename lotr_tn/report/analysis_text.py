@@ -39,6 +39,8 @@ def analysis_text(
     parts.append(_groups(record, room, show_all))
     if show_all:
         parts.append(_at_errors(record))
+        if (record.get("in_bits") or {}).get("within"):
+            parts.append(_bits_at_errors(record))
         if len(record["stackings"]) > 1:
             parts.append(_stackings(record))
         parts += _candidates(record)
@@ -101,6 +103,18 @@ def _at_errors(record: dict[str, Any]) -> Table:
     for bound in next(iter(within.values())):
         sizes = [_least(record, form, bound) for form in formats]
         shown = ["-" if size is None else times(size, record["params"]) for size in sizes]
+        table.add_row(bound, *shown)
+    return table
+
+
+def _bits_at_errors(record: dict[str, Any]) -> Table:
+    """About the bytes of all updates at other errors of all of them, in numbers and in bits."""
+    table = plain_table("Bytes at, together", "in numbers", "in bits", "rate of a Gaussian model")
+    for bound, bits in record["in_bits"]["within"].items():
+        sizes = [b["bytes"] for b in record["budgets"] if b["relative_error"] <= float(bound)]
+        told = [bits["bytes"], bits["rate"]] if bits else [None, None]
+        found = [min(sizes, default=None), *told]
+        shown = ("-" if size is None else byte_size(size) for size in found)
         table.add_row(bound, *shown)
     return table
 

@@ -4,10 +4,20 @@ from typing import Any
 
 from lotr_tn.analysis.forms import FORMS, LOTR, Look
 
+IN_BITS, RATE = "in-bits", "gaussian-rate"
+BESIDE = {
+    IN_BITS: ("in bits", Look("#5e35a5", "#5e35a5", "#b99cff", "X", ())),
+    RATE: ("rate of a Gaussian model", Look("#5e35a5", "#5e35a5", "#b99cff", "X", (1, 1.5))),
+}
+"""What is drawn beside forms: its label, and how it looks."""
+
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # of one stored number
+
 
 def label_of(name: str) -> str:
     """For tables and legends."""
-    return FORMS[name].label if name in FORMS else name
+    return BESIDE[name][0] if name in BESIDE else FORMS[name].label if name in FORMS else name
 
 
 def phrase_of(name: str) -> str:
@@ -17,7 +27,7 @@ def phrase_of(name: str) -> str:
 
 def look_of(name: str) -> Look:
     """How it is drawn; the same grey for all that are unknown."""
-    return FORMS[name].look if name in FORMS else Look()
+    return BESIDE[name][1] if name in BESIDE else FORMS[name].look if name in FORMS else Look()
 
 
 def is_kept(name: str) -> bool:
@@ -37,6 +47,8 @@ def forms_in(record: dict[str, Any]) -> list[str]:
     for group in groups:
         parts = (*group["curves"], *group["candidates"], *group["clusters"])
         named += [part["format"] for part in parts]
+    if any(group.get("in_bits") for group in groups):
+        named += BESIDE
     return list(dict.fromkeys([LOTR.name, *named]))
 
 
@@ -44,6 +56,11 @@ def candidate_of(group: dict[str, Any], form: str | None = None) -> dict[str, An
     """The candidate of a group in one form, or in the one that is recommended."""
     wanted = group["recommended"] if form is None else form
     return next((c for c in group["candidates"] if c["format"] == wanted), None)
+
+
+def number_bytes(record: dict[str, Any]) -> int | None:
+    """Bytes of one number of what is not kept as it is; None for a dtype that is not known."""
+    return BYTES.get(record["dtype"])
 
 
 def form_record(name: str) -> dict[str, Any]:

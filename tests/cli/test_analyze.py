@@ -380,6 +380,23 @@ def test_bits_are_told_as_they_are_written(lotr, demo_adapter):
     assert told["in_bits"]["relative_error"] <= 0.2
 
 
+def test_bits_at_other_errors_are_told_with_all(lotr, demo_adapter):
+    asked = "analyze", demo_adapter, "--rel-error=0.2", "--coding=auto", "--group=v_proj"
+    told = json.loads(lotr(*asked, "--json")[1])
+    within = told["in_bits"]["within"]
+    table = lotr(*asked, "--all")[1].partition("Bytes at, together")[2].partition("Form")[0]
+    for bound, bits in within.items():
+        (row,) = (x for x in table.splitlines() if x.split()[:1] == [bound])
+        least = min(b["bytes"] for b in told["budgets"] if b["relative_error"] <= float(bound))
+        assert bits["rate"] < bits["bytes"] < least
+        assert row.split()[1:] == [
+            word
+            for size in (least, bits["bytes"], bits["rate"])
+            for word in byte_size(size).split()
+        ]
+    assert "Bytes at" not in lotr(*asked)[1]
+
+
 def test_a_bank_in_bits_is_told_as_it_is_written(lotr, two):
     asked = "--rel-error", "0.3", "--coding", "auto"
     _, out, _ = lotr("analyze", *two, *asked, "--json")

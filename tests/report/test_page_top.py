@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lotr_tn.cli.main import app
-from lotr_tn.report.numbers import error, percent, times
+from lotr_tn.report.numbers import byte_size, error, percent, times
 from lotr_tn.report.page import page_html
 from tests.report.page_records import DEMO, FORMS, empty_group
 from tests.report.test_page_in_browser import MOVE, only
@@ -143,6 +143,50 @@ def test_the_commands_write_what_the_page_shows(show, tmp_path, monkeypatch):
     groups = written("pair-line")["groups"]
     assert {tuple(group["ranks"]) for group in groups} == {(4, 3)}
     assert groups[0]["relative_error"] <= 1.001 * float(page.locator("#now-error").inner_text())
+
+
+def test_in_bits_the_page_tells_bytes_of_both_and_writes_them(show, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--rel-error=0.3", "--each-layer", "--group=v_proj", "--group-by=kind"]
+    asked += ["--coding=auto", "--html=a.html", "--json"]
+    done = CliRunner().invoke(app, ["analyze", str(DEMO), *asked])
+    record, page = json.loads(done.stdout), show(tmp_path / "a.html")
+    bits, best = record["in_bits"], record["recommended"]
+
+    def shown(name: str) -> str:
+        return page.locator(f"#all-{name}").inner_text().replace("\xa0", " ")
+
+    saving = page.locator(".saving").inner_text()
+    assert times(bits["update_bytes"], record["bytes"]) in saving
+    assert f"{byte_size(best['update_bytes'])} in numbers" in saving
+    assert page.locator("#all-bytes-name").inner_text() == "In bits"
+    assert shown("bytes") == byte_size(bits["update_bytes"])
+    assert shown("params") == byte_size(best["update_bytes"])
+    assert "--each-layer" in line(page)
+    for host in ("whole", "front"):
+        legend = page.locator(f"#{host}-legend").inner_text()
+        assert "in bits" in legend
+        assert "rate of a Gaussian model" in legend
+        assert page.locator(f"#{host}-chart .curve.form-in-bits").count() == 1
+        assert page.locator(f"#{host}-chart .curve.form-gaussian-rate").count() == 1
+        assert "bytes of the updates" in page.locator(f"#{host}-chart").text_content()
+    page.evaluate(MOVE, ["budget", 30])
+    budget = record["budgets"][30]
+    assert shown("bytes") == f"≈ {byte_size(budget['in_bits']['bytes'])}"
+    assert shown("params") == byte_size(budget["bytes"])
+    words = line(page)
+    assert words.endswith(
+        f"--total-error {error(budget['relative_error'])} --coding=auto --group-by=kind"
+    )
+    page.evaluate(MOVE, ["r1", 4])
+    assert "--coding" not in line(page, "pair-line")
+    assert "--each-layer" not in line(page, "pair-line")
+    last = len(record["budgets"]) - 1
+    page.evaluate(MOVE, ["budget", last])
+    assert shown("bytes") == "-"
+    assert line(page).endswith(f"--max-params {record['budgets'][last]['params']} --group-by=kind")
+    done = CliRunner().invoke(app, [*shlex.split(words)[1:], "--json"])
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,26 @@ def test_a_script_that_the_font_lacks_is_no_warning(tmp_path: Path) -> None:
     assert "适配器" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
 
 
+def test_bits_are_drawn_in_bytes_beside_a_gaussian_rate() -> None:
+    one = group(layers=3)
+    sizes, errors = [900.0, 300.0, 40.0], [0.01, 0.1, 0.6]
+    bits = {"bytes": sizes, "rate": [800.0, 250.0, 0.0], "relative_error": errors}
+    record = record_of(one | {"in_bits": bits}) | {
+        "in_bits": {"bytes": 1234, "update_bytes": 300, "relative_error": 0.1}
+    }
+    figure = drawn(record)
+    ax = panel(figure, 1)
+    assert ax.get_xlabel() == "bytes (of the updates, without a header)"
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert lines["in bits"].get_xdata().tolist() == sizes
+    assert lines["rate of a Gaussian model"].get_xdata().tolist() == [800.0, 250.0]
+    assert lines["LoRA as it is"].get_xdata()[0] == one["bytes"]
+    best = next(c for c in one["candidates"] if c["format"] == one["recommended"])
+    assert lines["best in numbers"].get_xdata().tolist() == [best["bytes"]]
+    assert "In bits: 1.23 kB, relative error 0.1 (Frobenius)." in words(figure)
+    assert "Error against bytes" in [x.get_title().get_text() for x in legends(figure)]
+
+
 def test_formats_differ_without_colour() -> None:
     for kind in ("dashes", "marker", "colour"):
         looks = [str(getattr(form.look, kind)) for form in FORMS.values()]

@@ -1,8 +1,8 @@
 // The commands that write what is shown, and the tables that are wider than the screen.
 
 // A line is broken before an option, and never after a hyphen.
-function sayCommand(id, ...question) {
-  const { before, after } = record.command;
+function sayCommand(id, after, ...question) {
+  const { before } = record.command;
   const words = [before, ...question, after].filter((part) => part).join(" ").split(/ (?=-)/);
   byId(id).replaceChildren(...words.flatMap((word, i) => [i ? " " : "", element("span", {}, word)]));
   say(id + "-copied", "");
@@ -11,25 +11,32 @@ function sayCommand(id, ...question) {
 const several = () => record.sources.length > 1;
 const recommendedWords = byId("command-says").textContent;
 
-// For a number of parameters; null for what is recommended.
-function budgetCommand(params) {
-  const words = several() ? "To put these adapters into a bank of at most so many parameters:" : "To write the best of so many parameters:";
-  say("command-says", params === null ? recommendedWords : words);
-  const { asked, limits } = record.command;
-  sayCommand("command", params === null ? asked : `--format auto --max-params ${params}`, limits);
-  byId("recommended").hidden = params === null;
+// For a budget; null for what is recommended.
+function budgetCommand(budget) {
+  const { asked, limits, after, rest } = record.command;
+  byId("recommended").hidden = budget === null;
+  if (budget === null) {
+    say("command-says", recommendedWords);
+    sayCommand("command", after, asked, limits);
+  } else if (inBytes() && budget.in_bits) {
+    say("command-says", "To write it in bits at this error of all updates:");
+    sayCommand("command", rest, `--format auto --total-error ${error(budget.relative_error)} --coding=auto`, limits);
+  } else {
+    say("command-says", several() ? "To put these adapters into a bank of at most so many parameters:" : "To write the best of so many parameters:");
+    sayCommand("command", rest, `--format auto --max-params ${budget.params}`, limits);
+  }
 }
 
 // For a pair of ranks, which a conversion gives to every group; none where there is nothing to keep,
 // and none where a bank would stack otherwise.
 function pairCommand(pair) {
-  const { stack } = record.command;
+  const { stack, rest } = record.command;
   const there = pair && pair.r1 > 0 && pair.r2 > 0 && stack !== null;
   byId("pair-command").hidden = !there;
   if (!there) return;
   const which = record.groups.length > 1 ? "these ranks for every group" : "these ranks";
   say("pair-says", `To write LoTR with ${which}${several() ? ", as a bank" : ""}:`);
-  sayCommand("pair-line", `--format lotr --rank ${pair.r1},${pair.r2}`, stack);
+  sayCommand("pair-line", rest, `--format lotr --rank ${pair.r1},${pair.r2}`, stack);
 }
 
 // Selects a line as well, so that it can be copied by hand where the browser refuses.

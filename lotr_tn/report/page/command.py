@@ -13,6 +13,7 @@ ENDING = ".lotr.safetensors"
 ORDER = ("before", "asked", "limits", "after")
 LIMITS = ("--min-rank", "--max-rank")  # of ranks that are chosen, not of ranks that are told
 CONVERT = ("--each-layer", "--group-by", "--dtype", "--coding")
+ASKED_WITH = ("--coding", "--each-layer")  # what does not go with every question
 STACKS = {"adapters": "--stack=adapters", "adapters-layers": "--stack=layers"}  # of a bank
 BANK = ("--group-by", "--map-prefix", "--dtype", "--coding")
 
@@ -28,7 +29,8 @@ def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> 
     Returns:
         What stands before the question and after it, quoted for a shell; the question of the
         analysis; the limits on the ranks that it may choose; the way of stacking, None where a
-        bank has no such way; and the options that this command has not.
+        bank has no such way; the options that this command has not; and what stands after
+        another question, with which some options do not go.
     """
     several = len(record["sources"]) > 1
     limits, others = ((), BANK) if several else (LIMITS, CONVERT)
@@ -46,6 +48,7 @@ def command_parts(record: dict[str, Any], told: Mapping[str, Sequence[str]]) -> 
         "limits": shlex.join(kept(limits)),
         "stack": _stack(record) if several else "",
         "after": shlex.join([*kept(others), *target]),
+        "rest": shlex.join([*kept([n for n in others if n not in ASKED_WITH]), *target]),
         "left": [f"{n} {value}".strip() for n, value in given if n not in (*limits, *others)],
     }
 

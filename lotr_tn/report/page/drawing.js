@@ -123,6 +123,10 @@ function formKey(form, withLine) {
   return key;
 }
 
+function lineKey(form) {
+  return drawn("svg", { viewBox: "0 0 34 14", class: "form-key", "aria-hidden": "true" }, drawn("path", { d: "M1 7H33", class: formClass(form) + " curve" }));
+}
+
 function legend(host, entries) {
   const list = element("ul", { class: "legend" });
   for (const [key, words] of entries) list.append(element("li", {}, key, words));

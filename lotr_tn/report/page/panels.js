@@ -2,6 +2,20 @@
 
 const LABEL_ERROR = "relative error (Frobenius)";
 const LABEL_PARAMS = "parameters (stored numbers)";
+const LABEL_BYTES = "bytes of the updates";
+
+// Sizes are drawn in bytes where bits stand beside numbers, and else in numbers.
+const inBytes = () => Boolean(record.in_bits && record.in_bits.curve && record.number_bytes);
+const labelOfSize = () => (inBytes() ? LABEL_BYTES : LABEL_PARAMS);
+const drawnSize = (params) => (inBytes() ? params * record.number_bytes : params);
+const sizeOf = (part) => (inBytes() ? part.bytes : part.params);
+
+// The curves of bits and of a Gaussian model, as those of forms are.
+function besideForms(found) {
+  if (!found || !inBytes()) return [];
+  return [found.bytes, found.rate].map((x, i) => ({ form: BESIDE[i], x, y: found.relative_error }));
+}
+const BESIDE = ["in-bits", "gaussian-rate"];
 
 // A group with its packed numbers unpacked.
 function unpacked(group) {
@@ -26,40 +40,42 @@ function drawFront(view, record, subject) {
   const pairs = Object.keys(record.forms).find((form) => record.forms[form].pairs);
   const curves = group.curves.filter((curve) => !formOf(curve.format).pairs);
   const lines = [
-    ...curves.map((curve) => ({ form: curve.format, x: curve.params, y: curve.relative_error })),
-    { form: pairs, x: front.map((p) => p.params), y: front.map((p) => p.relative_error), dots: true },
+    ...curves.map((curve) => ({ form: curve.format, x: curve.params.map(drawnSize), y: curve.relative_error })),
+    ...besideForms(group.in_bits),
+    { form: pairs, x: front.map((p) => drawnSize(p.params)), y: front.map((p) => p.relative_error), dots: true },
   ];
   const points = group.candidates
     .filter((c) => c.params > 0 && c.relative_error !== null)
-    .map((c) => ({ form: c.format, x: c.params, y: c.relative_error, words: `${c.label}: ${thousands(c.params)} parameters, error ${error(c.relative_error)}` }));
+    .map((c) => ({ form: c.format, x: sizeOf(c), y: c.relative_error, words: `${c.label}: ${thousands(c.params)} parameters, error ${error(c.relative_error)}` }));
   const goal = goalOf(record.question, "rel_error");
   const known = view.surface ? extremes(view) : [];
   const rangeY = errorRange([...lines.flatMap((s) => s.y), ...points.map((p) => p.y)], goal);
   const drawnChart = chart(byId("front-chart"), {
-    name: `Error against parameters of ${group.name}`,
+    name: `Error against ${inBytes() ? "bytes" : "parameters"} of ${group.name}`,
     description: "",
-    rangeX: countRange([...lines.flatMap((s) => s.x), ...points.map((p) => p.x), group.params, ...known]),
+    rangeX: countRange([...lines.flatMap((s) => s.x), ...points.map((p) => p.x), sizeOf(group), ...known]),
     rangeY,
-    labelX: LABEL_PARAMS,
+    labelX: labelOfSize(),
     labelY: LABEL_ERROR,
     series: lines,
     points,
-    verticals: group.params > 0 ? [{ at: group.params, words: "LoRA as it is" }] : [],
+    verticals: group.params > 0 ? [{ at: sizeOf(group), words: "LoRA as it is" }] : [],
     horizontals: goal ? [{ at: goal, words: `asked: ${error(goal)}` }] : [],
     marked: true,
   });
   const forms = [...new Set([...lines, ...points].map((s) => s.form))];
   const label = (form) => (group.candidates.find((c) => c.format === form) || {}).label || formOf(form).label;
   const current = drawn("svg", { viewBox: "-17 -10 34 20", class: "form-key current", "aria-hidden": "true" }, drawn("circle", { r: 8 }), drawn("circle", { r: 2.5, class: "centre" }));
-  legend(byId("front-legend"), [...forms.map((form) => [formKey(form, !formOf(form).kept), label(form)]), [current, "the pair chosen, with its lower bound"]]);
-  say("front-caption", `Relative error against parameters, ${subject}. Lines: the best of every form; marks: the candidates. Errors below ${error(rangeY[0])} are drawn at the lower edge.`);
+  const key = (form) => (BESIDE.includes(form) ? lineKey(form) : formKey(form, !formOf(form).kept));
+  legend(byId("front-legend"), [...forms.map((form) => [key(form), label(form)]), [current, "the pair chosen, with its lower bound"]]);
+  say("front-caption", `Relative error against ${inBytes() ? "bytes of the updates" : "parameters"}, ${subject}. Lines: the best of every form; marks: the candidates. Errors below ${error(rangeY[0])} are drawn at the lower edge.`);
   return drawnChart;
 }
 
 // Parameters of the cheapest and of the dearest pair of a surface.
 function extremes(view) {
   const { r1, r2 } = view.surface;
-  return [view.parameters(r1[r1.length - 1], r2[r2.length - 1])];
+  return [drawnSize(view.parameters(r1[r1.length - 1], r2[r2.length - 1]))];
 }
 
 function drawLayers(view, subject) {

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lotr_tn.report.forms import form_record, forms_in
+from lotr_tn.report.forms import form_record, forms_in, number_bytes
 from lotr_tn.report.numbers import error
 
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # of one stored number
-SHOWN_ONLY = ("norm", "spectra", "stable_ranks", "curves", "front", "budgets")
+SHOWN_ONLY = ("norm", "spectra", "stable_ranks", "curves", "front", "budgets", "in_bits")
 """Parts of a record whose floats are only ever shown or drawn, with four digits."""
 
 
@@ -19,7 +18,7 @@ def payload(record: dict[str, Any]) -> str:
     """The record as JSON that may stand inside a script element; its numbers must be finite."""
     kept = {key: value for key, value in record.items() if key != "groups"}
     kept["budgets"] = _four_digits(record["budgets"])
-    kept["number_bytes"] = BYTES.get(record["dtype"])
+    kept["number_bytes"] = number_bytes(record)
     kept["forms"] = {name: form_record(name) for name in forms_in(record)}
     kept["groups"] = [_group(group) for group in record["groups"]]
     text = json.dumps(kept, allow_nan=False, ensure_ascii=True, separators=(",", ":"))

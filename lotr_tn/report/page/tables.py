@@ -25,16 +25,21 @@ def title(record: dict[str, Any]) -> str:
 
 def saving(record: dict[str, Any]) -> str:
     """What the recommended forms store and lose, in figures to be seen first."""
-    best = record["recommended"]
-    figures = (
-        (
-            "Parameters",
-            times(best["params"], record["params"]),
-            f"{count(best['params'])} of {count(record['params'])}",
-        ),
-        ("Size", byte_size(best["update_bytes"]), f"of {byte_size(record['bytes'])}"),
-        ("Relative error", percent(best["relative_error"]), "of all updates"),
-    )
+    best, bits = record["recommended"], record.get("in_bits")
+    before = f"of {byte_size(record['bytes'])}"
+    kept = f"{count(best['params'])} of {count(record['params'])}"
+    figures = [
+        ("Parameters", times(best["params"], record["params"]), kept),
+        ("Size", byte_size(best["update_bytes"]), before),
+    ]
+    if bits:
+        in_numbers = f"{byte_size(best['update_bytes'])} in numbers"
+        figures = [
+            ("In bits", times(bits["update_bytes"], record["bytes"]), before),
+            ("Size", byte_size(bits["update_bytes"]), in_numbers),
+        ]
+    lost = percent((bits or best)["relative_error"])
+    figures.append(("Relative error", lost, "of all updates"))
     return "".join(
         f"<div><dt>{name}</dt><dd><strong>{figure}</strong> <span>{more}</span></dd></div>"
         for name, figure, more in figures
@@ -71,12 +76,17 @@ def facts(record: dict[str, Any]) -> str:
     sources = "".join(f"<li>{escape(source)}</li>" for source in record["sources"])
     groups = record["groups"]
     modules = sum(len(group["modules"]) for group in groups)
+    which, in_bits = "Recommended", []
+    if bits := record.get("in_bits"):
+        file = f"a file of {byte_size(bits['bytes'])}, error {error(bits['relative_error'])}"
+        which, in_bits = "Best in numbers", [("In bits", file)]
     rows = [
         ("Adapters" if len(record["sources"]) > 1 else "Adapter", f"<ul>{sources}</ul>"),
         ("Base model", escape(record["base_model"] or "not named")),
         ("LoRA as it is", _amount(record)),
-        ("Recommended", f"{_amount(best)}, {times(best['params'], record['params'])}"),
+        (which, f"{_amount(best)}, {times(best['params'], record['params'])}"),
         ("Its relative error", error(best["relative_error"])),
+        *in_bits,
         ("Stored as", escape(record["dtype"])),
         ("Updates", f"{_plural(modules, 'module')} in {_plural(len(groups), 'group')}"),
     ]

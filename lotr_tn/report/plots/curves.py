@@ -7,9 +7,19 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lotr_tn.analysis.forms import LORA, LOTR, Look
-from lotr_tn.report.forms import candidate_of, is_kept, is_pairs, label_of, look_of
+from lotr_tn.report.forms import (
+    BESIDE,
+    IN_BITS,
+    RATE,
+    candidate_of,
+    is_kept,
+    is_pairs,
+    label_of,
+    look_of,
+)
 from lotr_tn.report.numbers import count, counted, error, rank_range, times
 from lotr_tn.report.plots.scales import (
+    BYTES_LABEL,
     ERROR_LABEL,
     PARAMS_LABEL,
     log_axis,
@@ -105,12 +115,20 @@ def error_floor(group: dict[str, Any], question: dict[str, Any]) -> float:
     return min(max(floor, min(drawn, default=floor) / 1.3), 0.1)
 
 
-def draw_errors(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> None:
-    """What each format loses at each size, with the LoRA's own size and the question."""
-    best = candidate_of(group)
-    ax.set_title(f"{shortened(group['name'], NAME)}: {_answer(group, best)}")
+def draw_errors(
+    ax: Axes, group: dict[str, Any], question: dict[str, Any], number: int | None = None
+) -> None:
+    """What each format loses at each size, with the LoRA's own size and the question.
+
+    In bytes where bits are drawn beside numbers, which take so many bytes each.
+    """
+    ax.set_title(f"{shortened(group['name'], NAME)}: {_answer(group, candidate_of(group))}")
     ax.set_xlabel(PARAMS_LABEL)
     ax.set_ylabel(ERROR_LABEL)
+    if number is not None and group.get("in_bits"):
+        ax.set_xlabel(BYTES_LABEL)
+        group = _in_bytes(group, number)
+    best = candidate_of(group)
     low = error_floor(group, question)
     sizes = [group["params"], *(c["params"] for c in group["candidates"])]
     near = [size for size in sizes if size <= NEAR * group["params"]]
@@ -120,6 +138,8 @@ def draw_errors(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> No
     for curve in group["curves"]:
         if not is_pairs(curve["format"]) or not group["front"]:
             sizes += _draw_curve(ax, curve, _label(group, curve["format"]), low, right)
+    for curve in _beside(group.get("in_bits")):
+        sizes += _draw_curve(ax, curve, label_of(curve["format"]), low, right)
     drawn = {curve["format"] for curve in group["curves"]}
     drawn |= {LOTR.name} if group["front"] else set()
     _draw_candidates(ax, group, drawn, low, right)
@@ -128,7 +148,7 @@ def draw_errors(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> No
         together = ", all groups together" if question["kind"] == "total_error" else ""
         ax.axhline(question["value"], color=ASKED, lw=1.1, label=f"asked error{together}", zorder=1)
     if best:
-        _draw_best(ax, best, low)
+        _draw_best(ax, best, low, "best in numbers" if group.get("in_bits") else "recommended")
     ax.set_xscale("log")
     ax.set_yscale("log")
     left = min(positive(sizes), default=1) / 1.2
@@ -137,6 +157,28 @@ def draw_errors(ax: Axes, group: dict[str, Any], question: dict[str, Any]) -> No
     log_axis(ax.xaxis, left, right, short_count)
     ax.set_ylim(low, 1.3)
     log_axis(ax.yaxis, low, 1.3, plain_number)
+
+
+def _in_bytes(group: dict[str, Any], number: int) -> dict[str, Any]:
+    """The group with bytes in place of all numbers of parameters."""
+
+    def of(part: dict[str, Any]) -> dict[str, Any]:
+        return part | {"params": part["bytes"] if "bytes" in part else number * part["params"]}
+
+    curves = [c | {"params": [number * size for size in c["params"]]} for c in group["curves"]]
+    lists = {key: [of(part) for part in group[key]] for key in ("candidates", "front")}
+    return of(group) | lists | {"curves": curves}
+
+
+def _beside(found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The curves of bits and of a Gaussian model, as those of formats are."""
+    if found is None:
+        return []
+    sizes = {IN_BITS: found["bytes"], RATE: found["rate"]}
+    return [
+        {"format": k, "params": v, "relative_error": found["relative_error"]}
+        for k, v in sizes.items()
+    ]
 
 
 def _answer(group: dict[str, Any], best: dict[str, Any] | None) -> str:
@@ -166,7 +208,7 @@ def _draw_curve(ax: Axes, curve: dict[str, Any], label: str, low: float, right: 
         [max(value, low / 10) for _, value in points],
         **line_of(look),
         label=label,
-        marker=look.marker,
+        marker="" if curve["format"] in BESIDE else look.marker,
         markevery=seen if len(seen) == 1 else [],
     )
     return [size for size, _ in points]
@@ -226,7 +268,7 @@ def _draw_candidates(
         )
 
 
-def _draw_best(ax: Axes, best: dict[str, Any], low: float) -> None:
+def _draw_best(ax: Axes, best: dict[str, Any], low: float, label: str) -> None:
     value = best["relative_error"] or 0.0
     ax.plot(
         [max(best["params"], 1)],
@@ -237,7 +279,7 @@ def _draw_best(ax: Axes, best: dict[str, Any], low: float) -> None:
         color=BEST,
         markeredgecolor=BLACK,
         markeredgewidth=0.7,
-        label="recommended",
+        label=label,
         zorder=4,
         clip_on=False,
         in_layout=False,

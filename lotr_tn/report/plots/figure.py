@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from lotr_tn.report.forms import number_bytes
 from lotr_tn.report.numbers import byte_size, count, error, times
 from lotr_tn.report.plots.curves import NAME, draw_errors, draw_spectra
 from lotr_tn.report.plots.maps import draw_layers, write
@@ -20,6 +21,8 @@ Box: TypeAlias = tuple[float, float, float, float]
 ROWS = 8  # groups drawn; the others are counted in the title
 WIDTH, HEIGHT, LEGEND, TITLE = 3.4, 2.4, 1.0, 0.18
 """Inches of a panel, of the legends and of a line of the title."""
+
+MORE = 0.15  # inches for what the legend says of bits
 
 MARGINS = {
     "left": 0.62,
@@ -35,24 +38,27 @@ MARGINS = {
 HEADING: dict[str, Any] = {"ha": "left", "va": "top", "size": 9}
 LINE = 130  # characters of a line of the title
 NAMED = 3  # adapters named in the title
-COLUMNS = "Singular values", "Error against parameters", "Error of each layer"
+COLUMNS = "Singular values", "Error against {}", "Error of each layer"
 
 
 def draw(record: dict[str, Any]) -> Figure:
     """The figure of an analysis, laid out and not yet written."""
     groups = _shown(record["groups"])
     title = _title(record)
-    head = TITLE * len(title) + LEGEND
+    bits = any(group.get("in_bits") for group in groups)
+    legend = LEGEND + (MORE if bits else 0)
+    head = TITLE * len(title) + legend
     figure = Figure(figsize=(3 * WIDTH, head + HEIGHT * len(groups)))
     figure.text(0.01, 1 - 0.05 / figure.get_figheight(), "\n".join(title), **HEADING)
     rows = []
     for group in groups:
         rows.append([figure.add_subplot() for _ in COLUMNS])
-        _draw_row(rows[-1], group, record["question"])
+        _draw_row(rows[-1], group, record)
     columns = [[row[place] for row in rows] for place in range(len(COLUMNS))]
     for place, (heading, column) in enumerate(zip(COLUMNS, columns, strict=True)):
         left = MARGINS["left"] + place * WIDTH
-        corner = (left, figure.get_figheight() - head, WIDTH - left + place * WIDTH, LEGEND)
+        corner = (left, figure.get_figheight() - head, WIDTH - left + place * WIDTH, legend)
+        heading = heading.format("bytes" if bits else "parameters")
         _draw_legend(figure.add_axes(_share(figure, corner)), heading, column)
     for row, panels in enumerate(rows):
         for place, ax in enumerate(panels):
@@ -102,7 +108,7 @@ def _shown(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [groups[i] for i in sorted(largest)]
 
 
-def _draw_row(panels: Sequence[Axes], group: dict[str, Any], question: dict[str, Any]) -> None:
+def _draw_row(panels: Sequence[Axes], group: dict[str, Any], record: dict[str, Any]) -> None:
     """The three panels of a group, or a sentence where all its updates are zero."""
     if not group["norm"]:
         for ax in panels:
@@ -111,8 +117,8 @@ def _draw_row(panels: Sequence[Axes], group: dict[str, Any], question: dict[str,
         return
     spectra, errors, layers = panels
     draw_spectra(spectra, group)
-    draw_errors(errors, group, question)
-    draw_layers(layers, group, question)
+    draw_errors(errors, group, record["question"], number_bytes(record))
+    draw_layers(layers, group, record["question"])
 
 
 def _draw_legend(ax: Axes, heading: str, column: list[Axes]) -> None:
@@ -172,9 +178,15 @@ def _outcome(record: dict[str, Any]) -> list[str]:
     }[question["kind"]]
     lines = [f"Asked: {asked}{'' if record['met'] else ' (not met)'}."]
     if best is not None:
+        which = "Best in numbers" if record.get("in_bits") else "Recommended"
         lines.append(
-            f"Recommended: {count(best['params'])} of {count(record['params'])} parameters "
+            f"{which}: {count(best['params'])} of {count(record['params'])} parameters "
             f"({times(best['params'], record['params'])}, {byte_size(best['bytes'])}), "
             f"relative error {error(best['relative_error'])} (Frobenius)."
+        )
+    if (found := record.get("in_bits")) is not None:
+        lines.append(
+            f"In bits: {byte_size(found['bytes'])}, relative error "
+            f"{error(found['relative_error'])} (Frobenius)."
         )
     return lines

@@ -7,6 +7,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 PARAMS_LABEL = "parameters (numbers stored)"
+BYTES_LABEL = "bytes (of the updates, without a header)"
 ERROR_LABEL = "relative error (Frobenius)"
 
 TICKS = 6
