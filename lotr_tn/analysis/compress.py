@@ -4,7 +4,7 @@ from lotr_tn._arguments import door
 from lotr_tn.analysis.candidates import Stored, Subject
 from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.division import choose_point, divide
+from lotr_tn.analysis.division import choose_point, divide, require_room
 from lotr_tn.analysis.forms import FormatName, Options, auto_forms, form_named
 from lotr_tn.decompose.guarded import guarded
 from lotr_tn.decompose.search import asked_dtype
@@ -70,6 +70,8 @@ def compress(
         return form_named(format).at_ranks(lora, rule, options)
     subject = Subject.of(coordinates_of(stack), parameter_count(lora), storage, options)
     if isinstance(rule, Budget):
-        (point,) = divide([subject], rule, options).points
+        division = divide([subject], rule, options)
+        require_room(rule, int(division.cost))
+        (point,) = division.points
         return choose_point(lora, subject, point, options).stack
     return choose_within(lora, subject, rule, options).stack

@@ -14,6 +14,7 @@ from lotr_tn.decompose.truncation import GlobalOrder, limited_order
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Stack
 from lotr_tn.linalg.factor import eigh, singular_values, svd, triangle_of
+from lotr_tn.linalg.product import product_or_zero
 from lotr_tn.linalg.ranks import RankLimits, tail_energies
 from lotr_tn.linalg.surface import lost_energy_surface
 from lotr_tn.ops.arrays import common_namespace
@@ -42,12 +43,12 @@ class Coordinates:
 
     @cached_property
     def layer_values(self) -> tuple[np.ndarray, ...]:
-        """The singular values of each layer's update, largest first."""
+        """The singular values of each layer's update, largest first; 0 where its terms cancel."""
         left, right = _triangles_of(self.left, self.slices), _triangles_of(self.right, self.slices)
         if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-            return tuple(singular_values(left @ right.transpose(0, 2, 1), xp=xp))
-        pairs = zip(left, right, strict=True)
-        return tuple(singular_values(a @ b.T, xp=xp) for a, b in pairs)
+            return tuple(singular_values(product_or_zero(left, right, xp=xp), xp=xp))
+        products = (product_or_zero(a, b, xp=xp) for a, b in zip(left, right, strict=True))
+        return tuple(singular_values(product, xp=xp) for product in products)
 
     def order(self, limits: RankLimits) -> GlobalOrder:
         """The singular values of all layers in the order of their worth, within limits."""

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lotr_tn._arrays import UNIT_ROUNDOFF
-from lotr_tn.analysis.allocation import Allocation, Menu, allocate, cost_of, hull_path, least_loss
+from lotr_tn.analysis.allocation import Menu, allocate, cost_of, hull_path, least_loss
 from lotr_tn.analysis.candidates import (
     Candidate,
     Subject,
@@ -17,7 +17,7 @@ from lotr_tn.analysis.candidates import (
     predicted_candidate,
 )
 from lotr_tn.analysis.choice import Choice
-from lotr_tn.analysis.forms import FORMS, FormatName, Options
+from lotr_tn.analysis.forms import FORMS, LORA, FormatName, Options
 from lotr_tn.analysis.requested import require_curves
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
@@ -33,6 +33,7 @@ class Division:
 
     points: tuple[Point, ...]
     bound: float  # no stacks in these formats, however made, have less squared loss, or bytes
+    cost: float  # what they take
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,8 @@ def divide(
     """The points of all groups' curves that together lose least in a budget, or store least.
 
     Of the budget some is `spent` already, on what is no group. Every group that is not zero keeps
-    at least one direction in it. A LoTR that is then made by HOOI loses less than its curve says.
+    at least one direction in it, also where the budget has no room for that. A LoTR that is then
+    made by HOOI loses less than its curve says.
     """
     require_curves(options.formats)
     groups = [points_of(subject, rule, options) for subject in subjects]
@@ -67,17 +69,18 @@ def divide_points(
     if isinstance(rule, TotalError):
         menus = [Menu(group.menu.loss, group.menu.cost) for group in groups]
         found = allocate(menus, max(allowed, _least(menus)))
-        bound = found.loss
+        bound, cost = found.loss, found.loss
         if any(group.lower is not group.menu for group in groups):
             lower = [Menu(group.lower.loss, group.lower.cost) for group in groups]
             bound = min(bound, least_loss(lower, max(allowed, _least(lower))))
     else:
-        found = _affordable([group.menu for group in groups], rule, spent)
+        menus = [group.menu for group in groups]
+        found = allocate(menus, max(rule.size - spent, _least(menus)))
         reached = [float(g.lower.loss[at]) for g, at in zip(groups, found.picks, strict=True)]
         bound = least_loss([group.lower for group in groups], rule.size - spent)
-        bound = min(bound, sum(reached))
+        bound, cost = min(bound, sum(reached)), found.cost
     points = tuple(group.names[pick] for group, pick in zip(groups, found.picks, strict=True))
-    return Division(points, bound)
+    return Division(points, bound, cost)
 
 
 def settle(
@@ -105,6 +108,21 @@ def settle(
         asked = TotalError(max(asked.epsilon**2 - 1.5 * above, 0.0) ** 0.5)
         division = divide(subjects, asked, options)
     raise AssertionError("the last attempt returns")
+
+
+def require_room(rule: Budget, taken: int, beside: int = 0, *, coded: bool = False) -> None:
+    """Refuse a budget that the smallest result, with so much beside its groups, goes beyond."""
+    if taken <= rule.size:
+        return
+    made = "in bits" if coded else "with one direction in every group"
+    what, unit, kept = "result", "parameters", "what is kept as it is"
+    if rule.params is None:
+        what, unit, kept = "file found", "bytes", f"{kept} and the header"
+    more = f", {beside:,} of them for {kept}" if beside else ""
+    raise OptionError(
+        f"the smallest {what}, {made}, takes {taken:,} {unit}{more}; the budget is "
+        f"{rule.size:,}: ask for more"
+    )
 
 
 def division_path(
@@ -154,19 +172,20 @@ def points_of(
     Without `bounds` the curves themselves stand for what other methods could come down to.
     """
     names: list[Point] = []
-    costs, losses, roundings = [], [], []
+    costs, losses, roundings, headers = [], [], [], []
     for name, curve in subject.curves.items():
         kept = np.flatnonzero(_allowed(subject, curve.parameters, rule))
         names.extend((name, int(place)) for place in kept)
         costs.append(_price(subject, name, curve.parameters[kept], rule, options))
         losses.append(curve.lost[kept])
         roundings.append(np.full(len(kept), _rounding(subject, name, rule, options)))
+        headers.append(np.full(len(kept), _header(subject, name, rule, options)))
     if not names:
         raise OptionError(
             "no ranks within the limits store less than the LoRA itself; allow smaller ranks"
         )
     cost, lost = np.concatenate(costs), np.concatenate(losses)
-    menu = Menu(cost, lost + np.concatenate(roundings))
+    menu = Menu(cost + np.concatenate(headers), lost + np.concatenate(roundings))
     lower = Menu(cost, lost)  # rounding may lose that much, or nothing
     if bounds:
         lower = _with_lower_bounds(subject, lower, rule, options)
@@ -208,6 +227,14 @@ def _price(
     return parameters * float(subject.bytes_of(name, 1, options.dtype))
 
 
+def _header(subject: Subject, name: FormatName, rule: Budget | TotalError, options: Options) -> int:
+    """Bytes of a file's header, about, beyond those of the LoRA as it is; in a budget of bytes."""
+    if not options.headers or isinstance(rule, TotalError) or rule.params is not None:
+        return 0
+    layers = subject.coordinates.shape[0]
+    return FORMS[name].header(layers) - FORMS[LORA.name].header(layers)
+
+
 def _with_lower_bounds(
     subject: Subject, menu: Menu, rule: Budget | TotalError, options: Options
 ) -> Menu:
@@ -224,20 +251,6 @@ def _with_lower_bounds(
 def bounded(formats: Iterable[FormatName]) -> tuple[FormatName, ...]:
     """The forms for which the bound of a division holds by whatever method they are made."""
     return tuple(name for name in formats if FORMS[name].lower_bounds is not None)
-
-
-def _affordable(menus: Sequence[Menu], rule: Budget, spent: int) -> Allocation:
-    least = _least(menus) + spent
-    if least > rule.size:
-        takes, what = f"takes {int(least):,} parameters", "what is kept as it is"
-        if rule.params is None:  # of the header more is counted than any file has
-            takes, what = f"takes up to {int(least):,} bytes", f"{what} and the header"
-        beside = f", {spent:,} of them for {what}" if spent else ""
-        raise OptionError(
-            f"the smallest result, with one direction in every group, {takes}{beside}; the budget "
-            f"is {rule.size:,}: ask for more"
-        )
-    return allocate(menus, rule.size - spent)
 
 
 def _least(menus: Sequence[Menu]) -> float:

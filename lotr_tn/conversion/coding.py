@@ -9,6 +9,7 @@ from lotr_tn.adapters.adapter import LoRAGroup, LoTRGroup
 from lotr_tn.adapters.asked import Asked
 from lotr_tn.analysis.forms import FORMS, form_named
 from lotr_tn.coding.tables import LARGEST
+from lotr_tn.conversion.made import certificate_of
 from lotr_tn.decompose.coded import CLOSE, Codable, codable, largest_step
 from lotr_tn.errors import OptionError
 from lotr_tn.formats import LoRAStack
@@ -73,6 +74,9 @@ FILLED = 0.995
 LEAST = 1e-290
 """A squared error that is as good as none."""
 
+NOTHING_LEFT = 1 - 1e-9
+"""The share of a squared norm from which on all of it is lost, but for rounding."""
+
 TRIES = 6
 """How often a file is made for a budget: the bits are known to a hundredth before."""
 
@@ -86,6 +90,8 @@ def coded_together(
     size_of: Callable[[Sequence[LoTRGroup]], int],
 ) -> list[LoTRGroup] | None:
     """All groups in bits by one step, which is best for them together; None where no step does.
+
+    Of a size that leaves nothing of all groups, the smallest that leaves something is returned.
 
     Args:
         groups: the groups.
@@ -103,13 +109,24 @@ def coded_together(
 
         step = largest_step(over, largest)
         return None if step is None else _all_at(groups, codables, step)
-    return finest_within(
+    whole = sum(float(one.energies.sum()) for one in codables)
+    found = finest_within(
         rule.size,
         lambda step: sum(one.bits(step) for one in codables),
         lambda step: _all_at(groups, codables, step),
         size_of,
         largest,
     )
+    if found is not None and (not whole or _lost(found) < NOTHING_LEFT * whole):
+        return found
+    limit = NOTHING_LEFT * whole
+    step = coarsest(lambda step: sum(one.lost(step).sum() for one in codables) < limit, largest)
+    return None if step is None else _all_at(groups, codables, step)
+
+
+def coarsest(leaves: Callable[[float], bool], largest: float) -> float | None:
+    """The coarsest step, nearly, that leaves something; None where none does."""
+    return largest_step(lambda step: 0.5 if leaves(step) else 2.0, largest)
 
 
 def finest_within(
@@ -139,6 +156,11 @@ def finest_within(
                 break
         beside = size - bits(step) / 8 + (budget // 1000 if size > budget else 0)
     return best
+
+
+def _lost(made: Sequence[LoTRGroup]) -> float:
+    """The squared error of all groups together."""
+    return sum(float((certificate_of(one).distances ** 2).sum()) for one in made)
 
 
 def _all_at(

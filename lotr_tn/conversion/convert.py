@@ -2,11 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
-
-import numpy as np
 
 from lotr_tn._arguments import door
 from lotr_tn._arrays import suits_float16, to_numpy
@@ -15,33 +13,21 @@ from lotr_tn.adapters.adapter import (
     LoRAAdapter,
     LoRAGroup,
     LoRAModule,
-    LoTRAdapter,
     LoTRGroup,
 )
 from lotr_tn.adapters.asked import Asked, Where
-from lotr_tn.adapters.question import Question, is_met, measure, subject_of
+from lotr_tn.adapters.question import is_met, subject_of
 from lotr_tn.adapters.restrictions import Limits, limits_of
 from lotr_tn.adapters.storage import AdapterRule, is_negligible
 from lotr_tn.adapters.ways import Grouped, grouped
 from lotr_tn.analysis.choice import choose_within
-from lotr_tn.analysis.division import bounded
 from lotr_tn.analysis.forms import FORMS, Form, FormatName, Options
 from lotr_tn.analysis.truncation import cut_tails
-from lotr_tn.conversion.coding import coded_together, coded_within, require_codable
-from lotr_tn.conversion.made import (
-    Made,
-    certificate_of,
-    chosen_group,
-    energy_of,
-    kept_as_is,
-    rank_of,
-    stored_group,
-)
+from lotr_tn.conversion.coding import coded_within, require_codable
+from lotr_tn.conversion.dividing import as_they_are, divided_together, finished, worth_of
+from lotr_tn.conversion.made import Made, certificate_of, chosen_group, stored_group
 from lotr_tn.conversion.outcome import Conversion
-from lotr_tn.decompose.coded import codable
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
-from lotr_tn.files.budget import spent_beside
-from lotr_tn.files.dialects.native import native_size
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import (
     Budget,
@@ -159,10 +145,10 @@ class Converting:
         rule = self.asked.rule
         tell = progress or (lambda name: None)
         if isinstance(rule, Budget | TotalError):
-            return self._together(rule, tell)
+            return divided_together(self.adapter, self.asked, self.where, self.ways, tell)
         known: dict[tuple[LoRAModule, ...], Made] = {}
         found = [self._each(way, rule, tell, known) for way in self.ways]
-        return found[0] if len(found) == 1 else min(found, key=lambda one: _rank(rule, one))
+        return found[0] if len(found) == 1 else min(found, key=lambda one: worth_of(rule, one))
 
     def _each(
         self,
@@ -186,7 +172,7 @@ class Converting:
             met = isinstance(rule, FixedRank) or is_met(rule, [error], error)
             made.append(Made(group, done, cut_tails(stack), met))
             known[group.modules] = made[-1]
-        return self._finished(way, [*made, *self._as_they_are(way)])
+        return finished(self.adapter, way, [*made, *as_they_are(way)])
 
     def _in_bits(
         self, rule: RankRule, group: LoRAGroup, stack: LoRAStack, done: LoTRGroup | LoRAGroup
@@ -218,100 +204,6 @@ class Converting:
         assert isinstance(rule, RelativeError | Energy)
         subject = subject_of(group, stack, options)
         return chosen_group(group, choose_within(stack, subject, rule, self.options))
-
-    def _together(self, rule: Budget | TotalError, tell: Callable[[str], None]) -> Conversion:
-        """A budget or an error divided over all groups, by the best way to group them."""
-        limits, known = self.asked.limits, ()
-        shared: list[_Shared] = []
-        for way in self.ways:
-            groups = list(way.groups.values())
-            measured = measure(groups, self.options, limits, self.where, tell, known)
-            known = (*known, *measured)
-            kept = self._as_they_are(way)
-            spent = spent_beside(rule, [self.adapter], way.groups, way.kept, way.name)
-            converted = sum(one.subject.coordinates.energy for one in measured)
-            whole = converted + sum(energy_of(one.made) for one in kept)
-            only = _without_kept(rule, converted, whole)
-            shared.append(_Shared(way, Question(only, self.options, measured, spent), kept, whole))
-        if self.asked.coding == "none":
-            return self._best_divided(shared, rule, tell)
-        found = [self._coded_together(one, rule) for one in shared]
-        coded = [one for one in found if one is not None]
-        try:
-            coded.append(self._best_divided(shared, rule, tell))
-        except OptionError:  # one direction of numbers is more than a size, but perhaps not of bits
-            if not coded:
-                raise
-        return min(coded, key=lambda one: _rank(rule, one))
-
-    def _best_divided(
-        self, shared: "Sequence[_Shared]", rule: Budget | TotalError, tell: Callable[[str], None]
-    ) -> Conversion:
-        best: Conversion | None = None
-        for one in sorted(shared, key=lambda one: one.question.divided[0].rank):
-            if best is None or one.may_beat(best):
-                found = self._divided(rule, one, tell)
-                best = found if best is None else min(best, found, key=lambda x: _rank(rule, x))
-        assert best is not None  # there is a way
-        return best
-
-    def _coded_together(self, one: "_Shared", rule: Budget | TotalError) -> Conversion | None:
-        """All groups of one way in bits by one step; None where no step does."""
-        groups, kept = list(one.way.groups.values()), one.kept
-        each = [codable(measured.stack) for measured in one.question.measured]
-        codables = [lora for lora in each if lora is not None]
-        if len(codables) < len(each):
-            return None
-
-        def finished(made: Sequence[LoTRGroup]) -> Conversion:
-            parts = zip(groups, made, (lora.tails for lora in codables), strict=True)
-            return self._finished(one.way, [*(Made(*part, met=True) for part in parts), *kept])
-
-        found = coded_together(
-            groups,
-            codables,
-            rule,
-            energy=one.energy,
-            size_of=lambda made: native_size(finished(made).adapter),
-        )
-        if found is None:
-            return None
-        conversion = finished(found)
-        return replace(conversion, met=is_met(rule, (), conversion.relative_error))
-
-    def _divided(
-        self, rule: Budget | TotalError, one: "_Shared", tell: Callable[[str], None]
-    ) -> Conversion:
-        """A budget or an error divided over the groups of one way."""
-        question, groups = one.question, list(one.way.groups.values())
-        tails: dict[str, np.ndarray] = {}
-
-        def look(group: LoRAGroup, stack: LoRAStack) -> None:
-            tell(group.name)
-            if group.name not in tails:
-                tails[group.name] = cut_tails(stack)
-
-        division, choices = question.answers(look)
-        made = [
-            Made(group, chosen_group(group, choice), tails[group.name], met=True)
-            for group, choice in zip(groups, choices, strict=True)
-        ]
-        conversion = self._finished(one.way, [*made, *one.kept])
-        return replace(
-            conversion,
-            met=is_met(rule, (), conversion.relative_error),
-            bound=question.bound(division, one.energy),
-            bound_unit="bytes" if isinstance(rule, TotalError) else "relative error",
-            bound_forms=bounded(self.options.formats),
-        )
-
-    def _as_they_are(self, way: Grouped) -> "list[Made]":
-        """The groups that are kept."""
-        found = []
-        for group in way.kept.values():
-            stack = group.stack
-            found.append(Made(group, kept_as_is(group, stack), cut_tails(stack), met=True))
-        return found
 
     def _alone(self, group: LoRAGroup, stack: LoRAStack, form: Form, rule: RankRule) -> LoTRGroup:
         """By the form's own search, in the dtype that takes least."""
@@ -357,29 +249,6 @@ class Converting:
             wide = replace(options, dtype="float32")
             return stored_group(group, decompose(stack, rule, wide))
 
-    def _finished(self, way: Grouped, made: "list[Made]") -> Conversion:
-        groups = {one.made.name: one.made for one in made}
-        adapter = LoTRAdapter.of_lora(self.adapter, groups, way.name)
-        return Conversion(adapter, tuple(one.report for one in made), all(one.met for one in made))
-
-
-@dataclass(frozen=True, eq=False)
-class _Shared:
-    """A budget or an error asked of the groups of one way."""
-
-    way: Grouped
-    question: Question
-    kept: list[Made]  # its groups that are kept
-    energy: float  # ‖T‖² with those that are kept
-
-    def may_beat(self, best: Conversion) -> bool:
-        """Whether its bound leaves it a chance."""
-        bound = min(one.division.bound for one in self.question.divided)
-        if isinstance(self.question.rule, TotalError):
-            beside = sum(tensor.data.nbytes for tensor in best.adapter.extras.values())
-            return bound < native_size(best.adapter) - beside
-        return bound < best.relative_error**2 * self.energy
-
 
 def _epsilon(rule: RankRule) -> float:
     return rule.epsilon if isinstance(rule, RelativeError | Energy) else math.inf
@@ -387,14 +256,3 @@ def _epsilon(rule: RankRule) -> float:
 
 def _keeps_to(rule: RankRule, made: LoTRGroup) -> bool:
     return certificate_of(made).relative_error <= _epsilon(rule)
-
-
-def _without_kept(rule: Budget | TotalError, converted: float, whole: float) -> Budget | TotalError:
-    """The rule for the groups that are converted, of squared norms: the others lose nothing."""
-    if isinstance(rule, Budget) or not 0 < converted < whole:
-        return rule
-    return TotalError(min(rule.epsilon / (converted / whole) ** 0.5, 1 - 1e-9))
-
-
-def _rank(rule: AdapterRule, one: Conversion) -> tuple[float, ...]:
-    return rank_of(rule, native_size(one.adapter), one.relative_error, one.met)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lotr_tn.adapters.adapter import LoRAAdapter, LoRAGroup
 from lotr_tn.adapters.storage import AdapterRule
-from lotr_tn.files.dialects.native import native_overhead
+from lotr_tn.files.dialects.native import native_least
 from lotr_tn.linalg.ranks import Budget
 
 
@@ -15,13 +15,18 @@ def spent_beside(
     kept: Mapping[str, LoRAGroup],
     group_by: str,
 ) -> int:
-    """What modules that are kept take, and of bytes everything that is no number, heads too."""
+    """What modules that are kept take; of bytes also, at least, heads and all that is no number."""
     if not isinstance(rule, Budget):
         return 0
     if rule.params is not None:
         return sum(group.stored for group in kept.values())
-    own = [module for group in kept.values() for module in group.modules]
-    numbers = sum(module.up.nbytes + module.down.nbytes for module in own)
+    converted = [module for group in groups.values() for module in group.modules]
+    numbers = sum(module.up.nbytes + module.down.nbytes for module in converted)
     first, *others = adapters
-    extras = sum(t.nbytes for other in others for t in other.extras.values())
-    return numbers + extras + native_overhead(first, {**groups, **kept}, group_by)
+    least = native_least(first, {**groups, **kept}, group_by) - numbers
+    return least + heads_of(others)
+
+
+def heads_of(adapters: Sequence[LoRAAdapter]) -> int:
+    """Bytes of all tensors of adapters that are no updates."""
+    return sum(tensor.nbytes for adapter in adapters for tensor in adapter.extras.values())

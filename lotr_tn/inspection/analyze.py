@@ -20,7 +20,7 @@ from lotr_tn.adapters.stackings import LARGEST_STACK, Stacking, rules_of, stacki
 from lotr_tn.analysis.candidates import joint_error
 from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.clustering import clusters_of
-from lotr_tn.analysis.division import Division, division_path
+from lotr_tn.analysis.division import Division, division_path, require_room
 from lotr_tn.analysis.forms import FORMS, FormatName, Options
 from lotr_tn.analysis.subspaces import overlaps_of
 from lotr_tn.banks.making.conversion import make_bank
@@ -28,7 +28,7 @@ from lotr_tn.conversion.coding import require_codable
 from lotr_tn.conversion.convert import Converting
 from lotr_tn.conversion.made import chosen_group, rank_of
 from lotr_tn.errors import CheckpointError, OptionError, listed, meant
-from lotr_tn.files.budget import spent_beside
+from lotr_tn.files.budget import heads_of, spent_beside
 from lotr_tn.files.dialects.native import native_size
 from lotr_tn.files.places import name_of, told_apart
 from lotr_tn.inspection.analysis import Analysis, BankCost, BitsCost, GroupAnalysis, StackingCost
@@ -215,6 +215,7 @@ class Analysing:
                 found[way.name] = self._answered(self._question(way, known, progress), way)
         free = len(self.adapters) > 1 or self.asked.group_by == "auto"
         best = min(found.values(), key=lambda one: one.rank) if free else next(iter(found.values()))
+        best.require_room()
         costs = [
             found[way.name].cost(chosen=way is best.way)
             if note is None
@@ -226,17 +227,13 @@ class Analysing:
     def _answered(self, question: Question, way: Stacking) -> "_Answered":
         """One way, made as `convert_adapter` makes it."""
         division, choices = question.answers()
-        groups = [stacked.group for stacked in way.groups]
-        made = {
-            group.name: chosen_group(group, choice)
-            for group, choice in zip(groups, choices, strict=True)
-        }
-        first = next(iter(self.adapters.values()))
-        size = native_size(LoTRAdapter.of_lora(first, made, way.name))
+        size = self._size(way, choices)
         found = [choice.candidate for choice in choices]
         error = joint_error(found, question.subjects)
         met = is_met(self.rule, [one.relative_error for one in found], error)
         rank = rank_of(self.rule, size, error, met)
+        if isinstance(self.rule, Budget) and question.taken(choices) > self.rule.size:
+            rank = (2, question.taken(choices))  # it is told where none fits
         return _Answered(way, question, division, choices, size, error, rank)
 
     def _question(
@@ -247,7 +244,21 @@ class Analysing:
         measured = measure(list(groups.values()), self.options, limits, Where(), progress, known)
         adapters = list(self.adapters.values())
         spent = spent_beside(self.rule, adapters, groups, {}, way.name)
-        return Question(self.rule, self.options, measured, spent)
+        question = Question(self.rule, self.options, measured, spent)
+        if not isinstance(self.rule, Budget) or self.rule.params is not None:
+            return question
+        heads = heads_of(adapters[1:])
+        return replace(question, size_of=lambda choices: heads + self._size(way, choices))
+
+    def _size(self, way: Stacking, choices: Sequence[Choice]) -> int:
+        """Bytes of the file of one way, as it was chosen."""
+        groups = [stacked.group for stacked in way.groups]
+        made = {
+            group.name: chosen_group(group, choice)
+            for group, choice in zip(groups, choices, strict=True)
+        }
+        first = next(iter(self.adapters.values()))
+        return native_size(LoTRAdapter.of_lora(first, made, way.name))
 
     @property
     def _error(self) -> float:
@@ -273,6 +284,15 @@ class _Answered:
         made = [c.candidate.dtype for c in self.choices if not FORMS[c.candidate.format].kept]
         names = made or [self.question.options.dtype]
         return min(names, key=lambda name: UNIT_ROUNDOFF[name])
+
+    def require_room(self) -> None:
+        """Refuse a budget that has no room for it."""
+        rule = self.question.rule
+        if isinstance(rule, Budget):
+            found, numbers = [one.candidate for one in self.choices], rule.params is not None
+            own = sum(one.parameters if numbers else one.bytes for one in found)
+            taken = self.question.taken(self.choices)
+            require_room(rule, taken, taken - own)
 
     def cost(self, *, chosen: bool) -> StackingCost:
         """What it takes and loses."""

@@ -111,6 +111,12 @@ def test_any_stack(stack, error):
         assert found.parameters == 0
 
 
+def test_updates_whose_terms_cancel_take_nothing():
+    shared, own = np.array([[2.0, -2], [-2, 2]]), np.array([[[2.0, 2], [1, 1], [-2, -2]]])
+    cancelled = lt.Tucker1(shared, own, "out")
+    assert lt.analysis.cluster_layers(cancelled, lt.RelativeError(0.3)).parameters == 0
+
+
 def test_refusals():
     torch = pytest.importorskip("torch")
     with pytest.raises(DerivativeError, match="cluster_layers has no derivative"):

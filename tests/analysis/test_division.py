@@ -16,6 +16,7 @@ from lotr_tn.analysis.division import (
     divide,
     division_path,
     others_of_size,
+    require_room,
     settle,
 )
 from lotr_tn.analysis.forms import Options
@@ -261,11 +262,14 @@ def test_a_budget_that_is_too_small(unit):
     subjects = subjects_of(MIXES["unlike"](0))
     menus = [menu(subject, OPTIONS, unit, something=True) for subject in subjects]
     least = int(sum(min(points)[0] for points in menus))
-    divide(subjects, lt.Budget(**{unit: least}), OPTIONS)
-    takes, words = ("takes", "parameters") if unit == "params" else ("takes up to", "bytes")
-    message = f"{takes} {least:,} {words}; the budget is {least - 1:,}: ask for more"
-    with pytest.raises(OptionError, match=message):
-        divide(subjects, lt.Budget(**{unit: least - 1}), OPTIONS)
-    kept = f"{takes} {least + 50:,} {words}, 50 of them for what is kept as it is"
-    with pytest.raises(OptionError, match=kept):
-        divide(subjects, lt.Budget(**{unit: least + 49}), OPTIONS, spent=50)
+    found = divide(subjects, lt.Budget(**{unit: least}), OPTIONS)
+    assert found.cost == least
+    small, spent = (lt.Budget(**{unit: least - 1}), 0), (lt.Budget(**{unit: least + 49}), 50)
+    what, words = ("result", "parameters") if unit == "params" else ("file found", "bytes")
+    for rule, beside in (small, spent):
+        again = divide(subjects, rule, OPTIONS, spent=beside)
+        assert (again.points, again.cost) == (found.points, found.cost)
+        kept = ", 50 of them for what is kept as it is" if beside else ""
+        message = f"the smallest {what}, .*takes {least + beside:,} {words}{kept}.*: ask for more"
+        with pytest.raises(OptionError, match=message):
+            require_room(rule, least + beside, beside)

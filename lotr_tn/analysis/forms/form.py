@@ -23,6 +23,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 TENSOR_ENTRY = 140  # bytes of a header that a tensor takes, about
 RANK_ENTRY = 4  # bytes of a header that a rank takes, about
+FIGURE_ENTRY = 25  # bytes of a header that a figure takes, in full
 SIDES: tuple[Literal["out", "in"], ...] = ("out", "in")
 
 
@@ -222,7 +223,8 @@ class Form:
     def header(self, layers: int) -> int:
         """Bytes, about, by which a file's header grows with a stack of this form."""
         ranks = 2 if self.shared_ranks is None else self.shared_ranks + layers
-        return TENSOR_ENTRY * len(self.axes) + RANK_ENTRY * ranks
+        lost = 0 if self.kept else layers + 5  # figures of what each layer lost, and the whole
+        return TENSOR_ENTRY * len(self.axes) + RANK_ENTRY * ranks + FIGURE_ENTRY * lost
 
     def width(self, stack: Any, layer: int) -> int:
         """The rank of one layer, at most."""

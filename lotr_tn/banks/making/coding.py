@@ -15,13 +15,13 @@ from lotr_tn.banks.coded import CODED, CodedBasis, CodedLayers
 from lotr_tn.banks.group import DISTANCE, TERMS, BankGroup, Part, exact_stack
 from lotr_tn.banks.making.choosing import DAMPING
 from lotr_tn.banks.making.parts import Made
-from lotr_tn.banks.making.settling import above_of, relative_errors
+from lotr_tn.banks.making.settling import above_of, errors_of, relative_errors
 from lotr_tn.banks.making.stacks import FleetStack
 from lotr_tn.coding.cores import Columns, SharedDirections, encode_core, levels_of
 from lotr_tn.coding.directions import encode_directions
 from lotr_tn.coding.quantise import SLOPE
 from lotr_tn.coding.tables import LARGEST
-from lotr_tn.conversion.coding import finest_within
+from lotr_tn.conversion.coding import NOTHING_LEFT, coarsest, finest_within
 from lotr_tn.decompose.coded import METHOD, Codable, codable, largest_step
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import eigh, qr
@@ -291,13 +291,22 @@ class _Together:
         """All stacks, measured; in finer steps where they are above the error, or in a size."""
         rule = coding.rule
         if isinstance(rule, Budget):
-            return finest_within(rule.size, self.bits, self._at, coding.size_of, self.largest)
+            found = finest_within(rule.size, self.bits, self._at, coding.size_of, self.largest)
+            if found is not None and self._leaves(errors_of(found, self.energies, self.each)):
+                return found
+            least = coarsest(lambda step: self._leaves(self.errors(step)), self.largest)
+            return None if least is None else self._at(least)
         for _ in range(FINER_TRIES):
             made = self._at(step)
             if made is None or not self._above(made, rule.epsilon):
                 return made
             step *= 1 - FINER
         return None
+
+    def _leaves(self, errors: np.ndarray) -> bool:
+        """Whether these errors leave something of an adapter; none is left of one that is zero."""
+        known = self.energies > 0 if self.each else self.energies.sum(keepdims=True) > 0
+        return not known.any() or float(errors[known].min()) < NOTHING_LEFT
 
     def _at(self, step: float) -> tuple[Made, ...] | None:
         pairs = zip(self.stacks, self.shares, strict=True)

@@ -87,31 +87,40 @@ class Job:
             found.append(coded)
         for own in self.options.each:
             job = replace(self, options=replace(self.options, dtype=own.dtype))
-            try:
-                found.append(job._smallest(ways))
-            except OptionError:  # bits may fit where numbers do not
-                if not found:
-                    raise
-                break
+            found.append(job._smallest(ways))
             exact = is_negligible(own.dtype, self.epsilon)
             if isinstance(self.rule, Budget) or (found[-1].above <= 1 and exact):
                 break  # a wider dtype could not cut more off
-        return min(found, key=self._worth)
+        best = min(found, key=self._worth)
+        if isinstance(self.rule, Budget) and not self._fits(best):
+            unit = "bytes" if self.rule.params is None else "parameters"
+            coded = best is coded
+            made = "in bits" if coded else "with one direction in every stack"
+            raise OptionError(
+                f"the smallest bank found, {made}, takes {self._taken(best):,} {unit}; the budget "
+                f"is {self.rule.size:,}: ask for more"
+            )
+        return best
 
     def _is_met(self, one: Outcome) -> bool:
         """Whether the error is kept, or the size used up."""
         if isinstance(self.rule, Budget):
-            return one.file >= FILLED * self.rule.size
+            return FILLED * self.rule.size <= one.file <= self.rule.size
         return one.above <= 1
 
-    def _worth(self, one: Outcome) -> tuple[float, float]:
+    def _worth(self, one: Outcome) -> tuple[float, ...]:
         """Smaller is better: for a size the worst error; else bytes, once the error is met."""
+        if isinstance(self.rule, Budget) and not self._fits(one):
+            return np.inf, one.file
         if isinstance(self.rule, Budget) and self.coding == "auto":
             return float(errors_of(one.groups, self.energies, self.each).max()), one.file
         return one.rank
 
     def _in_bits(self, ways: Sequence[Stacking]) -> Outcome | None:
-        """The best way of stacking in bits; None where stacks are too large, or no step does."""
+        """The best way of stacking in bits; None where stacks are too large, or no step does.
+
+        For a size that leaves nothing of any adapter, the smallest that leaves something.
+        """
         assert not isinstance(self.rule, FixedRank)
         rule = self.rule if isinstance(self.rule, Budget) else TotalError(self.rule.epsilon)
         found: list[Outcome] = []
@@ -143,8 +152,6 @@ class Job:
                     note = f"not made: more than {least:,} bytes"
                     costs[way] = StackChoice(way, len(fleet), note=note)
                 continue
-            if self._is_empty(groups):
-                continue  # of a size that leaves nothing of any adapter
             above = above_of(groups, self.energies, self.epsilon, self.each)
             routes = {one.name: "whole" for one in fleet}
             found.append(replace(made(groups), above=above, routes=routes))
@@ -171,14 +178,6 @@ class Job:
             costs[way] = StackChoice(way, stacks, found.file)
             best = found if best is None else min(best, found, key=lambda one: one.rank)
         assert best is not None  # the first way is always measured
-        if isinstance(self.rule, Budget) and not self._fits(best):
-            unit = "bytes" if self.rule.params is None else "parameters"
-            bits = "" if self.coding == "none" else " in numbers, and none in bits fits"
-            raise OptionError(
-                "the smallest bank found, with one direction in every stack, takes "
-                f"{self._taken(best):,} {unit}{bits}; the budget is {self.rule.size:,}: ask for "
-                "more"
-            )
         told = tuple(costs[way] for way in ways if way in costs)
         return replace(best, stackings=told)
 
@@ -197,11 +196,6 @@ class Job:
         """Whether a budget has room for it."""
         assert isinstance(self.rule, Budget)
         return self._taken(one) <= self.rule.size
-
-    def _is_empty(self, groups: Sequence[Made]) -> bool:
-        """Whether nothing is left of any adapter that was not zero."""
-        errors = errors_of(groups, self.energies, each=True)[self.energies > 0]
-        return bool(len(errors)) and float(errors.min()) >= 1
 
     def _by(self, way: Stacking, choices: Choices, wanted: Wanted) -> Outcome:
         """All stacks of one way, made; each adapter cut for itself where that takes less."""

@@ -22,11 +22,10 @@ from lotr_tn.adapters.adapter import (
 )
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
-from lotr_tn.analysis.forms import FORMS, LOTR, Form, known_form
+from lotr_tn.analysis.forms import LOTR, Form, known_form
 from lotr_tn.coding.directions import decode_directions
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.container import (
-    TENSOR_ENTRY,
     Container,
     Entry,
     container_size,
@@ -103,25 +102,14 @@ def tool_version() -> str:
         return "lotr_tn, unknown version"
 
 
-def native_overhead(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: str) -> int:
-    """Bytes, at most, of a native file beside its groups' numbers: other tensors, the header."""
-    extreme = -1.2345678901234567e-123
+def native_least(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by: str) -> int:
+    """Bytes, at least, of a native file with these groups: their own, where all are kept."""
     kept = {}
     for name, group in groups.items():
-        each = np.full(group.shape[0], extreme)
-        none = np.float64(extreme)
-        certificate = Certificate(each, each, none, none, "randomised st-hosvd" * 2, 1000)
+        nothing = np.zeros(group.shape[0])
+        certificate = Certificate(nothing, nothing, np.float64(0), np.float64(0), "", 0)
         kept[name] = replace(group, certificate=certificate)
-    header = _header(LoTRAdapter.of_lora(adapter, kept, group_by))
-    for described, group in zip(header["groups"].values(), groups.values(), strict=True):
-        described["ranks"] = [10**6] * (group.shape[0] + 2)
-    most = max(len(form.fields) for form in FORMS.values())
-    longest = max((field for form in FORMS.values() for field in form.fields), key=len)
-    keys = [f"groups.{name}.{longest}" for name in groups for _ in range(most)]
-    keys += [f"extras.{key}" for key in adapter.extras]
-    entries = sum(len(json.dumps(key)) + TENSOR_ENTRY for key in keys)
-    text = len(json.dumps(_text(header)))
-    return text + entries + sum(tensor.nbytes for tensor in adapter.extras.values()) + 256
+    return native_size(LoTRAdapter.of_lora(adapter, kept, group_by))
 
 
 def _header(adapter: LoTRAdapter) -> dict[str, Any]:
