@@ -15,10 +15,19 @@ from lotr_tn.adapters import LoRAAdapter, LoTRAdapter, group_modules, to_lora
 from lotr_tn.analysis import compress
 from lotr_tn.contraction import plan
 from lotr_tn.conversion import convert_adapter, merge_adapters
-from lotr_tn.decompose import canonicalize, hooi, hosvd, low_rank_tucker2, merge, st_hosvd, tucker1
+from lotr_tn.decompose import (
+    canonicalize,
+    cp,
+    hooi,
+    hosvd,
+    low_rank_tucker2,
+    merge,
+    st_hosvd,
+    tucker1,
+)
 from lotr_tn.decompose import round_stack as round
 from lotr_tn.doors import load_adapter, load_stack, save_adapter, save_stack
-from lotr_tn.formats import Certificate, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.formats import CP, Certificate, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
 from lotr_tn.inspection import analyze_adapters, compare_adapters
 from lotr_tn.linalg import (
     Budget,
@@ -41,6 +50,7 @@ from lotr_tn.ops import (
     distance,
     gram,
     inner,
+    khatri_rao,
     layer_distances,
     layer_norms,
     layer_singular_values,
@@ -56,6 +66,7 @@ from lotr_tn.ops import (
 )
 
 __all__ = [
+    "CP",
     "Budget",
     "Certificate",
     "Dense",
@@ -83,6 +94,7 @@ __all__ = [
     "convert",
     "convert_adapter",
     "cosine",
+    "cp",
     "distance",
     "errors",
     "gram",
@@ -90,6 +102,7 @@ __all__ = [
     "hooi",
     "hosvd",
     "inner",
+    "khatri_rao",
     "layer_distances",
     "layer_norms",
     "layer_singular_values",

@@ -114,7 +114,7 @@ def test_a_format_in_the_union_alone_lacks_each_piece():
 def test_a_format_from_outside_lacks_only_the_form_that_it_has_not_registered():
     toy_format.register()
     try:
-        assert missing(toy_format.CP) == ["a Form"]
+        assert missing(toy_format.Toy) == ["a Form"]
     finally:
         toy_format.unregister()
 
@@ -140,13 +140,13 @@ def test_a_law_refuses_a_format_whose_ranks_it_does_not_know():
     toy_format.register()
     register_format_laws(replace(toy_format.LAWS, cuts=None))
     try:
-        stack = example(toy_format.CP)
+        stack = example(toy_format.Toy)
         for law in (laws.rank_is_kept, laws.error_is_nearly_the_best):
-            with pytest.raises(AssertionError, match="the laws know no ranks of a CP"):
+            with pytest.raises(AssertionError, match="the laws know no ranks of a Toy"):
                 law(lambda stack, ranks: stack, stack, (1, 1))
     finally:
         toy_format.unregister()
-    with pytest.raises(AssertionError, match="the laws do not know the format CP"):
+    with pytest.raises(AssertionError, match="the laws do not know the format Toy"):
         laws.dense_updates(stack)
 
 

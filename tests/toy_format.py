@@ -1,4 +1,4 @@
-"""A format that no file of the package names: CP with one diagonal of weights a layer."""
+"""A format that no file of the package names: a diagonal core a layer, inside shared factors."""
 
 from dataclasses import dataclass
 from typing import final
@@ -22,7 +22,7 @@ from lotr_tn.testing.formats import (
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class CP(Format):
+class Toy(Format):
     """ΔW_l = U diag(w_l) Vᵀ."""
 
     u: Array
@@ -59,23 +59,23 @@ class Primitives:
         return Tucker2(stack.u, eye[None, ...] * stack.weights[:, None, :], stack.v)
 
     def transpose(self, stack, *, xp):
-        return CP(stack.v, stack.weights, stack.u)
+        return Toy(stack.v, stack.weights, stack.u)
 
     def join(self, stacks, *, axis, xp):
         first = stacks[0]
         if all(s.u is first.u and s.v is first.v for s in stacks):
             if axis == "sum":
-                return CP(first.u, sum((s.weights for s in stacks[1:]), first.weights), first.v)
-            return CP(first.u, xp.concat([s.weights for s in stacks], axis=0), first.v)
+                return Toy(first.u, sum((s.weights for s in stacks[1:]), first.weights), first.v)
+            return Toy(first.u, xp.concat([s.weights for s in stacks], axis=0), first.v)
         u, v = (xp.concat([getattr(s, side) for s in stacks], axis=1) for side in ("u", "v"))
         if axis == "sum":
-            return CP(u, xp.concat([s.weights for s in stacks], axis=1), v)
+            return Toy(u, xp.concat([s.weights for s in stacks], axis=1), v)
         total, start, weights = int(u.shape[1]), 0, []
         for stack in stacks:
             after = total - start - stack.rank
             weights.append(zero_blocks(stack.weights, 1, start, after, xp=xp))
             start += stack.rank
-        return CP(u, xp.concat(weights, axis=0), v)
+        return Toy(u, xp.concat(weights, axis=0), v)
 
     def of_lora(self, stack: LoRAStack, *, xp):
         total, rows = sum(stack.ranks), []
@@ -83,7 +83,7 @@ class Primitives:
         for part in stack.slices:
             own = zero_blocks(ones[part][None, :], 1, part.start, total - part.stop, xp=xp)
             rows.append(own)
-        return CP(stack.up, xp.concat(rows, axis=0), stack.down.mT)
+        return Toy(stack.up, xp.concat(rows, axis=0), stack.down.mT)
 
 
 def _make(kind, rng, shape, sizes, dtype):
@@ -91,7 +91,7 @@ def _make(kind, rng, shape, sizes, dtype):
     u = factor(plain(kind) if kind != "dependent columns" else kind, rng, m, sizes["rank"])
     v = factor(plain(kind), rng, n, sizes["rank"])
     rows = layered(kind, rng, [(1, sizes["rank"])] * layers, dtype)
-    return CP(u, np.concatenate(rows, axis=0), v)
+    return Toy(u, np.concatenate(rows, axis=0), v)
 
 
 def _regauge(stack, arrays, matrices):
@@ -100,7 +100,7 @@ def _regauge(stack, arrays, matrices):
 
 
 LAWS = FormatLaws(
-    CP,
+    Toy,
     _make,
     dense=lambda stack, arrays: np.stack(
         [(arrays["u"] * row) @ arrays["v"].T for row in arrays["weights"]]
@@ -115,11 +115,11 @@ LAWS = FormatLaws(
 
 def register() -> None:
     """Open the algebra and the laws to the format."""
-    register_format(CP, Primitives())
+    register_format(Toy, Primitives())
     register_format_laws(LAWS)
 
 
 def unregister() -> None:
     """Close both again."""
-    unregister_format(CP)
-    unregister_format_laws(CP)
+    unregister_format(Toy)
+    unregister_format_laws(Toy)

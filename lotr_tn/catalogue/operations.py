@@ -56,15 +56,15 @@ def all_formats() -> tuple[type[Stack], ...]:
 def column(kind: type[Stack]) -> dict[str, Cell]:
     """What every operation makes of one format; of a registered one, by its rules or its hub."""
     name, hub = kind.__name__, _hub_of(kind)
-    joined = name if kind is hub else f"{name} or {hub.__name__}"
-    sums = "exact" if kind is hub and kind is not Dense else "rounded"
+    joined = _sum_of_two(kind)
+    sums = "exact" if _moves(kind) and kind is not Dense else "rounded"
     canonical = Cell(hub.__name__, "exact" if hub is Dense else "rounded")
     cells = {
         "add, subtract": Cell(joined, sums),
         "scale": Cell(_linear("scale", kind), "rounded"),
         "transpose": Cell(name, "exact"),
         "take_layers": Cell(_linear("take_layers", kind), "exact"),
-        "concat_layers": Cell(joined, "exact" if kind is hub else "rounded"),
+        "concat_layers": Cell(joined, "exact" if _moves(kind) else "rounded"),
         "astype": Cell(name, "rounded"),
         "to_device": Cell(name, "exact"),
         "norm, layer_norms": Cell("number", "float64"),
@@ -74,11 +74,14 @@ def column(kind: type[Stack]) -> dict[str, Cell]:
         "to_dense": Cell("array", "exact" if kind is Dense else "rounded"),
     }
     for to in all_formats():
-        rounds = kind is not to and (kind not in CORE or to not in CORE or kind in ROUNDED[to])
-        cells[f"convert to {to.__name__}"] = Cell(to.__name__, "rounded" if rounds else "exact")
-    for rule, cell in {"canonicalize": canonical, "round_stack": ROUNDS[hub]}.items():
-        ruled = Cell(name, "measured") if has_rule(rule, kind) else cell
-        cells[rule.removesuffix("_stack")] = ruled
+        cells[f"convert to {to.__name__}"] = Cell(to.__name__, _conversion(kind, to))
+    ruled: dict[str, tuple[Cell, Exactness]] = {
+        "canonicalize": (canonical, "rounded"),
+        "round_stack": (ROUNDS[hub], "measured"),
+    }
+    for rule, (cell, exactness) in ruled.items():
+        own = Cell(name, exactness) if has_rule(rule, kind) else cell
+        cells[rule.removesuffix("_stack")] = own
     return cells | {
         "tucker1": Cell("Tucker1", "best"),
         "hosvd": Cell("Tucker2", "√2 best"),
@@ -94,13 +97,33 @@ def sum_of(one: type[Stack], two: type[Stack]) -> str:
     factors would be larger than it is. A registered format enters as what it is in its hub.
     """
     if one is two and one not in CORE:
-        return f"{one.__name__} or {_hub_of(one).__name__}"
+        return _sum_of_two(one)
     return shared_format((_hub_of(one), _hub_of(two))).__name__
 
 
 def _hub_of(kind: type[Stack]) -> type[Core]:
     core = next((core for core in CORE if core is kind), None)
     return primitives_of(kind).hub if core is None else core
+
+
+def _sum_of_two(kind: type[Stack]) -> str:
+    """The format of a sum of two stacks of one."""
+    closed = kind in CORE or getattr(primitives_of(kind), "closed", False)
+    return kind.__name__ if closed else f"{kind.__name__} or {_hub_of(kind).__name__}"
+
+
+def _moves(kind: type[Stack]) -> bool:
+    """Whether sums, its hub and what comes from a LoRA only move entries."""
+    return kind in CORE or getattr(primitives_of(kind), "moves", False)
+
+
+def _conversion(kind: type[Stack], to: type[Stack]) -> Exactness:
+    """How exact a conversion is: into the hub, to a LoRA for a registered format, and on."""
+    if kind is to:
+        return "exact"
+    way = [_hub_of(kind), to] if to in CORE else [_hub_of(kind), LoRAStack]
+    rounds = way[0] is not way[1] and way[0] in ROUNDED[way[1]]
+    return "exact" if not rounds and _moves(kind) and _moves(to) else "rounded"
 
 
 def _linear(operation: str, kind: type[Stack]) -> str:

@@ -1,5 +1,7 @@
 """Decompositions: stacks in, compressed formats out."""
 
+from lotr_tn.decompose.cp import cp
+from lotr_tn.decompose.cp_gauge import core_consistency
 from lotr_tn.decompose.gauges import first_step_gain, random_factors, regauge
 from lotr_tn.decompose.initialise import Initialisation, initial_factors
 from lotr_tn.decompose.initialise_weights import WeightInitialisation, initial_factors_of_weights
@@ -19,6 +21,8 @@ __all__ = [
     "Sketch",
     "WeightInitialisation",
     "canonicalize",
+    "core_consistency",
+    "cp",
     "first_step_gain",
     "grow",
     "hooi",

@@ -4,6 +4,7 @@ from typing import TypeAlias
 
 from lotr_tn._arrays import Array
 from lotr_tn.formats.certificate import Certificate
+from lotr_tn.formats.cp import CP
 from lotr_tn.formats.dense import Dense
 from lotr_tn.formats.format import Format
 from lotr_tn.formats.lora import LoRAStack
@@ -19,6 +20,7 @@ Stack: TypeAlias = Core | Format
 """Any stack of updates: in a core format, or in one that `lotr_tn.ops.register_format` opened."""
 
 __all__ = [
+    "CP",
     "Array",
     "Certificate",
     "Core",

@@ -76,6 +76,14 @@ def inverse(x: Array, *, xp: Namespace) -> Array:
     return _guarded(xp.linalg.inv, x)
 
 
+def solve(x: Array, y: Array, *, xp: Namespace) -> Array:
+    """X⁻¹ y for a square x (k, k) that has an inverse, and y (k, c)."""
+    if 0 in y.shape:
+        return y
+    require_finite(y)
+    return _guarded(lambda found: xp.linalg.solve(found, y), x)
+
+
 def cholesky(x: Array, *, xp: Namespace) -> Array | None:
     """Lower triangles of Gram matrices (…, k, k); None where one is not positive definite."""
     require_finite(x)

@@ -1,15 +1,17 @@
 """The algebra of stacks of updates, on factors."""
 
-from lotr_tn.formats import operators
+from lotr_tn.formats import CP, operators
 from lotr_tn.linalg.ranks import ITEM_SIZES
 from lotr_tn.ops.apply import apply, apply_transpose, merge_break_even
 from lotr_tn.ops.arithmetic import add, scale, subtract, transpose
 from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.conversion import convert
 from lotr_tn.ops.counts import parameter_count
+from lotr_tn.ops.cp import CPPrimitives
 from lotr_tn.ops.dense import to_dense
 from lotr_tn.ops.distance import distance, layer_distances
 from lotr_tn.ops.inner import cosine, gram, inner
+from lotr_tn.ops.khatri_rao import khatri_rao, lorta
 from lotr_tn.ops.moving import astype, to_device
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, norm
 from lotr_tn.ops.operator import as_linear_operator
@@ -22,6 +24,8 @@ from lotr_tn.ops.primitives import (
     unregister_format,
 )
 from lotr_tn.ops.stacking import concat_layers, take_layers
+
+register_format(CP, CPPrimitives())
 
 operators.register(
     add=add,
@@ -48,9 +52,11 @@ __all__ = [
     "distance",
     "gram",
     "inner",
+    "khatri_rao",
     "layer_distances",
     "layer_norms",
     "layer_singular_values",
+    "lorta",
     "lowered",
     "merge_break_even",
     "norm",

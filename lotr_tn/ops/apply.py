@@ -63,11 +63,11 @@ def apply(stack: Stack, x: Array, *, layer: int | Sequence[int] | Array | None =
         raise FormatError(
             f"the last axis of x must have size n = {n}; found shape {tuple(x.shape)}"
         )
-    if isinstance(stack, Format):
-        return by_rule_or_hub(apply, stack, x, layer=layer)
     if dtype_name(x) not in ("float32", "float64"):
         wide = apply(astype(stack, "float32"), cast(x, "float32", xp=xp), layer=layer)
         return cast(wide, dtype_name(x), xp=xp)
+    if isinstance(stack, Format):
+        return by_rule_or_hub(apply, stack, x, layer=layer)
     if layer is None:
         return _all_layers(stack, x, xp=xp)
     if isinstance(layer, int):
@@ -244,16 +244,9 @@ def _all_low_rank_layers(stack: LowRankTucker2, x: Array, *, xp: Namespace) -> A
 
 def _layer_a_row(stack: Core, x: Array, layer: Sequence[int] | Array, *, xp: Namespace) -> Array:
     """Row i of x through layer[i]."""
-    if getattr(layer, "ndim", 1) != 1:
-        raise FormatError("layer must be one index, or one for each row of x: whole numbers")
-    count = len(layer)
-    if x.ndim < 2 or x.shape[0] != count:
-        raise FormatError(
-            f"x must have one row for each of {count} layer indices; found shape {tuple(x.shape)}"
-        )
+    chosen = layers_of_rows(stack, x, layer)
     m, n = stack.shape[1:]
-    chosen = _indices(stack, layer)
-    if count == 0:
+    if (count := len(chosen)) == 0:
         return xp.zeros((0, *x.shape[1:-1], m), dtype=x.dtype, device=x.device)
     few = count <= GATHERED_ROWS_PER_LAYER * stack.shape[0]
     if isinstance(stack, Tucker2 | LowRankTucker2) and few:
@@ -277,7 +270,7 @@ def _through_own_cores(core: Array, z: Array, chosen: np.ndarray, *, xp: Namespa
     on_host = str(core.device) == "cpu"
     step = max(1, GATHERED_BYTES // max(1, size)) if on_host else len(chosen)
     parts = [
-        z[start : start + step, ...] @ _taken(core, chosen[start : start + step], xp=xp).mT
+        z[start : start + step, ...] @ taken(core, chosen[start : start + step], xp=xp).mT
         for start in range(0, len(chosen), step)
     ]
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
@@ -299,16 +292,24 @@ def _layer_by_layer(stack: Core, rows: Array, chosen: np.ndarray, *, xp: Namespa
     """Rows (b, t, n) brought together by layer, and put back in order."""
     order = np.argsort(chosen, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(chosen[order])) + 1)
-    parts = [_one_layer(stack, _taken(rows, own, xp=xp), int(chosen[own[0]])) for own in members]
-    return _taken(xp.concat(parts, axis=0), np.argsort(order, kind="stable"), xp=xp)
+    parts = [_one_layer(stack, taken(rows, own, xp=xp), int(chosen[own[0]])) for own in members]
+    return taken(xp.concat(parts, axis=0), np.argsort(order, kind="stable"), xp=xp)
 
 
-def _taken(x: Array, index: np.ndarray, *, xp: Namespace) -> Array:
+def taken(x: Array, index: np.ndarray, *, xp: Namespace) -> Array:
+    """The rows of an array that a host index names."""
     return xp.take(x, xp.asarray(index, device=x.device), axis=0)
 
 
-def _indices(stack: Core, layer: Sequence[int] | Array) -> np.ndarray:
-    """Layer indices on the host, from 0 to L - 1."""
+def layers_of_rows(stack: Stack, x: Array, layer: Sequence[int] | Array) -> np.ndarray:
+    """A layer for each row of x (b, ..., n), checked: indices on the host, from 0 to L - 1."""
+    if getattr(layer, "ndim", 1) != 1:
+        raise FormatError("layer must be one index, or one for each row of x: whole numbers")
+    count = len(layer)
+    if x.ndim < 2 or x.shape[0] != count:
+        raise FormatError(
+            f"x must have one row for each of {count} layer indices; found shape {tuple(x.shape)}"
+        )
     chosen = to_numpy(layer) if hasattr(layer, "dtype") else np.asarray(layer, dtype=np.int64)
     if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
         raise FormatError("layer must be one index, or one for each row of x: whole numbers")

@@ -29,7 +29,6 @@ from lotr_tn._arrays import (
 from lotr_tn.errors import BackendError, FormatError
 from lotr_tn.formats import (
     Certificate,
-    Core,
     Dense,
     Format,
     LoRAStack,
@@ -209,7 +208,7 @@ def times_powers(x: Array, exponents: np.ndarray, *, xp: Namespace) -> Array:
     return x
 
 
-def rescaled(stack: Core, exponent: int) -> Any:
+def rescaled(stack: Stack, exponent: int) -> Any:
     """A stack times 2^exponent, and so its certificate, whose errors are absolute.
 
     Raises:
@@ -218,7 +217,8 @@ def rescaled(stack: Core, exponent: int) -> Any:
     if exponent == 0:
         return stack
     xp = common_namespace(stack)
-    name = CARRIERS[type(stack)]
+    name = layered_field("scale", stack) if isinstance(stack, Format) else CARRIERS[type(stack)]
+    assert name is not None  # as every format has that a decomposition makes
     x = getattr(stack, name)
     dtype = dtype_name(x)
     if dtype != "float64" and bool(xp.any(x != 0)):

@@ -37,6 +37,10 @@ class Primitives(Protocol[Own]):
     """What a format beyond the core ones supplies.
 
     `xp` is the namespace of the stack's arrays. Nothing here may change an array in place.
+
+    Two attributes are for the table of operations alone, and False where left out: `closed`, that
+    `join` never leaves a sum to the hub; `moves`, that `lower`, `join` and `of_lora` move entries
+    and multiply none.
     """
 
     @property

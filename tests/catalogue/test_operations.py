@@ -26,6 +26,7 @@ STACKS = {
     ),
     "Tucker1": lt.Tucker1(RNG.standard_normal((5, 4)), RNG.standard_normal((3, 7, 4)), "in"),
     "Dense": lt.Dense(RNG.standard_normal((3, 7, 5))),
+    "CP": lt.CP(*(RNG.standard_normal((size, 4)) for size in (7, 3, 5))),
 }
 FORMATS = {kind.__name__: kind for kind in all_formats()}
 OPERATIONS = tuple(column(lt.LoRAStack))
@@ -76,6 +77,7 @@ TRIALS = {
         (lambda s: lt.convert(s, lt.Tucker1, side="out"), lambda w: w),
     ],
     "convert to Dense": [(lambda s: lt.convert(s, lt.Dense), lambda w: w)],
+    "convert to CP": [(lambda s: lt.convert(s, lt.CP), lambda w: w)],
     "canonicalize": [(lt.canonicalize, lambda w: w)],
 }
 LOSSY = {
@@ -119,6 +121,7 @@ SUMMED = (
     "convert to Tucker1",
     "convert to Tucker2",
     "convert to LowRankTucker2",
+    "convert to CP",
     "transpose",
 )
 """Where ranks change or swap, the oracle adds the same products in another order."""

@@ -12,11 +12,11 @@ from lotr_tn._arrays import Array
 from lotr_tn.formats import Stack
 from lotr_tn.ops import convert
 from lotr_tn.ops.arrays import arrays_of, with_arrays
-from lotr_tn.ops.primitives import CORE
+from lotr_tn.ops.primitives import CORE, registered_formats
 from lotr_tn.testing import strategies
 from tests.conftest import on_backend
 
-FORMATS = {kind.__name__: kind for kind in CORE}
+FORMATS = {kind.__name__: kind for kind in (*CORE, *registered_formats())}
 ROWS = 3
 NUMBERS = st.sampled_from((1.0, -1.0, 0.0, 0.5, 1e-6, 3e4))
 

@@ -20,9 +20,9 @@ from lotr_tn.ops.primitives import (
 )
 from lotr_tn.testing import check_decomposition, laws, strategies
 from tests import toy_format
-from tests.conftest import BACKENDS, on_backend
+from tests.conftest import on_backend
 from tests.ops.test_laws import LAWS, hold
-from tests.toy_format import CP
+from tests.toy_format import Toy
 
 RNG = np.random.default_rng(0)
 
@@ -36,29 +36,21 @@ def registered():
 
 def toy(shape=(4, 7, 5), rank=3):
     (layers, m, n), draw = shape, RNG.standard_normal
-    return CP(draw((m, rank)), draw((layers, rank)), draw((n, rank)))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("law", LAWS)
-def test_law(law, backend):
-    if law == "as_linear_operator" and backend == "array-api-strict":
-        pytest.skip("SciPy's operators take stacks of NumPy and torch")
-    hold(law, CP, backend, "float64")
+    return Toy(draw((m, rank)), draw((layers, rank)), draw((n, rank)))
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @pytest.mark.parametrize("law", LAWS)
-def test_law_in_float32(law, backend):
-    hold(law, CP, backend, "float32")
+def test_law(law, backend):
+    hold(law, Toy, backend, "float64")
 
 
 def test_what_is_linear_in_one_field_stays_in_the_format():
     stack = toy()
     for made in (2 * stack, stack.T, stack + stack, lt.take_layers(stack, [2, 0])):
-        assert type(made) is CP
+        assert type(made) is Toy
     assert (stack + stack).u is stack.u  # shared factors stay one
-    assert type(lt.merge(stack, [1.0, -2.0, 0.5, 1.0])) is CP
+    assert type(lt.merge(stack, [1.0, -2.0, 0.5, 1.0])) is Toy
     wanted = (laws.dense_updates(stack) * np.array([1, -2, 0.5, 1])[:, None, None]).sum(0)
     merged = lt.merge(stack, [1.0, -2.0, 0.5, 1.0])
     assert np.allclose(laws.dense_updates(merged)[0], wanted, rtol=1e-13)
@@ -69,7 +61,7 @@ def test_other_merges_work(method):
     stack = lt.take_layers(toy(), [0, 1])
     merged = lt.merge(stack, [1.0, 0.5], method=method)
     wanted = lt.merge(lt.convert(stack, Tucker2), [1.0, 0.5], method=method)
-    assert type(merged) is (CP if method == "slerp" else Tucker2)
+    assert type(merged) is (Toy if method == "slerp" else Tucker2)
     assert np.allclose(laws.dense_updates(merged), laws.dense_updates(wanted), atol=1e-12)
 
 
@@ -103,7 +95,7 @@ def test_rounding_is_done_in_the_hub_and_says_so():
 
 
 def test_decompositions_of_the_format_keep_their_laws():
-    stacks = strategies.stacks_of(CP, degenerate=False)
+    stacks = strategies.stacks_of(Toy, degenerate=False)
     report = check_decomposition(lt.hosvd, stacks=stacks, max_examples=5)
     assert report.holds, report
 
@@ -111,35 +103,37 @@ def test_decompositions_of_the_format_keep_their_laws():
 def test_a_rule_is_taken_in_place_of_the_hub():
     seen = []
 
-    @rule("apply", CP)
+    @rule("apply", Toy)
     def apply(stack, x, *, layer=None):
         seen.append(layer)
         return (
             NotImplemented if layer is None else ((x @ stack.v) * stack.weights[layer]) @ stack.u.T
         )
 
-    @rule("round_stack", CP)
+    @rule("round_stack", Toy)
     def round_stack(stack, ranks, *, dtype=None):
         kept = np.argsort(-np.abs(stack.weights).max(axis=0))[: ranks.r1]
-        return CP(stack.u[:, kept], stack.weights[:, kept], stack.v[:, kept])
+        return Toy(stack.u[:, kept], stack.weights[:, kept], stack.v[:, kept])
 
     stack, x = toy(), RNG.standard_normal((2, 5))
     laws.one_layer_is_applied_alone(ops.apply, stack, x, 1)
     laws.apply_is_the_matrix_product(ops.apply, stack, x)
     assert {1, None} <= set(seen)
-    assert type(lt.round(stack, 2)) is CP
+    assert type(lt.round(stack, 2)) is Toy
 
 
 def test_registering_refuses_what_cannot_work():
     class Wrong(toy_format.Primitives):
         layered = "none"
 
-    with pytest.raises(FormatError, match=r"layered must name one of the arrays of CP, u, weights"):
-        register_format(CP, Wrong())
+    with pytest.raises(
+        FormatError, match=r"layered must name one of the arrays of Toy, u, weights"
+    ):
+        register_format(Toy, Wrong())
     with pytest.raises(FormatError, match="inherits from"):
         register_format(LoRAStack, toy_format.Primitives())
     with pytest.raises(OptionError, match="a rule is for one of"):
-        rule("aply", CP)
+        rule("aply", Toy)
 
     class Bare(Format):
         pass
@@ -152,11 +146,11 @@ def test_registering_refuses_what_cannot_work():
 
 def test_convert_names_the_formats_of_the_registry():
     stack = toy()
-    assert CP in registered_formats()
-    with pytest.raises(OptionError, match=r"Dense or CP; found <class 'int'>"):
+    assert Toy in registered_formats()
+    with pytest.raises(OptionError, match=r"Dense, CP or Toy; found <class 'int'>"):
         lt.convert(stack, int)
-    unregister_format(CP)
-    with pytest.raises(FormatError, match="CP has no primitives"):
+    unregister_format(Toy)
+    with pytest.raises(FormatError, match="Toy has no primitives"):
         lt.norm(stack)
 
 
@@ -165,15 +159,17 @@ def test_a_format_that_cannot_hold_an_update_says_so():
         def of_lora(self, stack, *, xp):
             return None
 
-    register_format(CP, Narrow())
-    with pytest.raises(OptionError, match=r"a CP cannot hold a Dense of shape \(4, 7, 5\) exactly"):
-        lt.convert(Dense(np.ones((4, 7, 5))), CP)
+    register_format(Toy, Narrow())
+    with pytest.raises(
+        OptionError, match=r"a Toy cannot hold a Dense of shape \(4, 7, 5\) exactly"
+    ):
+        lt.convert(Dense(np.ones((4, 7, 5))), Toy)
 
 
 def test_half_precision_moves_and_prints():
     stack = lt.astype(toy(), "float16")
     assert stack.weights.dtype == np.float16
-    assert repr(stack).startswith("CP(u=")
+    assert repr(stack).startswith("Toy(u=")
     assert lt.parameter_count(stack) == 7 * 3 + 4 * 3 + 5 * 3
     x = cast(RNG.standard_normal((2, 5)), "float16", xp=np)
     assert lt.apply(stack, x).dtype == np.float16
@@ -182,7 +178,7 @@ def test_half_precision_moves_and_prints():
 def test_derivatives_flow_through_the_hub():
     torch = pytest.importorskip("torch")
     stack = toy()
-    moved = CP(
+    moved = Toy(
         *(on_backend(x, "torch").requires_grad_() for x in (stack.u, stack.weights, stack.v))
     )
     lt.inner(moved, moved).backward()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import lotr_tn as lt
 from lotr_tn.formats import Stack
-from lotr_tn.ops.primitives import CORE
+from lotr_tn.ops.primitives import CORE, registered_formats
 from lotr_tn.testing.formats import known_formats
 from lotr_tn.testing.registration import register
 
@@ -20,13 +20,13 @@ def test_the_entry_point_leads_to_register():
     assert found.load() is register
 
 
-@pytest.mark.parametrize("kind", CORE, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*CORE, *registered_formats()], ids=lambda kind: kind.__name__)
 def test_stacks_are_drawn_by_their_type(kind):
     assert type(find(st.from_type(kind), lambda stack: stack.shape[0] == 2)) is kind
 
 
 def test_all_formats_are_registered():
-    assert set(known_formats()) == set(CORE)
+    assert set(known_formats()) == {*CORE, *registered_formats()}
     assert find(st.from_type(Stack), lambda stack: isinstance(stack, lt.Tucker1))
 
 

@@ -1,5 +1,6 @@
 """What the laws know of each format: how it is drawn, its dense truth, its changes of gauge."""
 
+from lotr_tn.testing.formats.cp import CP_LAWS
 from lotr_tn.testing.formats.dense import DENSE
 from lotr_tn.testing.formats.lora import LORA
 from lotr_tn.testing.formats.low_rank_tucker2 import LOW_RANK_TUCKER2
@@ -27,5 +28,5 @@ __all__ = [
     "unregister_format_laws",
 ]
 
-for _laws in (DENSE, LORA, TUCKER1, TUCKER2, LOW_RANK_TUCKER2):
+for _laws in (DENSE, LORA, TUCKER1, TUCKER2, LOW_RANK_TUCKER2, CP_LAWS):
     register_format_laws(_laws)
