@@ -66,7 +66,8 @@ def missing(kind: type) -> list[str]:
         if kind is not Dense and not known.gauge_sizes(stack):
             found.append("a gauge")
         found += [f"a rule of {name}" for name, does in RULES.items() if not _works(does, stack)]
-    if kind.__name__ not in operations_table().splitlines()[0].split():
+    headings = [line for line in operations_table().splitlines() if line.startswith("Operation")]
+    if kind.__name__ not in " ".join(headings).split():
         found.append("a column in the table of operations")
     stored = {form_named(name).stack for name in all_forms()}
     if kind not in NEVER_STORED and kind not in stored:

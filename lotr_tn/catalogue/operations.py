@@ -1,5 +1,6 @@
 """What every operation makes of every format, and how exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,15 +134,23 @@ def _linear(operation: str, kind: type[Stack]) -> str:
 
 
 def operations_table() -> str:
-    """What every operation makes of every format, and what the words for exactness mean."""
-    columns = {kind.__name__: column(kind) for kind in all_formats()}
+    """What every operation makes of every format, and what the words for exactness mean.
+
+    The core formats stand above, and those that are registered below.
+    """
+    tables = [_table(kinds) for kinds in (CORE, registered_formats()) if kinds]
+    words = [f"{word + ':':10}{meaning}" for word, meaning in MEANINGS.items()]
+    rule = "-" * max(len(line) for table in tables for line in table.splitlines())
+    return "\n".join([f"\n{rule}\n".join(tables), rule, *words])
+
+
+def _table(kinds: Sequence[type[Stack]]) -> str:
+    columns = {kind.__name__: column(kind) for kind in kinds}
     rows = [
         _row(operation, {name: cells[operation] for name, cells in columns.items()})
         for operation in column(Dense)
     ]
-    table = _aligned([["Operation", "Result", *columns], *rows])
-    words = [f"{word + ':':10}{meaning}" for word, meaning in MEANINGS.items()]
-    return "\n".join([table, table.splitlines()[1], *words])
+    return _aligned([["Operation", "Result", *columns], *rows])
 
 
 def sums_table() -> str:
@@ -149,13 +158,14 @@ def sums_table() -> str:
 
     Examples:
         >>> print(sums_table())
-        a + b           LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense
-        -------------------------------------------------------------------------------------
-        LoRAStack       LoRAStack       Tucker2         LowRankTucker2  LoRAStack       Dense
-        Tucker2         Tucker2         Tucker2         LowRankTucker2  Tucker2         Dense
-        LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  Dense
-        Tucker1         LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense
-        Dense           Dense           Dense           Dense           Dense           Dense
+        a + b           LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense  CP
+        -----------------------------------------------------------------------------------------------------
+        LoRAStack       LoRAStack       Tucker2         LowRankTucker2  LoRAStack       Dense  Tucker2
+        Tucker2         Tucker2         Tucker2         LowRankTucker2  Tucker2         Dense  Tucker2
+        LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  Dense  LowRankTucker2
+        Tucker1         LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense  Tucker2
+        Dense           Dense           Dense           Dense           Dense           Dense  Dense
+        CP              Tucker2         Tucker2         LowRankTucker2  Tucker2         Dense  CP
     """
     kinds = all_formats()
     rows = [["a + b", *(kind.__name__ for kind in kinds)]]

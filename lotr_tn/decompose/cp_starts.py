@@ -108,7 +108,7 @@ def _diagonalised(
     try:
         values, vectors = np.linalg.eig(one @ np.linalg.pinv(two))
         # a pair of complex vectors spans as much as its real and imaginary parts
-        a = np.where(values.imag >= 0, vectors.real, vectors.imag)
+        a = np.where(np.imag(values) >= 0, np.real(vectors), np.imag(vectors))
         b = np.linalg.pinv(a) @ two
     except np.linalg.LinAlgError:
         return None

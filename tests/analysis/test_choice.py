@@ -12,7 +12,7 @@ import lotr_tn as lt
 from lotr_tn.analysis.candidates import Subject
 from lotr_tn.analysis.choice import choose_within
 from lotr_tn.analysis.coordinates import coordinates_of
-from lotr_tn.analysis.forms import FORMS, Options
+from lotr_tn.analysis.forms import Options, auto_forms
 from lotr_tn.errors import DerivativeError, OptionError, PrecisionWarning, RankError
 from lotr_tn.linalg.ranks import RankLimits
 from lotr_tn.testing import laws, strategies
@@ -41,7 +41,7 @@ def test_nothing_that_can_be_made_is_smaller(name, epsilon, seed):
     best = lt.compress(stack, rule)
     assert error_of(stack, best) <= epsilon
     assert lt.parameter_count(best) <= lt.parameter_count(stack)
-    for format in FORMS:
+    for format in auto_forms():
         other = lt.compress(stack, rule, format)
         assert error_of(stack, other) <= epsilon
         assert lt.parameter_count(best) <= lt.parameter_count(other), format
@@ -53,7 +53,7 @@ def test_any_stack(stack, epsilon):
     found = lt.compress(stack, lt.RelativeError(epsilon))
     assert error_of(stack, found) <= epsilon * (1 + 1e-12)
     assert lt.parameter_count(found) <= lt.parameter_count(stack)
-    for format in list(FORMS)[1:]:
+    for format in auto_forms()[1:]:
         other = lt.compress(stack, lt.RelativeError(epsilon), format)
         assert lt.parameter_count(found) <= lt.parameter_count(other)
         assert error_of(stack, other) <= epsilon * (1 + 1e-12)
@@ -85,7 +85,7 @@ def test_a_choice_lists_all_formats(name):
     stored = lt.parameter_count(stack)
     subject = Subject.of(coordinates_of(stack), stored, "float64", options)
     choice = choose_within(stack, subject, lt.RelativeError(0.1), options)
-    assert tuple(candidate.format for candidate in choice.all) == tuple(FORMS)
+    assert tuple(candidate.format for candidate in choice.all) == auto_forms()
     best = choice.candidate
     assert best.measured or best.format == "lora"
     assert best.parameters == lt.parameter_count(choice.stack)
@@ -120,7 +120,7 @@ def test_a_budget_loses_least(name, share):
     best = lt.compress(stack, budget)
     assert lt.parameter_count(best) <= budget.size
     lost = error_of(stack, best)
-    others = [lt.compress(stack, budget, f) for f in tuple(FORMS)[1:] if _fits(stack, f, budget)]
+    others = [lt.compress(stack, budget, f) for f in auto_forms()[1:] if _fits(stack, f, budget)]
     others = [other for other in others if not isinstance(other, lt.Tucker2)]
     others.append(lt.hosvd(stack, budget))
     for other in others:

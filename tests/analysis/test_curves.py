@@ -13,7 +13,7 @@ from lotr_tn.analysis.candidates import Subject, make_point
 from lotr_tn.analysis.coordinates import coordinates_of
 from lotr_tn.analysis.curve import best_point
 from lotr_tn.analysis.curves import curves_of
-from lotr_tn.analysis.forms import FORMS, Options
+from lotr_tn.analysis.forms import Options, auto_forms
 from lotr_tn.analysis.forms.truncated import layer_ranks
 from lotr_tn.linalg.ranks import RankLimits
 from lotr_tn.testing import laws, strategies
@@ -76,7 +76,7 @@ def test_every_point_is_what_is_made(case):
     stack = CASES[case]()
     subject = subject_of(stack)
     energy = float(np.linalg.norm(dense_of(stack)) ** 2)
-    assert tuple(subject.curves) == tuple(FORMS)
+    assert tuple(subject.curves) == auto_forms()
     for format, curve in subject.curves.items():
         assert curve.format == format
         for place in places_of(curve):
@@ -307,7 +307,7 @@ def test_coordinates_are_those_of_the_dense_layers(case):
 def test_layers_without_any_rank():
     found = coordinates_of(lora(0, (4, 9, 7), (0, 3, 0, 2))).take((0, 2))
     for limits in LIMITS:
-        for format, curve in curves_of(found, 0, tuple(FORMS)[1:], limits).items():
+        for format, curve in curves_of(found, 0, auto_forms()[1:], limits).items():
             assert (format, curve.parameters.tolist(), curve.lost.tolist()) == (format, [0], [0.0])
 
 

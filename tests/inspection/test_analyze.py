@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import lotr_tn as lt
 from lotr_tn.adapters.stackings import stackings_of
-from lotr_tn.analysis.forms import FORMS
+from lotr_tn.analysis.forms import auto_forms
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.inspection.analyze import analyze_adapters
 from lotr_tn.report.analysis import analysis_record
@@ -20,7 +20,7 @@ from tests.analysis.planted import hosvd_errors
 from tests.conversion.test_real_adapters import GOOD, ROOT, name_of
 
 pytestmark = pytest.mark.skipif(ROOT is None, reason="real adapters not found: set LOTR_REAL_DATA")
-SINGLE = [format for format in FORMS if format != "lora"]
+SINGLE = [format for format in auto_forms() if format != "lora"]
 CHECKPOINTS = [f for f in GOOD if f.parent.name == "roberta-pt-18ckpt"]
 EPSILONS = (0.3, 0.1, 0.05, 0.01)
 OTHERS = [folder for folder in GOOD if folder not in CHECKPOINTS]

@@ -1,6 +1,6 @@
 """The forms in which stacks are stored, in the order in which equals are chosen."""
 
-from lotr_tn.analysis.forms import lora, lotr, low_rank, one_side, truncated
+from lotr_tn.analysis.forms import cp, lora, lotr, low_rank, one_side, truncated
 from lotr_tn.analysis.forms.form import (
     FORMS,
     Form,
@@ -35,5 +35,13 @@ __all__ = [
 
 LORA, LOTR = lora.FORM, lotr.FORM
 
-for _form in (LORA, truncated.FORM, LOTR, one_side.IN, one_side.OUT, low_rank.FORM):
+for _form in (
+    LORA,
+    truncated.FORM,
+    LOTR,
+    one_side.IN,
+    one_side.OUT,
+    low_rank.FORM,
+    cp.FORM,
+):
     register_form(_form)
