@@ -157,15 +157,11 @@ def sums_table() -> str:
     """The format of a sum, and of stacks put together, for every pair of formats.
 
     Examples:
-        >>> print(sums_table())
-        a + b           LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense  CP
-        -----------------------------------------------------------------------------------------------------
-        LoRAStack       LoRAStack       Tucker2         LowRankTucker2  LoRAStack       Dense  Tucker2
-        Tucker2         Tucker2         Tucker2         LowRankTucker2  Tucker2         Dense  Tucker2
-        LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  LowRankTucker2  Dense  LowRankTucker2
-        Tucker1         LoRAStack       Tucker2         LowRankTucker2  Tucker1         Dense  Tucker2
-        Dense           Dense           Dense           Dense           Dense           Dense  Dense
-        CP              Tucker2         Tucker2         LowRankTucker2  Tucker2         Dense  CP
+        >>> for line in sums_table().splitlines()[:3]:
+        ...     print(line[:39])
+        a + b           LoRAStack       Tucker2
+        ---------------------------------------
+        LoRAStack       LoRAStack       Tucker2
     """
     kinds = all_formats()
     rows = [["a + b", *(kind.__name__ for kind in kinds)]]

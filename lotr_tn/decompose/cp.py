@@ -76,7 +76,7 @@ def cp(
         >>> planted = CP(*(rng.standard_normal((size, 3)) for size in (30, 6, 20)))
         >>> found = cp(planted + 0.01 * CP(*(rng.standard_normal((s, 9)) for s in (30, 6, 20))), 3)
         >>> found.rank, round(found.certificate.relative_error, 3)
-        (3, 0.016)
+        (3, 0.019)
     """
     require_count("starts", starts, least=1)
     require_count("seed", seed)
