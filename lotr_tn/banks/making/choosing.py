@@ -122,7 +122,7 @@ class Weighed:
         else:
             subject = _subject(reduced, factors, options)
         points = points_of(subject, wanted.rule, options, bounds=False)
-        points = with_headers(points, wanted)
+        points = with_headers(points, wanted, int(reduced.fleet.bytes.sum()))
         held = subject if hold else None
         return Weighed(reduced, factors, options, dict(subject.curves), points, held)
 
@@ -148,21 +148,25 @@ class Weighed:
 
     def bytes(self, point: Point) -> int:
         """What the stack takes at a point."""
-        curve = self.curves[point[0]]
-        dtype = self.reduced.fleet.dtype if FORMS[point[0]].kept else self.options.dtype
-        return int(curve.parameters[point[1]]) * ITEM_SIZES[dtype]
+        if FORMS[point[0]].kept:
+            return int(self.reduced.fleet.bytes.sum())
+        return int(self.curves[point[0]].parameters[point[1]]) * ITEM_SIZES[self.options.dtype]
 
     def header(self, point: Point) -> int:
         """Bytes of the header that the stack takes, about: bases, own numbers, index, figures."""
         return DESCRIBED + HEADER * len(FORMS[point[0]].axes)
 
 
-def with_headers(points: Points, wanted: Wanted) -> Points:
-    """Points that also cost what the header takes of each form; of numbers as they are."""
+def with_headers(points: Points, wanted: Wanted, kept: int) -> Points:
+    """Points that also cost what the header takes of each form; of numbers as they are.
+
+    LoRAs that are kept take `kept` bytes, each in its own dtype.
+    """
     menu = points.menu
     if not (isinstance(wanted.rule, Budget) and wanted.rule.params is not None):
         headers = np.array([HEADER * len(FORMS[name].axes) for name, _ in points.names])
-        menu = Menu(menu.cost + headers, menu.loss)
+        own = np.array([FORMS[name].kept for name, _ in points.names])
+        menu = Menu(np.where(own, kept, menu.cost) + headers, menu.loss)
     return Points(points.names, menu, menu)  # bounds of other methods would be as long
 
 

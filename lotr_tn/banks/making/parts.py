@@ -13,7 +13,7 @@ from lotr_tn._arrays import suits_float16
 from lotr_tn.analysis.candidates import Stored
 from lotr_tn.analysis.division import Point
 from lotr_tn.analysis.forms import FORMS, FormatName, Options
-from lotr_tn.banks.group import BankGroup
+from lotr_tn.banks.group import BankGroup, Part
 from lotr_tn.banks.layout import bases_of
 from lotr_tn.banks.making.choosing import Weighed
 from lotr_tn.banks.making.measuring import distances_from
@@ -87,8 +87,15 @@ def made_truncated(reduced: ReducedStack, ranks: np.ndarray, options: Options) -
 
 
 def kept_group(fleet: FleetStack) -> Made:
-    """A stack whose LoRAs are kept as they are."""
-    return _made(fleet, StoredLayers.of_loras(fleet.lora(), np.sqrt(fleet.energies), ""), {})
+    """A stack whose LoRAs are kept as they are, those of each dtype together."""
+    parts = []
+    for rows in fleet.by_dtype().values():
+        some = fleet.take(rows, fleet.name)
+        layers = StoredLayers.of_loras(some.lora(), np.sqrt(some.energies), "")
+        parts.append(_part(some, layers))
+    group = BankGroup(fleet.name, fleet.shape, fleet.places, (), (), tuple(parts))
+    norms = np.sqrt(fleet.energies)
+    return Made(group, np.zeros(len(norms)), norms, fleet.adapters)
 
 
 @contextmanager
@@ -125,10 +132,15 @@ def spooled(spool: Spool, array: np.ndarray) -> BankTensor:
     return BankTensor.of_slot(spool, spool.put(np.ascontiguousarray(array)))
 
 
+def _part(fleet: FleetStack, layers: StoredLayers) -> Part:
+    """The part of some layers."""
+    where = np.column_stack([fleet.layers[:, :2], fleet.ranks])
+    return layers.part(where, 1, partial(spooled, fleet.spool))
+
+
 def _made(fleet: FleetStack, layers: StoredLayers, bases: Mapping[str, np.ndarray]) -> Made:
     """The group of some layers; a side that they do not share has an empty basis."""
-    where = np.column_stack([fleet.layers[:, :2], fleet.ranks])
-    part = layers.part(where, 1, partial(spooled, fleet.spool))
+    part = _part(fleet, layers)
     outputs: tuple[BankTensor, ...] = ()
     inputs: tuple[BankTensor, ...] = ()
     if part.segments:

@@ -17,7 +17,7 @@ class Separate:
     """A rank for each layer of all stacks."""
 
     ranks: tuple[np.ndarray, ...]  # (L,) for each stack
-    bytes: int  # what all factors take
+    bytes: int  # what all factors take; of each adapter no more than its own
 
 
 def separate_ranks(
@@ -35,7 +35,9 @@ def separate_ranks(
     left = np.maximum(epsilon**2 - UNIT_ROUNDOFF[dtype] ** 2, 0.0) * energies * (1 - 1e-12)
     ranks = [np.zeros(len(stack.fleet.layers), dtype=np.int64) for stack in stacks]
     open_layers: set[tuple[int, int]] = set()
-    size = 0
+    sizes, own = np.zeros(len(energies)), np.zeros(len(energies))
+    for stack in stacks:
+        np.add.at(own, stack.fleet.adapters, stack.fleet.bytes)
     for at in np.argsort(loss / cost, kind="stable"):
         key = int(where[at]), int(layer[at])
         # a layer's values come smallest first: once one is kept, so are all larger ones
@@ -44,8 +46,8 @@ def separate_ranks(
             continue
         open_layers.add(key)
         ranks[key[0]][key[1]] += 1
-        size += int(cost[at])
-    return Separate(tuple(ranks), size * ITEM_SIZES[dtype])
+        sizes[owner[at]] += cost[at]
+    return Separate(tuple(ranks), int(np.minimum(sizes * ITEM_SIZES[dtype], own).sum()))
 
 
 def _terms(stack: ReducedStack, at: int) -> tuple[np.ndarray, ...]:

@@ -22,6 +22,7 @@ from lotr_tn.decompose.stack_sketch import Sketch
 from lotr_tn.decompose.streaming import Bases, Block, grow, joined, project
 from lotr_tn.files.spool import Slot, Spool
 from lotr_tn.formats import LoRAStack, LowRankTucker2, Stack
+from lotr_tn.linalg.ranks import ITEM_SIZES
 from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.stacking import take_layers
 
@@ -85,12 +86,35 @@ class FleetStack:
         """The finest dtype of the LoRAs."""
         return common_dtype({layers.dtype() for layers in self.modules})
 
+    def by_dtype(self) -> dict[str, np.ndarray]:
+        """The rows of the layers of each dtype, the finer one of both factors."""
+        codes = [self._each([layers.integers[:, at] for layers in self.modules]) for at in (4, 5)]
+        rows: dict[str, list[int]] = {}
+        for row, pair in enumerate(zip(*codes, strict=True)):
+            rows.setdefault(common_dtype({ModuleLayers.DTYPES[code] for code in pair}), []).append(
+                row
+            )
+        return {name: np.array(found) for name, found in rows.items()}
+
     @property
     def stored(self) -> int:
         """Numbers that the LoRAs store."""
+        return int(self._stored.sum())
+
+    @property
+    def bytes(self) -> np.ndarray:
+        """(L,) bytes of the LoRAs."""
+        found = self._stored
+        for name, rows in self.by_dtype().items():
+            found[rows] *= ITEM_SIZES[name]
+        return found
+
+    @property
+    def _stored(self) -> np.ndarray:
+        """(L,) numbers that the LoRAs store."""
         m, n = self.shape
         groups = np.array([layers.layout.groups for layers in self.modules])
-        return int((m * self.ranks // groups[self.layers[:, 1]] + n * self.ranks).sum())
+        return m * self.ranks // groups[self.layers[:, 1]] + n * self.ranks
 
     def lora(self, rows: slice = slice(None)) -> LoRAGroup:
         """Some layers as they were stored, read from the spool."""
