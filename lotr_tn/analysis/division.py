@@ -115,12 +115,12 @@ def require_room(rule: Budget, taken: int, beside: int = 0, *, coded: bool = Fal
     if taken <= rule.size:
         return
     made = "in bits" if coded else "with one direction in every group"
-    what, unit, kept = "result", "parameters", "what is kept as it is"
+    unit, kept = "parameters", "what is kept as it is"
     if rule.params is None:
-        what, unit, kept = "file found", "bytes", f"{kept} and the header"
+        unit, kept = "bytes", f"{kept} and the header"
     more = f", {beside:,} of them for {kept}" if beside else ""
     raise OptionError(
-        f"the smallest {what}, {made}, takes {taken:,} {unit}{more}; the budget is "
+        f"the smallest result, {made}, takes {taken:,} {unit}{more}; the budget is "
         f"{rule.size:,}: ask for more"
     )
 

@@ -265,11 +265,11 @@ def test_a_budget_that_is_too_small(unit):
     found = divide(subjects, lt.Budget(**{unit: least}), OPTIONS)
     assert found.cost == least
     small, spent = (lt.Budget(**{unit: least - 1}), 0), (lt.Budget(**{unit: least + 49}), 50)
-    what, words = ("result", "parameters") if unit == "params" else ("file found", "bytes")
+    words = "parameters" if unit == "params" else "bytes"
     for rule, beside in (small, spent):
         again = divide(subjects, rule, OPTIONS, spent=beside)
         assert (again.points, again.cost) == (found.points, found.cost)
         kept = ", 50 of them for what is kept as it is" if beside else ""
-        message = f"the smallest {what}, .*takes {least + beside:,} {words}{kept}.*: ask for more"
+        message = f"the smallest result, .*takes {least + beside:,} {words}{kept}.*: ask for more"
         with pytest.raises(OptionError, match=message):
             require_room(rule, least + beside, beside)
