@@ -22,12 +22,23 @@ from lotr_tn.decompose import (
     hosvd,
     low_rank_tucker2,
     merge,
+    mpo,
     st_hosvd,
+    tensor_train,
     tucker1,
 )
 from lotr_tn.decompose import round_stack as round
 from lotr_tn.doors import load_adapter, load_stack, save_adapter, save_stack
-from lotr_tn.formats import CP, Certificate, Dense, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.formats import (
+    CP,
+    Certificate,
+    Dense,
+    LoRAStack,
+    LowRankTucker2,
+    TensorTrain,
+    Tucker1,
+    Tucker2,
+)
 from lotr_tn.inspection import analyze_adapters, compare_adapters
 from lotr_tn.linalg import (
     Budget,
@@ -78,6 +89,7 @@ __all__ = [
     "LowRankTucker2",
     "RankLimits",
     "RelativeError",
+    "TensorTrain",
     "TotalError",
     "Tucker1",
     "Tucker2",
@@ -112,6 +124,7 @@ __all__ = [
     "merge",
     "merge_adapters",
     "merge_break_even",
+    "mpo",
     "norm",
     "parameter_count",
     "plan",
@@ -123,6 +136,7 @@ __all__ = [
     "subtract",
     "svd_of_product",
     "take_layers",
+    "tensor_train",
     "to_dense",
     "to_device",
     "to_lora",

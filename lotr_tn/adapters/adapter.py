@@ -11,11 +11,18 @@ from lotr_tn._arrays import LARGEST, UNIT_ROUNDOFF, from_numpy, is_finite
 from lotr_tn._shown import Shown, lines_of
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.errors import CheckpointError, printable
-from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Tucker1, Tucker2
+from lotr_tn.formats import (
+    Certificate,
+    LoRAStack,
+    LowRankTucker2,
+    TensorTrain,
+    Tucker1,
+    Tucker2,
+)
 from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.counts import parameter_count
 
-Compressed: TypeAlias = Tucker2 | LowRankTucker2 | Tucker1 | LoRAStack
+Compressed: TypeAlias = Tucker2 | LowRankTucker2 | Tucker1 | LoRAStack | TensorTrain
 """The formats in which a compressed group is stored."""
 
 

@@ -13,7 +13,7 @@ from lotr_tn.analysis.truncation import cut_parameters
 from lotr_tn.conversion.outcome import GroupConversion
 from lotr_tn.formats import Certificate
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget
-from lotr_tn.ops.arrays import arrays_of
+from lotr_tn.ops.arrays import arrays_of, with_arrays
 from lotr_tn.ops.norms import layer_norms
 
 
@@ -92,7 +92,7 @@ def stored_group(group: LoRAGroup, stack: Compressed) -> LoTRGroup:
         upper=np.float64(float(certificate.upper)),
     )
     arrays = {name: to_numpy(array) for name, array in arrays_of(stack).items()}
-    on_numpy = replace(stack, **arrays, certificate=on_host)
+    on_numpy = replace(with_arrays(stack, **arrays), certificate=on_host)
     return LoTRGroup(group.name, group.targets, on_numpy)
 
 

@@ -10,7 +10,7 @@ from lotr_tn._arrays import UNIT_ROUNDOFF, Namespace, namespace_of, require_dtyp
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.errors import PrecisionWarning, warn_outside
-from lotr_tn.formats import CP, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import CP, LoRAStack, LowRankTucker2, Stack, TensorTrain, Tucker1, Tucker2
 from lotr_tn.formats.certificate import ratio
 from lotr_tn.linalg.bases import GRAM_RESOLUTION
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule, best_pair, cheapest_pair
@@ -19,7 +19,9 @@ from lotr_tn.ops.arrays import storage_dtype
 
 Pair: TypeAlias = tuple[int, int]
 Fit: TypeAlias = Callable[[CoreSpace, Pair], Subspaces]
-Result = TypeVar("Result", bound="CP | LoRAStack | LowRankTucker2 | Tucker1 | Tucker2")
+Result = TypeVar(
+    "Result", bound="CP | LoRAStack | LowRankTucker2 | TensorTrain | Tucker1 | Tucker2"
+)
 
 LOWERING_ATTEMPTS = 4
 

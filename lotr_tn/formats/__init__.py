@@ -10,6 +10,7 @@ from lotr_tn.formats.format import Format
 from lotr_tn.formats.lora import LoRAStack
 from lotr_tn.formats.low_rank_tucker2 import LowRankTucker2
 from lotr_tn.formats.operators import Operators
+from lotr_tn.formats.tensor_train import TensorTrain
 from lotr_tn.formats.tucker1 import SharedSide, Tucker1
 from lotr_tn.formats.tucker2 import Tucker2
 
@@ -31,6 +32,7 @@ __all__ = [
     "Operators",
     "SharedSide",
     "Stack",
+    "TensorTrain",
     "Tucker1",
     "Tucker2",
 ]

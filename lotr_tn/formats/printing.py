@@ -26,6 +26,8 @@ def describe(record: Any) -> str:
 def _value(x: Any) -> str:
     if hasattr(x, "dtype"):
         return _array(x)
+    if isinstance(x, tuple) and any(hasattr(part, "dtype") for part in x):
+        return f"({', '.join(map(_value, x))},)"
     if isinstance(x, tuple) and len(x) > 8 and len(set(x)) == 1:
         return f"({x[0]},) * {len(x)}"
     return repr(x)

@@ -1,6 +1,6 @@
 """The algebra of stacks of updates, on factors."""
 
-from lotr_tn.formats import CP, operators
+from lotr_tn.formats import CP, TensorTrain, operators
 from lotr_tn.linalg.ranks import ITEM_SIZES
 from lotr_tn.ops.apply import apply, apply_transpose, merge_break_even
 from lotr_tn.ops.arithmetic import add, scale, subtract, transpose
@@ -24,8 +24,11 @@ from lotr_tn.ops.primitives import (
     unregister_format,
 )
 from lotr_tn.ops.stacking import concat_layers, take_layers
+from lotr_tn.ops.tensor_train import TensorTrainPrimitives
+from lotr_tn.ops.tt_lora import digit_reversal, tt_lora
 
 register_format(CP, CPPrimitives())
+register_format(TensorTrain, TensorTrainPrimitives())
 
 operators.register(
     add=add,
@@ -49,6 +52,7 @@ __all__ = [
     "concat_layers",
     "convert",
     "cosine",
+    "digit_reversal",
     "distance",
     "gram",
     "inner",
@@ -70,5 +74,6 @@ __all__ = [
     "to_dense",
     "to_device",
     "transpose",
+    "tt_lora",
     "unregister_format",
 ]

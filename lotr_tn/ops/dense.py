@@ -34,13 +34,7 @@ def to_dense(stack: Stack) -> Array:
     """
     if isinstance(stack, Format):
         return by_rule_or_hub(to_dense, stack)
-    layers, m, n = stack.shape
-    if layers * m * n > WARN_ABOVE_ENTRIES:
-        warn_outside(
-            f"to_dense forms {layers} matrices of {m} x {n}, {layers * m * n:,} numbers; "
-            "norm, distance, inner and apply need none of them",
-            PerformanceWarning,
-        )
+    warn_of_size(stack.shape)
     xp = common_namespace(stack)
     products = _products(stack, xp=xp)
     dtype = storage_dtype(stack)
@@ -48,6 +42,17 @@ def to_dense(stack: Stack) -> Array:
         # terms that float32 has no room for may cancel, or end as NaN
         products = _products(astype(stack, "float64"), xp=xp)
     return narrow(products, dtype, xp=xp)
+
+
+def warn_of_size(shape: tuple[int, int, int]) -> None:
+    """Warn before matrices are formed that are far larger than their factors."""
+    layers, m, n = shape
+    if layers * m * n > WARN_ABOVE_ENTRIES:
+        warn_outside(
+            f"to_dense forms {layers} matrices of {m} x {n}, {layers * m * n:,} numbers; "
+            "norm, distance, inner and apply need none of them",
+            PerformanceWarning,
+        )
 
 
 def _products(stack: Stack, *, xp: Namespace) -> Array:

@@ -15,7 +15,7 @@ from lotr_tn.ops.checks import require_same_shape
 from lotr_tn.ops.layers import Layer, layer_inner, layer_of, left_times_middle
 from lotr_tn.ops.magnitude import in_range, measured, times_power
 from lotr_tn.ops.norms import norm
-from lotr_tn.ops.primitives import by_rule_or_hub, lowered
+from lotr_tn.ops.primitives import by_rule_or_hub, measured_in_hub
 
 
 @door
@@ -87,7 +87,7 @@ def gram(stacks: Sequence[Stack]) -> Array:
     for other in stacks[1:]:
         require_same_shape(stacks[0], other)
     xp = common_namespace(*stacks)
-    cores = [lowered(stack) for stack in stacks]
+    cores = measured_in_hub(stacks)
     total = zeros((len(cores),) * 2, first_array(cores[0]), xp=xp)
     for index in range(cores[0].shape[0]):
         total = total + _layer_gram([layer_of(x, index, xp=xp) for x in cores], xp=xp)

@@ -6,8 +6,9 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 from lotr_tn._arguments import door
 from lotr_tn._arrays import Namespace
 from lotr_tn.errors import FormatError, OptionError
-from lotr_tn.formats import Core, Format, LoRAStack, Stack
+from lotr_tn.formats import Core, Format, LoRAStack, Operators, Stack
 from lotr_tn.ops.arrays import array_fields, common_namespace
+from lotr_tn.ops.moving import astype
 
 CORE: tuple[type[Core], ...] = get_args(Core)  # the core formats
 
@@ -28,6 +29,9 @@ RULED = (
     "to_dense",
 )
 """The operations that a format may have a rule for."""
+
+MEASURES = ("inner", "layer_distances", "layer_norms", "layer_singular_values")
+"""Of these the operations that give numbers, which are those of the arrays as they are stored."""
 
 Own = TypeVar("Own", bound=Format)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -195,5 +199,14 @@ def by_rule_or_hub(function: Callable[..., Any], *arguments: Any, **options: Any
         found = NotImplemented if own is None else own(*arguments, **options)
         if found is not NotImplemented:
             return found
+    if function.__name__ in MEASURES:
+        count = sum(isinstance(x, Operators) for x in arguments)  # which stand first
+        return function(*measured_in_hub(arguments[:count]), *arguments[count:], **options)
     core = [lowered(x) if isinstance(x, Format) else x for x in arguments]
     return function(*core, **options)
+
+
+def measured_in_hub(stacks: Sequence[Stack]) -> list[Core]:
+    """Stacks in core formats; in float64 where one's own entries would be rounded on the way."""
+    made = [isinstance(x, Format) and not primitives_of(type(x)).views for x in stacks]
+    return [lowered(astype(x, "float64") if any(made) else x) for x in stacks]

@@ -27,6 +27,9 @@ STACKS = {
     "Tucker1": lt.Tucker1(RNG.standard_normal((5, 4)), RNG.standard_normal((3, 7, 4)), "in"),
     "Dense": lt.Dense(RNG.standard_normal((3, 7, 5))),
     "CP": lt.CP(*(RNG.standard_normal((size, 4)) for size in (7, 3, 5))),
+    "TensorTrain": lt.TensorTrain(
+        (RNG.standard_normal((3, 1, 7, 1, 4)), RNG.standard_normal((3, 4, 1, 5, 1)))
+    ),
 }
 FORMATS = {kind.__name__: kind for kind in all_formats()}
 OPERATIONS = tuple(column(lt.LoRAStack))
@@ -35,6 +38,11 @@ X, Y = RNG.standard_normal((2, 5)), RNG.standard_normal((2, 7))
 
 def dense(stack):
     return laws.dense_updates(stack)
+
+
+def named(result):
+    """The formats that a cell names: two where a format leaves what it cannot hold to its hub."""
+    return result.split(" or ")
 
 
 def as_same(stack, make):
@@ -78,6 +86,7 @@ TRIALS = {
     ],
     "convert to Dense": [(lambda s: lt.convert(s, lt.Dense), lambda w: w)],
     "convert to CP": [(lambda s: lt.convert(s, lt.CP), lambda w: w)],
+    "convert to TensorTrain": [(lambda s: lt.convert(s, lt.TensorTrain), lambda w: w)],
     "canonicalize": [(lt.canonicalize, lambda w: w)],
 }
 LOSSY = {
@@ -105,8 +114,8 @@ def test_what_keeps_the_updates(operation, name):
     for function, wanted in TRIALS[operation]:
         result = function(stack)
         truth = wanted(dense(stack))
-        if cell.result in FORMATS:
-            assert type(result).__name__ == cell.result
+        if {*named(cell.result)} <= FORMATS.keys():
+            assert type(result).__name__ in named(cell.result)
             result = dense(result)
         off = np.abs(result - truth).max()
         if cell.exactness == "exact":
@@ -148,10 +157,10 @@ def test_what_cuts_ranks(operation, name):
 def test_formats_of_sums(one, two):
     wanted = sum_of(FORMATS[one], FORMATS[two])
     found = lt.add(STACKS[one], STACKS[two])
-    assert type(found).__name__ == wanted
+    assert type(found).__name__ in named(wanted)
     assert np.allclose(dense(found), dense(STACKS[one]) + dense(STACKS[two]))
     joined = lt.concat_layers([STACKS[one], STACKS[two]])
-    assert type(joined).__name__ == wanted
+    assert type(joined).__name__ in named(wanted)
     assert np.allclose(dense(joined), np.concatenate([dense(STACKS[one]), dense(STACKS[two])]))
 
 

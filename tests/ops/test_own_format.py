@@ -147,7 +147,7 @@ def test_registering_refuses_what_cannot_work():
 def test_convert_names_the_formats_of_the_registry():
     stack = toy()
     assert Toy in registered_formats()
-    with pytest.raises(OptionError, match=r"Dense, CP or Toy; found <class 'int'>"):
+    with pytest.raises(OptionError, match=r"Dense, CP, TensorTrain or Toy; found <class 'int'>"):
         lt.convert(stack, int)
     unregister_format(Toy)
     with pytest.raises(FormatError, match="Toy has no primitives"):

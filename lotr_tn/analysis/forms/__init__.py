@@ -1,6 +1,6 @@
 """The forms in which stacks are stored, in the order in which equals are chosen."""
 
-from lotr_tn.analysis.forms import cp, lora, lotr, low_rank, one_side, truncated
+from lotr_tn.analysis.forms import cp, lora, lotr, low_rank, one_side, tensor_train, truncated
 from lotr_tn.analysis.forms.form import (
     FORMS,
     Form,
@@ -43,5 +43,6 @@ for _form in (
     one_side.OUT,
     low_rank.FORM,
     cp.FORM,
+    tensor_train.FORM,
 ):
     register_form(_form)

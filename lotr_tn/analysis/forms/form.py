@@ -125,6 +125,10 @@ class Form:
         setting_of: the point of the curve where a stack lies; its ranks where left out.
         built: a stack from its arrays, ranks and certificate; the type is called with the arrays
             where left out.
+        arrays: a stack's arrays as a file has them, by the names in `axes`; its fields of these
+            names where left out.
+        geometry: whole numbers that the file's header holds beside the ranks; `built` is given
+            them behind these.
         holds: whether a stack of the type is in this form, where several forms have one type.
         kept: whether it is the LoRA as it is, in its modules' own factors.
         pairs: whether it is a Tucker2, whose setting is a pair (r1, r2) of the error surface.
@@ -153,6 +157,8 @@ class Form:
     shared_ranks: int | None = None
     setting_of: Callable[[Any], tuple[int, ...]] | None = None
     built: Callable[[Mapping[str, Any], Sequence[int], Certificate | None], Any] | None = None
+    arrays: Callable[[Any], Mapping[str, Any]] | None = None
+    geometry: Callable[[Any], Sequence[int]] = lambda stack: ()
     holds: Callable[[Any], bool] = lambda stack: True
     kept: bool = False
     pairs: bool = False
@@ -214,6 +220,12 @@ class Form:
         if self.built is None:
             return self.stack(**arrays, certificate=certificate)
         return self.built(arrays, ranks, certificate)
+
+    def arrays_of(self, stack: Any) -> Mapping[str, Any]:
+        """The arrays of a stack, as a file has them."""
+        if self.arrays is None:
+            return {name: getattr(stack, name) for name in self.fields}
+        return self.arrays(stack)
 
     def split(self, ranks: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ranks of the whole stack, and those of each layer."""

@@ -144,7 +144,7 @@ def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
     if isinstance(group, LoTRGroup):
         if group.coded is not None:
             return {"coded": np.frombuffer(group.coded, np.uint8)}
-        return {field: getattr(group.stack, field) for field in group_form(group).fields}
+        return dict(group_form(group).arrays_of(group.stack))
     return {
         "up": np.concatenate([module.up for module in group.modules], axis=1),
         "down": np.concatenate([module.down for module in group.modules], axis=0),
@@ -159,10 +159,12 @@ def _describe(group: LoTRGroup | LoRAGroup) -> dict[str, Any]:
     ]
     for module, scale in zip(modules, scales, strict=False):
         module["scale"] = scale
+    geometry = [] if isinstance(group, LoRAGroup) else list(group_form(group).geometry(group.stack))
     return {
         "format": format_of(group),
         "shape": list(group.shape),
         "ranks": stored_ranks(group),
+        **({"geometry": geometry} if geometry else {}),
         "dtype": group.dtype,
         **({"coding": CODING} if is_coded(group) else {}),
         **told_once(modules),
@@ -232,6 +234,7 @@ def _group(name: str, described: Mapping[str, Any], container: Container) -> LoT
     modules = modules_of(name, described)
     require(len(modules) == shape[0], f"{name} names {len(modules)} modules for {shape[0]} layers")
     ranks = whole_numbers(f"a rank of {name}", described["ranks"])
+    geometry = whole_numbers(f"the geometry of {name}", described.get("geometry", []))
     targets = tuple(_target(one, (shape[1], shape[2])) for one in modules)
     certificate = _certificate(name, described["certificate"], len(targets))
     coded = _coded(name, described["coding"], form, container) if "coding" in described else None
@@ -243,7 +246,9 @@ def _group(name: str, described: Mapping[str, Any], container: Container) -> LoT
         scales = [finite_number("a scale", one["scale"], negative=True) for one in modules]
         group = LoRAGroup(name, _modules(targets, scales, arrays), certificate)
     else:
-        group = LoTRGroup(name, targets, form.stack_of(arrays, ranks, certificate), coded)
+        group = LoTRGroup(
+            name, targets, form.stack_of(arrays, [*ranks, *geometry], certificate), coded
+        )
     said = shape, ranks, dtype_name(f"the dtype of {name}", described["dtype"])
     found = tuple(group.shape), stored_ranks(group), group.dtype
     for what, one, other in zip(("shape", "ranks", "dtype"), said, found, strict=True):

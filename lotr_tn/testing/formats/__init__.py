@@ -14,6 +14,7 @@ from lotr_tn.testing.formats.registry import (
     register_format_laws,
     unregister_format_laws,
 )
+from lotr_tn.testing.formats.tensor_train import TENSOR_TRAIN
 from lotr_tn.testing.formats.tucker1 import TUCKER1
 from lotr_tn.testing.formats.tucker2 import TUCKER2
 
@@ -28,5 +29,5 @@ __all__ = [
     "unregister_format_laws",
 ]
 
-for _laws in (DENSE, LORA, TUCKER1, TUCKER2, LOW_RANK_TUCKER2, CP_LAWS):
+for _laws in (DENSE, LORA, TUCKER1, TUCKER2, LOW_RANK_TUCKER2, CP_LAWS, TENSOR_TRAIN):
     register_format_laws(_laws)
