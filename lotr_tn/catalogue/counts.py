@@ -7,8 +7,8 @@ from typing import final
 
 from lotr_tn._arguments import door
 from lotr_tn.catalogue.architecture import Architecture
-from lotr_tn.catalogue.grouping import group_paths
-from lotr_tn.errors import RankError
+from lotr_tn.catalogue.grouping import group_paths, kind_of
+from lotr_tn.errors import OptionError, RankError
 
 RANKS = (1, 2, 4, 8, 16, 32)  # the ranks of the LoTR paper's table
 
@@ -49,6 +49,34 @@ class GroupCount:
         r2 = r1 if r2 is None else r2
         return m * r1 + n * r2 + self.cores(r1, r2)
 
+    def cp(self, rank: int, heads: int | None = None) -> int:
+        """Parameters of CP of this rank: r (m + n + L).
+
+        With heads as LoRTA stores it: outputs cut into heads, and layers apart from kinds of
+        modules, r (n + m / heads + heads + blocks + kinds).
+
+        Raises:
+            OptionError: the outputs cannot be cut into so many heads.
+
+        Examples:
+            >>> paths = tuple(f"h.{block}.attn.{kind}" for block in range(12) for kind in "qkvo")
+            >>> GroupCount("attention", paths, (48, 768, 768)).cp(4, heads=12)
+            3440
+        """
+        layers, m, n = self.shape
+        if heads is None:
+            return rank * (m + n + layers)
+        if heads < 1 or m % heads:
+            raise OptionError(
+                f"the {m} outputs of group {self.name} cannot be cut into {heads} heads; choose a "
+                "number that divides them"
+            )
+        blocks = {
+            tuple(part for part in path.split(".") if part.isdigit()) for path in self.modules
+        }
+        kinds = {kind_of(path) for path in self.modules}
+        return rank * (n + m // heads + heads + len(blocks) + len(kinds))
+
     def cores(self, r1: int, r2: int | None = None) -> int:
         """Parameters of the LoTR cores alone: L r1 r2."""
         return self.shape[0] * r1 * (r1 if r2 is None else r2)
@@ -64,6 +92,7 @@ class CountRow:
         lora: parameters of LoRA.
         lotr: parameters of LoTR.
         cores: parameters of LoTR with only the cores trained.
+        cp: parameters of CP; with heads, as LoRTA stores it.
         equal_size_rank: the largest LoTR rank with no more parameters than this LoRA; 0 where rank
             1 has more already.
     """
@@ -72,6 +101,7 @@ class CountRow:
     lora: int
     lotr: int
     cores: int
+    cp: int
     equal_size_rank: int
 
     @property
@@ -91,6 +121,7 @@ class CountTable:
         group_by: how they were grouped.
         groups: modules that share factors, in the order of the model.
         rows: one for each rank that was asked for.
+        heads: into which outputs are cut for CP; None where they are not.
     """
 
     architecture: str
@@ -98,6 +129,7 @@ class CountTable:
     group_by: str
     groups: tuple[GroupCount, ...]
     rows: tuple[CountRow, ...]
+    heads: int | None = None
 
     def __str__(self) -> str:
         lines = [("rank", "LoRA", "LoTR", "cores only")]
@@ -130,6 +162,7 @@ def count_table(
     targets: str | Iterable[str] | None = None,
     ranks: Iterable[int] = RANKS,
     group_by: str = "kind",
+    heads: int | None = None,
 ) -> CountTable:
     """How many parameters LoRA, LoTR and LoTR's cores alone have, by rank.
 
@@ -140,13 +173,16 @@ def count_table(
         ranks: of LoRA, and r1 = r2 of LoTR.
         group_by: which modules share LoTR factors: `kind`, `shape` or a regular expression, as in
             `group_modules`. The LoTR paper uses `shape`.
+        heads: for the counts of CP as LoRTA stores it, into how many heads outputs are cut; None
+            for CP without parts.
 
     Returns:
         A table, whose text is one line a rank. Biases, and heads that are trained with an adapter,
         are not counted.
 
     Raises:
-        OptionError: a target matches no module, or `group_by` is not valid.
+        OptionError: a target matches no module, `group_by` is not valid, or outputs cannot be cut
+            into so many heads.
         RankError: a rank is not a whole number of at least 1, or there is none.
 
     Source: Bershatsky et al. (2024), LoTR, arXiv 2402.01376.
@@ -174,8 +210,8 @@ def count_table(
         for name, found in group_paths(named, group_by).items()
     )
     chosen = (targets,) if isinstance(targets, str) else targets
-    rows = tuple(_row(groups, rank) for rank in ranks)
-    return CountTable(architecture.name, chosen, group_by, groups, rows)
+    rows = tuple(_row(groups, rank, heads) for rank in ranks)
+    return CountTable(architecture.name, chosen, group_by, groups, rows, heads)
 
 
 def _checked(ranks: Iterable[int]) -> tuple[int, ...]:
@@ -188,11 +224,12 @@ def _checked(ranks: Iterable[int]) -> tuple[int, ...]:
     return ranks
 
 
-def _row(groups: tuple[GroupCount, ...], rank: int) -> CountRow:
+def _row(groups: tuple[GroupCount, ...], rank: int, heads: int | None) -> CountRow:
     lora = sum(group.lora(rank) for group in groups)
     lotr = sum(group.lotr(rank) for group in groups)
     cores = sum(group.cores(rank) for group in groups)
-    return CountRow(rank, lora, lotr, cores, _largest_rank(groups, lora))
+    cp = sum(group.cp(rank, heads) for group in groups)
+    return CountRow(rank, lora, lotr, cores, cp, _largest_rank(groups, lora))
 
 
 def _largest_rank(groups: tuple[GroupCount, ...], budget: int) -> int:

@@ -45,6 +45,10 @@ def count(
         str, typer.Option(metavar="RANKS", help="Ranks, with commas.")
     ] = "1,2,4,8,16,32",
     group_by: GroupByOption = "kind",
+    heads: Annotated[
+        int | None,
+        typer.Option(metavar="H", help="Count CP too, as LoRTA: outputs in H heads, kinds apart."),
+    ] = None,
     list_models: Annotated[
         bool, typer.Option("--list", help="Show the well-known models.")
     ] = False,
@@ -67,7 +71,7 @@ def count(
         return
     ranks = _ranks(rank)
     found = _architecture(shapes, model, config)
-    record = counts_record(count_table(found, _targets(target), ranks, group_by))
+    record = counts_record(count_table(found, _targets(target), ranks, group_by, heads))
     out.show(record, lambda record: counts_text(record, len(found.modules)))
 
 

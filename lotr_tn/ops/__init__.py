@@ -13,6 +13,7 @@ from lotr_tn.ops.distance import distance, layer_distances
 from lotr_tn.ops.inner import cosine, gram, inner
 from lotr_tn.ops.khatri_rao import khatri_rao, lorta
 from lotr_tn.ops.moving import astype, to_device
+from lotr_tn.ops.network import plan_of
 from lotr_tn.ops.norms import layer_norms, layer_singular_values, norm
 from lotr_tn.ops.operator import as_linear_operator
 from lotr_tn.ops.primitives import (
@@ -65,6 +66,7 @@ __all__ = [
     "merge_break_even",
     "norm",
     "parameter_count",
+    "plan_of",
     "register_format",
     "registered_formats",
     "rule",

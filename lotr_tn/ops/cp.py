@@ -19,6 +19,7 @@ from lotr_tn.linalg import cross_gram
 from lotr_tn.ops.apply import layers_of_rows, taken
 from lotr_tn.ops.arrays import common_namespace, differentiable
 from lotr_tn.ops.checks import require_layer
+from lotr_tn.ops.network import Network
 from lotr_tn.ops.padding import placed
 from lotr_tn.ops.primitives import Axis, rule
 
@@ -42,6 +43,11 @@ class CPPrimitives:
         """Tucker-2 with diagonal cores."""
         eye = cast(identity(stack.rank, stack.a, xp=xp), dtype_name(stack.a), xp=xp)
         return Tucker2(stack.a, eye[None, ...] * stack.weights[:, None, :], stack.b)
+
+    def network(self, stack: CP) -> Network:
+        """Three matrices that meet in the terms."""
+        (layers, m, n), rank = stack.shape, stack.rank
+        return "mr,lr,nr", ((m, rank), (layers, rank), (n, rank))
 
     def transpose(self, stack: CP, *, xp: Namespace) -> CP:
         """The sides swapped."""

@@ -24,6 +24,7 @@ def counts_record(table: CountTable) -> dict[str, Any]:
         "modules": sum(len(group.modules) for group in table.groups),
         "params_dense": table.dense,
         "break_even_rank": table.break_even_rank,
+        "heads": table.heads,
         "groups": [
             {
                 "name": group.name,
@@ -36,6 +37,7 @@ def counts_record(table: CountTable) -> dict[str, Any]:
                         "params_lora": group.lora(row.rank),
                         "params_lotr": group.lotr(row.rank),
                         "params_cores": group.cores(row.rank),
+                        "params_cp": group.cp(row.rank, table.heads),
                     }
                     for row in table.rows
                 ],
@@ -48,6 +50,7 @@ def counts_record(table: CountTable) -> dict[str, Any]:
                 "params_lora": row.lora,
                 "params_lotr": row.lotr,
                 "params_cores": row.cores,
+                "params_cp": row.cp,
                 "ratio": row.ratio,
                 "equal_size_rank": row.equal_size_rank,
             }
@@ -64,7 +67,7 @@ def counts_text(record: dict[str, Any], total: int) -> RenderableType:
         f"{record['params_dense']:,} weights\n"
         f"Grouped   by {record['group_by']}"
     )
-    ranks = _ranks(record["ranks"])
+    ranks = _ranks(record["ranks"], record["heads"])
     ranks.show_edge = False  # the table above ends with the blank line between them
     return Group(
         head,
@@ -88,8 +91,9 @@ def _groups(groups: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _ranks(rows: list[dict[str, Any]]) -> Table:
-    table = plain_table("Rank r", "LoRA", "LoTR", "Cores only", "Ratio", "Equal size")
+def _ranks(rows: list[dict[str, Any]], heads: int | None) -> Table:
+    last = () if heads is None else (f"CP, {heads} heads",)
+    table = plain_table("Rank r", "LoRA", "LoTR", "Cores only", "Ratio", "Equal size", *last)
     table.columns[0].justify = "right"
     for row in rows:
         table.add_row(
@@ -99,6 +103,7 @@ def _ranks(rows: list[dict[str, Any]]) -> Table:
             f"{row['params_cores']:,}",
             times(row["params_lotr"], row["params_lora"]),
             str(row["equal_size_rank"]),
+            *(() if heads is None else (f"{row['params_cp']:,}",)),
         )
     return table
 

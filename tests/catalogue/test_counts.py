@@ -32,6 +32,31 @@ OLDER = {  # the earlier table's `params`
 }
 
 
+@pytest.mark.parametrize(
+    ("model", "targets", "heads", "per_rank"),
+    [
+        ("roberta-base", ["query", "key", "value", "attention.output.dense"], 12, 860),
+        ("roberta-large", ["query", "key", "value", "attention.output.dense"], 16, 1132),
+        ("llama-2-7b", ["q_proj", "k_proj", "v_proj", "o_proj"], 32, 4292),
+        ("llama-2-13b", ["q_proj", "k_proj", "v_proj", "o_proj"], 40, 5332),
+    ],
+)
+def test_lorta_s_published_counts(model, targets, heads, per_rank):
+    table = lt.catalogue.count_table(
+        lt.catalogue.architecture(model), targets, (4, 8), "shape", heads
+    )
+    assert [row.cp for row in table.rows] == [4 * per_rank, 8 * per_rank]
+    (group,) = table.groups
+    layers, m, n = group.shape
+    plain = lt.CP(*(np.ones((size, 3), np.float32) for size in (m, layers, n)))
+    assert group.cp(3) == lt.parameter_count(plain)
+
+
+def test_outputs_that_are_no_heads_are_refused():
+    with pytest.raises(OptionError, match="768 outputs of group query cannot be cut into 7 heads"):
+        lt.catalogue.count_table(ROBERTA, heads=7)
+
+
 def empty(*shape, torch_arrays=False):
     """An array that takes memory for one entry only."""
     if torch_arrays:

@@ -60,6 +60,7 @@ def test_three_sources_agree(count, tmp_path):
         "rank": 64,
         "params_lora": 2_359_296,
         "params_lotr": 196_608,
+        "params_cp": 99_840,
         "params_cores": 98_304,
         "ratio": 196_608 / 2_359_296,
         "equal_size_rank": 283,
@@ -77,7 +78,9 @@ def test_json_of_groups(count):
         "modules": ["layers.0.v", "layers.1.v", "layers.2.v"],
         "shape": [3, 4, 5],
         "params_dense": 60,
-        "ranks": [{"rank": 2, "params_lora": 54, "params_lotr": 30, "params_cores": 12}],
+        "ranks": [
+            {"rank": 2, "params_lora": 54, "params_lotr": 30, "params_cores": 12, "params_cp": 24}
+        ],
     }
     for key in ("params_lora", "params_lotr", "params_cores"):
         assert record["ranks"][0][key] == sum(g["ranks"][0][key] for g in record["groups"])

@@ -254,3 +254,33 @@ FAULTS = {
 def test_a_planted_fault_is_caught(fault):
     with pytest.raises(AssertionError):
         FAULTS[fault]()
+
+
+def test_the_network_is_the_stack_and_its_order_is_the_cheap_one():
+    x = RNG.standard_normal((3, 5))
+    plan = ops.plan_of(STACK, rows=3)
+    assert np.allclose(plan(x, STACK.a, STACK.weights, STACK.b), lt.apply(STACK, x), rtol=1e-12)
+    whole = ops.plan_of(STACK, rows=None)(STACK.a, STACK.weights, STACK.b)
+    assert np.allclose(whole, laws.dense_updates(STACK), rtol=1e-12)
+    (layers, m, n), r = STACK.shape, STACK.rank
+    assert plan.flops <= 2 * 3 * r * (n + layers * m) + 3 * layers * r
+    lora = lt.LoRAStack(np.ones((7, 4)), np.ones((4, 5)), (1, 3))
+    with pytest.raises(FormatError, match="layers of ranks 1 to 3 are no one network"):
+        ops.plan_of(lora)
+    with pytest.raises(OptionError, match="rows must be at least 1"):
+        ops.plan_of(STACK, rows=0)
+
+
+@pytest.mark.parametrize("kind", [lt.Tucker2, lt.Tucker1, lt.LowRankTucker2, lt.Dense])
+def test_the_network_of_every_format_is_its_stack(kind):
+    stack = lt.convert(STACK, kind)
+    arrays = {
+        lt.LowRankTucker2: lambda s: (
+            s.u, np.stack(np.split(s.up, 4, axis=1)), s.down.reshape(4, -1, s.v.shape[1]), s.v
+        ),
+        lt.Tucker2: lambda s: (s.u, s.core, s.v),
+        lt.Tucker1: lambda s: (s.own, s.shared),
+        lt.Dense: lambda s: (s.w,),
+    }[kind](stack)  # fmt: skip
+    made = ops.plan_of(stack, rows=None)(*arrays)
+    assert np.allclose(made, laws.dense_updates(STACK), rtol=1e-12)
