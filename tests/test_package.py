@@ -100,6 +100,7 @@ DOORS = {
     "analyze_adapters",
     "convert",
     "convert_adapter",
+    "count",
     "make",
     "make_bank",
     "merge_adapters",
