@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ROUNDS = 70
+ROUNDS = 50
 """Of bisection and of fixed points: more than any float64 needs."""
 
 

@@ -72,6 +72,7 @@ def bank_conversion_record(
         "formats": _formats(bank),
         "contents": _contents(bank),
         "dtype": bank.dtype,
+        "coded": _coded(bank),
         "met": bool(conversion.met),
         "seconds": seconds,
         "destination": str(destination),
@@ -84,6 +85,7 @@ def bank_record(bank: Bank, source: Path, size: int) -> dict[str, Any]:
         "source": str(source),
         "format": "bank",
         "dtype": bank.dtype,
+        "coded": _coded(bank),
         "bytes": size,
         **_errors(bank),
         "asked": dict(bank.asked),
@@ -96,6 +98,16 @@ def bank_record(bank: Bank, source: Path, size: int) -> dict[str, Any]:
         "contents": _contents(bank),
         "verified": None,
     }
+
+
+def _coded(bank: Bank) -> list[str]:
+    """The stacks that are in bits, all of them or in part."""
+    return [name for name, g in bank.groups.items() if any(part.is_coded for part in g.parts)]
+
+
+def _held_in(record: Mapping[str, Any]) -> str:
+    """How updates are held: in a dtype, or in bits where these take less."""
+    return "coded" if record["coded"] else record["dtype"]
 
 
 def _contents(bank: Bank) -> dict[str, Any]:
@@ -238,7 +250,7 @@ def bank_conversion_text(record: dict[str, Any], *, show_all: bool) -> Renderabl
         *_stacking_lines(record),
         *_cluster_lines(record["adapters"]),
         f"Files           {file_growth(record['bytes_before'], record['bytes_after'])}, "
-        f"{record['dtype']}",
+        f"{_held_in(record)}",
         f"Written         {record['destination']} in {record['seconds']:.1f} s",
     ]
     if record["contents"]["tensors"]:
@@ -289,7 +301,7 @@ def bank_text(
     lines = [
         f"{record['source']}",
         f"Format          bank of {counted(len(record['adapters']), 'adapter')}, "
-        f"{record['dtype']}, {byte_size(record['bytes'])}",
+        f"{_held_in(record)}, {byte_size(record['bytes'])}",
         f"Base model      {config.get('base_model_name_or_path') or 'not named'}",
         *_error_lines(record),
         f"Stacked by      {record['stacking']}: {counted(len(record['groups']), 'stack')} with "

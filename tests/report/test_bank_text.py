@@ -84,6 +84,7 @@ def conversion(**changed):
         "formats": {"lotr": 80},
         "contents": {"configurations": 1, "tensors": 0, "keys": [], "bytes": 80},
         "dtype": "float32",
+        "coded": [],
         "met": True,
         "seconds": 0.31,
         "destination": "history.lotr.safetensors",
