@@ -16,7 +16,7 @@ from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.arrays import storage_dtype
 from lotr_tn.ops.frame import Frame, frame_of
 from lotr_tn.ops.layers import layer_of, two_factors
-from lotr_tn.ops.primitives import lowered
+from lotr_tn.ops.primitives import measured_in_hub
 
 ORTHOGONAL = 1e-3
 """Largest cosine of columns that count as orthogonal: an SVD would turn them by rounding. Whatever
@@ -70,9 +70,9 @@ def _of_layers(targets: Sequence[Target], stack: Compressed) -> list[LoRAModule]
 
 def _factors(stack: Compressed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(m, k) and (n, k) of each layer, in float64."""
-    core = lowered(stack)  # once, and not for each layer
-    for index in range(stack.shape[0]):
-        yield two_factors(layer_of(core, index, xp=xp), xp=xp)
+    (held,) = measured_in_hub([stack])  # once, and not for each layer
+    for index in range(held.shape[0]):
+        yield two_factors(layer_of(held, index, xp=xp), xp=xp)
 
 
 def _of_factors(target: Target, left: np.ndarray, right: np.ndarray, roundoff: float) -> LoRAModule:

@@ -24,6 +24,7 @@ from lotr_tn.errors import CheckpointError
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import qr
 from lotr_tn.ops.layers import between_shared, two_factors
+from lotr_tn.ops.stacking import layer_in_hub
 
 ROUNDING = 8 * UNIT_ROUNDOFF["float64"]
 """Share of the sizes of factors that the float64 arithmetic on them may lose."""
@@ -210,7 +211,7 @@ def _of_module(module: LoRAModule) -> tuple[Target, tuple[int, int], Callable[[]
 
 def _of_layer(group: LoTRGroup, index: int) -> tuple[Target, tuple[int, int], Callable[[], Update]]:
     def update() -> Update:
-        layer = between_shared(group.stack, index, xp=xp)
+        layer = between_shared(*layer_in_hub(group.stack, index), xp=xp)
         if layer.left is None or layer.right is None:
             left, right = two_factors(layer, xp=xp)
             return Update(left, None, right)

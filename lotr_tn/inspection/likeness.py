@@ -16,6 +16,7 @@ from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.layers import layer_of, two_factors
+from lotr_tn.ops.stacking import layer_in_hub
 
 HELD_BYTES = 2**30  # bytes of factors held at a time; modules are gone through in that many passes
 BLOCK_RANK = 256  # summed rank of the adapters that are multiplied with all others at a time
@@ -273,7 +274,7 @@ def _update_of_module(module: LoRAModule) -> _Update:
 def _factors_of_layer(stack: Compressed, index: int) -> tuple[np.ndarray, np.ndarray]:
     """A layer's factors in float64, with its core on the side that makes them narrow."""
     xp = common_namespace(stack)
-    return two_factors(layer_of(stack, index, xp=xp), xp=xp)
+    return two_factors(layer_of(*layer_in_hub(stack, index), xp=xp), xp=xp)
 
 
 def _thin(left: np.ndarray, right: np.ndarray) -> _Thin:

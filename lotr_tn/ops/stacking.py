@@ -6,7 +6,7 @@ from typing import assert_never
 from lotr_tn._arguments import door
 from lotr_tn._arrays import Namespace
 from lotr_tn.errors import FormatError
-from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
+from lotr_tn.formats import Core, Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.ops.arrays import Kind, common_namespace, with_arrays
 from lotr_tn.ops.conversion import (
     as_dense,
@@ -17,7 +17,13 @@ from lotr_tn.ops.conversion import (
     in_shared_format,
 )
 from lotr_tn.ops.padding import on_common_sides, placed, side_by_side
-from lotr_tn.ops.primitives import by_rule_or_hub, joined, layered_field, lowered
+from lotr_tn.ops.primitives import (
+    by_rule_or_hub,
+    joined,
+    layered_field,
+    lowered,
+    measured_in_hub,
+)
 
 
 @door
@@ -124,6 +130,13 @@ def concat_layers(stacks: Sequence[Stack]) -> Stack:
             return Tucker2(u, xp.concat(wide, axis=0), v)
         case never:
             assert_never(never)
+
+
+def layer_in_hub(stack: Stack, index: int) -> tuple[Core, int]:
+    """A core format that holds a layer, and where: of a registered format that layer alone."""
+    if isinstance(stack, Format):
+        return measured_in_hub([take_layers(stack, [index])])[0], 0
+    return stack, index
 
 
 def _concat_lora(stacks: Sequence[LoRAStack], *, xp: Namespace) -> LoRAStack:

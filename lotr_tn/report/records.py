@@ -123,7 +123,7 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
         "untouched": {k: list(t.shape) for k, t in adapter.extras.items()},
         "digests": adapter.digests if isinstance(adapter, LoTRAdapter) else None,
         "zero": is_zero(adapter),
-        "notes": list(adapter.notes) if isinstance(adapter, LoRAAdapter) else [],
+        "notes": _notes(adapter),
     }
     if isinstance(adapter, LoTRAdapter):
         record["groups"] = [_lotr_group(adapter, name) for name in adapter.groups]
@@ -141,6 +141,14 @@ def inspection_record(adapter: Adapter, group_by: str, size: int) -> dict[str, A
             }
         )
     return record
+
+
+def _notes(adapter: Adapter) -> list[str]:
+    """What was read otherwise than it stands in the file."""
+    if isinstance(adapter, LoRAAdapter):
+        return list(adapter.notes)
+    said = adapter.origin.get("notes", [])
+    return [str(note) for note in said] if isinstance(said, list) else []
 
 
 def is_zero(adapter: Adapter) -> bool:

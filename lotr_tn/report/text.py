@@ -226,7 +226,8 @@ def inspection_text(
     ]
     if lora:
         lines.append(f"Scale           {_scale(config)}, multiplied in wherever factors are used")
-    lines += [f"Names           {note}" for note in record["notes"]]
+    label = "Names" if lora else "Read as"
+    lines += [f"{label:16}{note}" for note in record["notes"]]
     extras = list(record["untouched"])
     if extras:
         named = ", ".join(key.removeprefix("base_model.model.") for key in extras[:SHOWN_EXTRAS])

@@ -10,6 +10,7 @@ from lotr_tn.files.dialects.contents import Contents
 from lotr_tn.files.dialects.lotr_peft import is_lotr_peft, load_lotr_peft, save_lotr_peft
 from lotr_tn.files.dialects.native import is_native, load_native, save_native
 from lotr_tn.files.dialects.peft import load_peft, save_peft
+from lotr_tn.files.dialects.tt_lora import is_tt_lora, load_tt_lora
 
 
 class Write(Protocol):
@@ -33,6 +34,7 @@ class Dialect:
 DIALECTS = (
     Dialect("lotr", is_native, load_native, save_native),
     Dialect("lotr-peft", is_lotr_peft, load_lotr_peft, save_lotr_peft),
+    Dialect("tt-lora", is_tt_lora, load_tt_lora, None),
     Dialect("peft", lambda contents: True, load_peft, save_peft),  # says what else it may be
 )
 
