@@ -11,6 +11,7 @@ from benchmarks import (
     apply,
     bank,
     coding,
+    cp,
     group,
     large_group,
     mixed_batch,
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "mixed-batch": mixed_batch.run,
     "bank": bank.run,
     "coding": coding.run,
+    "cp": cp.run,
 }
 
 LARGE = ("bank",)
@@ -53,6 +55,7 @@ def main(
             "mixed-batch",
             "bank",
             "coding",
+            "cp",
             "all",
         ],
         typer.Argument(help="What to measure."),

@@ -18,6 +18,7 @@ from lotr_tn.formats import CP, LoRAStack, Stack, Tucker2
 from lotr_tn.linalg import cross_gram
 from lotr_tn.ops.apply import layers_of_rows, taken
 from lotr_tn.ops.arrays import common_namespace, differentiable
+from lotr_tn.ops.chain import rows_of
 from lotr_tn.ops.checks import require_layer
 from lotr_tn.ops.network import Network
 from lotr_tn.ops.padding import placed
@@ -82,9 +83,14 @@ class CPPrimitives:
 @rule("apply", CP)
 def _apply(stack: CP, x: Array, *, layer: int | Sequence[int] | Array | None = None) -> Array:
     """((x B) ∘ w) Aᵀ: O((m + n) R) for a row."""
-    xp = common_namespace(stack)
     layers, m, n = stack.shape
-    if not (layer is None or isinstance(layer, int)):
+    if isinstance(layer, int):
+        weights, rank = stack.weights[require_layer(layers, layer), :], stack.rank
+        if rows_of(x) * (rank * (m + n) - m * n) > m * n * rank:  # merging takes less
+            return x @ ((stack.a * weights) @ stack.b.mT).mT
+        return ((x @ stack.b) * weights) @ stack.a.mT
+    xp = common_namespace(stack)
+    if layer is not None:
         chosen = layers_of_rows(stack, x, layer)
         if len(chosen) == 0:
             return xp.zeros((0, *x.shape[1:-1], m), dtype=x.dtype, device=x.device)
@@ -93,25 +99,13 @@ def _apply(stack: CP, x: Array, *, layer: int | Sequence[int] | Array | None = N
         inside = xp.reshape(flat @ stack.b, each)
         inside = inside * taken(stack.weights, chosen, xp=xp)[:, None, :]
         return xp.reshape(_flat(inside, xp=xp) @ stack.a.mT, (*x.shape[:-1], m))
-    flat = _flat(x, xp=xp)
-    if layer is None:
-        inside = (flat @ stack.b)[None, ...] * stack.weights[:, None, :]
-        return xp.reshape(_flat(inside, xp=xp) @ stack.a.mT, (layers, *x.shape[:-1], m))
-    weights = stack.weights[require_layer(layers, layer), :]
-    rows, rank = flat.shape[0], stack.rank
-    if rows * (rank * (m + n) - m * n) > m * n * rank:  # so many that merging takes less
-        y = flat @ ((stack.a * weights) @ stack.b.mT).mT
-    else:
-        y = ((flat @ stack.b) * weights) @ stack.a.mT
-    return xp.reshape(y, (*x.shape[:-1], m))
+    inside = (_flat(x, xp=xp) @ stack.b)[None, ...] * stack.weights[:, None, :]
+    return xp.reshape(_flat(inside, xp=xp) @ stack.a.mT, (layers, *x.shape[:-1], m))
 
 
 def _flat(x: Array, *, xp: Namespace) -> Array:
     """(rows, k) of (..., k)."""
-    rows = 1
-    for size in x.shape[:-1]:
-        rows *= size
-    return xp.reshape(x, (rows, x.shape[-1]))
+    return xp.reshape(x, (rows_of(x), x.shape[-1]))
 
 
 @rule("layer_norms", CP)

@@ -195,12 +195,15 @@ def joined(stacks: Sequence[Stack], axis: Axis) -> Format | None:
 
 def by_rule_or_hub(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """The result of an operation on registered formats: by a rule of theirs, or in their hubs."""
-    for kind in dict.fromkeys(type(x) for x in arguments if isinstance(x, Format)):
-        own = _RULES.get((function.__name__, kind))
-        found = NotImplemented if own is None else own(*arguments, **options)
-        if found is not NotImplemented:
-            return found
-    if function.__name__ in MEASURES:
+    name, asked = function.__name__, None
+    for x in arguments:  # each rule once; a small product takes no longer than a look-up
+        own = _RULES.get((name, type(x)))
+        if own is not None and own is not asked:
+            asked = own
+            found = own(*arguments, **options)
+            if found is not NotImplemented:
+                return found
+    if name in MEASURES:
         count = sum(isinstance(x, Operators) for x in arguments)  # which stand first
         return function(*measured_in_hub(arguments[:count]), *arguments[count:], **options)
     core = [lowered(x) if isinstance(x, Format) else x for x in arguments]
