@@ -14,6 +14,8 @@ from lotr_tn.decompose.coded import Codable
 from lotr_tn.ops.conversion import as_lora
 
 ERRORS = {"full": (0.02, 0.05, 0.1, 0.2, 0.3, 0.5), "smoke": (0.1,)}
+LAYERS = {"full": (8, 2048, 2048, 16), "smoke": (2, 40, 30, 2)}
+"""How many layers are coded for their speed, m, n, and their rank."""
 
 
 def run(size: str) -> None:
@@ -37,20 +39,29 @@ def run(size: str) -> None:
             [f"{error:.0%}", *(f"{share:.3f}" for share in shares), f"{8 * coded / least:.2f}"]
         )
         found.append({"error": error, "numbers": shares[0], "bits": shares[1], "bound": shares[2]})
-    step = max(one.largest for one in codables) / 50
-    begun = time.perf_counter()
-    made = [one.at(step) for one in codables]
-    middle = time.perf_counter()
-    for found_one, shape in zip(made, shapes, strict=True):
-        assert found_one is not None
-        decode_directions(found_one[1], shape, sum(found_one[0].ranks))
-    ended = time.perf_counter()
-    speeds = floats / (middle - begun) / 1e6, floats / (ended - middle) / 1e6
+    speeds = _speeds(*LAYERS[size])
     report(
         "coding",
-        "Shares of the demo's float32 factors at a relative error of all updates. Coded at "
-        f"{speeds[0]:.0f} MB of these a second, decoded at {speeds[1]:.0f}",
+        "Shares of the demo's float32 factors at a relative error of all updates. Of {} layers of "
+        "{} x {} and rank {}, one core codes {:.0f} MB of such factors a second, their error "
+        "measured, and decodes {:.0f}".format(*LAYERS[size], *speeds),
         ["Error", "Numbers", "Bits", "Gaussian rate", "Bits / rate"],
         rows,
         {"rows": found, "megabytes_per_second": {"coding": speeds[0], "decoding": speeds[1]}},
     )
+
+
+def _speeds(layers: int, m: int, n: int, rank: int) -> tuple[float, float]:
+    """Megabytes of float32 factors that are coded and decoded in a second of a processor's time."""
+    rng = np.random.default_rng(0)
+    up = rng.standard_normal((m, rank * layers)) * np.tile(0.8 ** np.arange(rank), layers)
+    down = rng.standard_normal((rank * layers, n))
+    one = Codable(lt.LoRAStack(up.astype("f4"), down.astype("f4"), (rank,) * layers))
+    begun = time.process_time()
+    found = one.at(one.largest / 50)
+    middle = time.process_time()
+    assert found is not None
+    decode_directions(found[1], (m, n), sum(found[0].ranks))
+    ended = time.process_time()
+    size = 4 * layers * rank * (m + n) / 1e6
+    return size / (middle - begun), size / (ended - middle)
