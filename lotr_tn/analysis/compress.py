@@ -33,13 +33,15 @@ def compress(
         ranks: a `RelativeError`, an `Energy` or a `Budget`; or ranks, for one format.
         format: `auto`, the best of all; or one of `truncated` (each layer's rank cut), `lotr`
             (Tucker-2 by HOOI), `shared-in` and `shared-out` (one shared side), `lotr-low-rank`
-            (Tucker-2 with low-rank cores), or of one that was registered.
+            (Tucker-2 with low-rank cores), or of those that `auto` does not try: `cp`, and what was
+            registered.
         dtype: storage dtype of the result; the stack's own where left out.
         limits: the ranks that may be chosen.
 
     Returns:
-        A stack with a certificate: a `LoRAStack`, `Tucker2`, `Tucker1` or `LowRankTucker2`. Where
-        nothing is smaller than the stack as LoRA factors, these factors, without a certificate.
+        A stack with a certificate: a `LoRAStack`, `Tucker2`, `Tucker1` or `LowRankTucker2`, or in
+        the format that was asked for. Where nothing is smaller than the stack as LoRA factors,
+        these factors, without a certificate.
 
     Raises:
         OptionError: `auto` is given fixed ranks, or a budget is too small for one direction.

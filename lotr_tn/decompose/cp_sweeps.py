@@ -6,7 +6,8 @@ P = xᵀA and Q = yᵀB the products of the stack with terms a_r, b_r, weights w
     for A: x (w_l(t) ∘ Q),    for B: y (w_l(t) ∘ P),    for w_l: Σ_(t in l) P_t ∘ Q_t.
 
 Every step solves its least squares problem with a trace of the old factor beside, so that it has a
-solution where terms nearly coincide, and never raises the error.
+solution where terms nearly coincide, and never raises the error. Errors here are by Gram matrices,
+to 1e-8 of the norm: they steer the sweeps, and are told to nobody.
 """
 
 from collections.abc import Sequence
