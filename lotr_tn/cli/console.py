@@ -17,11 +17,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from lotr_tn._shown import shown
 from lotr_tn.cli.words import typed_words
@@ -115,6 +117,14 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
+class _Left(TimeRemainingColumn):
+    """The time that is left, where anybody knows."""
+
+    def render(self, task: Task) -> Text:
+        """The word, and the time; nothing of work without an end."""
+        return Text() if task.total is None else Text("left ").append_text(super().render(task))
+
+
 @contextmanager
 def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     """A function to call with the name of each step: a bar on stderr once work takes a second.
@@ -130,8 +140,7 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(),
         console=console,
         transient=True,
         expand=True,
@@ -142,9 +151,9 @@ def progress(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     def step(name: str) -> None:
         nonlocal done
         done += 1
+        if done >= total:  # nobody knows how many are left: it runs to and fro, and is not finished
+            bar.tasks[0].total = None
         bar.update(task, completed=done, description=printable(name))
-        if done >= total:
-            bar.tasks[0].total = None  # nobody knows how many are left: it runs to and fro
         if time.monotonic() - begun > SHOWN_AFTER and not bar.live.is_started:
             bar.start()
 
