@@ -41,7 +41,9 @@ def _frame(stack: Tucker2) -> Frame:
     """The frame of U and V; these themselves where their columns are orthonormal already."""
     # inner products of columns are right to 1e-6: enough to see whether they are orthogonal
     narrow = [x.astype(np.float32) for x in (stack.u, stack.v)]
-    if not all(_is_identity(x.T @ x) for x in narrow):
+    with np.errstate(over="ignore", invalid="ignore"):  # far from orthonormal, in any case
+        orthonormal = all(_is_identity(x.T @ x) for x in narrow)
+    if not orthonormal:
         return frame_of(stack.u, stack.v, xp=xp)
     u, v = stack.u.astype(np.float64), stack.v.astype(np.float64)
     return Frame(u, np.eye(stack.ranks[0]), v, np.eye(stack.ranks[1]))

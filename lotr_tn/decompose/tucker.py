@@ -79,6 +79,8 @@ def hosvd(
     anything of size m·n. Dense input costs as R = L·min(m, n); factors that all layers share are
     first reduced to their ranks.
     Accuracy: at most √2 times the error of the best Tucker-2 of these ranks.
+        Where singular values are equal at the cut, which of their directions are kept is up to the
+        library that computes, and so is the error, within this bound.
     Source: De Lathauwer, De Moor and Vandewalle (2000), A multilinear SVD; for the range finder
     Halko, Martinsson and Tropp (2011).
     """
