@@ -65,7 +65,8 @@ def cp(
         PrecisionWarning: the storage dtype is too coarse for the error asked for.
 
     Cost: the core space of `hosvd`, then for T = Σ r_l terms in K ≤ T directions 8·K·T·R + O(R³)
-    flops a sweep and O((K + R)·T) memory. Never anything of size m·n.
+    flops a sweep and O((K + R)·T) memory. Never anything of size m·n. Each sweep waits for its
+    error, on other devices than the CPU too.
     Accuracy: a planted CP comes back to about 1e-8, the resolution of Gram matrices.
     Source: Carroll and Chang (1970); Harshman (1970); for the step beyond Bro (1998).
 

@@ -94,6 +94,25 @@ def test_operations_stay_on_the_device(fake_gpu):
         assert lt.parameter_count(lt.take_layers(x, [0])) > 0
 
 
+def test_a_cp_stays_on_the_device(fake_gpu):
+    a = lt.LoRAStack(fake((70, 6)), fake((6, 50)), RANKS)
+    c = lt.CP(fake((70, 3)), fake((2, 3)), fake((50, 3)))
+    for y in (a, c):
+        for operation in (lt.inner, lt.distance):
+            assert operation(c, y).device.type == "fakegpu"
+        assert all_there(lt.subtract(c, y))
+    assert lt.norm(c).device.type == "fakegpu"
+    for layer in (None, 1, [0, 1]):
+        assert lt.apply(c, fake((2, 50)), layer=layer).device.type == "fakegpu"
+    for made in (
+        lt.convert(a, lt.CP),
+        lt.convert(c, lt.LoRAStack),
+        lt.concat_layers([c, c]),
+        c[1:],
+    ):
+        assert all_there(made)
+
+
 def test_fake_gpu_catches_mixing(fake_gpu):
     with pytest.raises(lt.errors.BackendError, match="one device"):
         lt.LoRAStack(fake((70, 6)), torch.empty(6, 50), RANKS)
