@@ -17,7 +17,7 @@ from lotr_tn.ops.checks import require_same_shape
 from lotr_tn.ops.conversion import as_lora
 from lotr_tn.ops.distance import layer_distances
 from lotr_tn.ops.moving import astype
-from lotr_tn.ops.norms import layer_norms
+from lotr_tn.ops.norms import layer_norms, root_sum_squares
 from lotr_tn.ops.primitives import rule
 
 ONLY_ROUNDING = 4 * UNIT_ROUNDOFF["float64"]
@@ -64,7 +64,7 @@ def _canonicalize(stack: CP) -> CP:
     wide = canonical_cp(stack)
     a, w, b = (narrow(x, dtype, xp=xp) for x in (wide.a, wide.weights, wide.b))
     distances = layer_distances(*(astype(s, "float64") for s in (stack, CP(a, w, b))))
-    lost = xp.sqrt(xp.sum(distances**2))
+    lost = root_sum_squares(distances)
     known = Certificate(distances, layer_norms(stack), 0 * lost, lost, "canonical terms", 0)
     return CP(a, w, b, known)
 

@@ -10,7 +10,7 @@ from lotr_tn.decompose.assemble import underflow
 from lotr_tn.decompose.core_space import CoreSpace, Side, core_space
 from lotr_tn.decompose.cp_gauge import canonical_terms
 from lotr_tn.decompose.cp_starts import LayerTerms, other_starts
-from lotr_tn.decompose.cp_sweeps import CoreProblem, Sweeps, Terms, alternate, best_of
+from lotr_tn.decompose.cp_sweeps import RESOLVED, CoreProblem, Sweeps, Terms, alternate, best_of
 from lotr_tn.decompose.search import meet_error, resolution
 from lotr_tn.decompose.sketch import randomised_space
 from lotr_tn.decompose.tucker import EXACT_UP_TO, POWER_ITERATIONS, SMALLEST_SKETCH
@@ -81,12 +81,19 @@ class CPSearch:
             if rank >= high:
                 break
             tried = self._swept(rank, budget)
-            if tried.terms.squared_error <= budget:
+            if self._meets(tried, budget):
                 high, best = rank, tried
             else:
                 low = rank + 1
             rank = (low + high) // 2
         return self._stored(self._swept(high, budget) if best is None else best)
+
+    def _meets(self, tried: Sweeps, budget: float) -> bool:
+        """Whether terms lose at most so much, measured where sweeps cannot tell."""
+        if tried.terms.squared_error > budget or budget > 10 * RESOLVED * self.norm**2:
+            return tried.terms.squared_error <= budget
+        known = self._stored(tried, "float64").certificate
+        return known is not None and known.distance**2 <= budget
 
     def _swept(self, rank: int, wanted: float | None = None) -> Sweeps:
         """Terms of a rank; as they are where all are kept, or none."""
@@ -106,9 +113,9 @@ class CPSearch:
         for _, start in zip(range(self.how.starts - 1), others, strict=False):
             yield start
 
-    def _stored(self, sweeps: Sweeps) -> CP:
+    def _stored(self, sweeps: Sweeps, dtype: str | None = None) -> CP:
         """Terms lifted out of core space, rounded to the dtype, and measured."""
-        terms, xp, dtype = sweeps.terms, self.problem.xp, self.how.dtype
+        terms, xp, dtype = sweeps.terms, self.problem.xp, dtype or self.how.dtype
         if terms is self.own and isinstance(self.stack, CP):
             arrays = self.stack.a, self.stack.weights, self.stack.b
         else:

@@ -28,6 +28,9 @@ RIDGE = 1e-12
 RESOLVED = 1e-15
 """Share of ‖T‖² below which a squared error by Gram matrices is rounding."""
 
+POLISH = 10
+"""Sweeps once the error is below that, which still bring it down, though unseen."""
+
 LARGEST_TERMS = 1e3
 """Root of the sum of squared norms of the terms, over ‖T‖, above which terms cancel for the sake of
 less and less: the best rank-R sum need not exist, and storage loses what they gain."""
@@ -177,10 +180,14 @@ def alternate(
         closer = ahead.squared_error < swept.squared_error and _squares(ahead.sizes) <= most
         step = min(1.5 * step, LONGEST_STEP) if closer else max(step / 2, 0.5)
         before, now = now, ahead if closer else swept
-        if wanted is not None and now.squared_error <= wanted:
+        if wanted is not None and floor < now.squared_error <= wanted:
             return Sweeps(now, count, "met")
         gain = before.squared_error**0.5 - now.squared_error**0.5
-        if now.squared_error <= floor or gain <= tolerance * before.squared_error**0.5:
+        if now.squared_error <= floor:
+            for _ in range(POLISH):
+                now = problem.swept(now)
+            return Sweeps(now, count + POLISH, "converged")
+        if gain <= tolerance * before.squared_error**0.5:
             return Sweeps(now, count, "converged")
         if wanted is not None and now.squared_error**0.5 - gain * (max_sweeps - count) > (
             wanted**0.5

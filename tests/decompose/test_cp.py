@@ -118,6 +118,21 @@ def test_ranks_that_hold_all_give_all():
     assert (zero.rank, zero.certificate.relative_error) == (0, 0.0)
 
 
+def test_an_error_that_sweeps_cannot_see_is_measured():
+    stack = lt.LoRAStack(
+        np.array([[2.0, 1, 0, -1, -1]]),
+        np.array([[-2.0, -2], [-2, -2], [2, 1], [2, 0], [1, 2]]),
+        (1,) * 5,
+    )
+    for epsilon in (0.0, 1e-12):
+        found = lt.cp(stack, lt.RelativeError(epsilon))
+        assert true_error(stack, found) < 1e-12
+        assert found.rank == 2
+    far = lt.cp(stack * 1e100 * 1e100, 2)
+    assert far.certificate.relative_error < 1e-12
+    assert lt.canonicalize(far).certificate.relative_error < 1e-13
+
+
 def test_one_gauge_for_equal_terms():
     stack = planted(rank=4)
     mixed = lt.CP(
