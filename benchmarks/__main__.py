@@ -17,6 +17,7 @@ from benchmarks import (
     mixed_batch,
     peers,
     training,
+    trains,
     truncation,
 )
 
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "bank": bank.run,
     "coding": coding.run,
     "cp": cp.run,
+    "trains": trains.run,
 }
 
 LARGE = ("bank",)
@@ -56,6 +58,7 @@ def main(
             "bank",
             "coding",
             "cp",
+            "trains",
             "all",
         ],
         typer.Argument(help="What to measure."),

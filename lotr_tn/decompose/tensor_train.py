@@ -11,9 +11,8 @@ from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.decompose.train_rounding import EXACT, Ranks, Rounding, rounded
 from lotr_tn.errors import FormatError
 from lotr_tn.formats import Dense, Stack, TensorTrain
-from lotr_tn.linalg.factor import qr
 from lotr_tn.linalg.ranks import RankRule
-from lotr_tn.linalg.trains import Cores, with_orthonormal_columns, with_orthonormal_rows
+from lotr_tn.linalg.trains import Cores, split, with_orthonormal_columns, with_orthonormal_rows
 from lotr_tn.ops.arrays import common_namespace, storage_dtype, with_arrays
 from lotr_tn.ops.checks import refuse_gradient
 from lotr_tn.ops.conversion import as_lora
@@ -76,7 +75,7 @@ def tensor_train(
     assert thin is not None
     left, right = thin.cores
     train = TensorTrain((*_rows_split(left, out, xp=xp), *_columns_split(right, into, xp=xp)))
-    return _restored(rounded(Rounding.of(train, lora), ranks, dtype), exponent)
+    return _restored(rounded(Rounding.of(train, lora, len(out)), ranks, dtype), exponent)
 
 
 @door
@@ -126,7 +125,7 @@ def mpo(
     whole = xp.reshape(xp.permute_dims(digits, (0, *pairs)), (layers, 1, m * n, 1))
     legs = list(zip(out, into, strict=True))
     train = TensorTrain(tuple(_pairs_split(whole, legs, xp=xp)))
-    return _restored(rounded(Rounding.of(train, wide), ranks, dtype), exponent)
+    return _restored(rounded(Rounding.of(train, wide, 0), ranks, dtype), exponent)
 
 
 @door
@@ -223,8 +222,8 @@ def _rows_split(core: Array, legs: Sequence[int], *, xp: Namespace) -> Cores:
     found, rest = [], xp.reshape(core, (layers, m, rank))
     for leg in reversed(legs[1:]):
         rows, right = rest.shape[1] // leg, rest.shape[2]
-        rest, t = qr(xp.reshape(rest, (layers, rows, leg * right)), xp=xp)
-        found.append(xp.reshape(t, (layers, t.shape[1], leg, 1, right)))
+        rest, t = split(xp.reshape(rest, (rest.shape[0], rows, leg * right)), xp=xp)
+        found.append(xp.reshape(t, (t.shape[0], t.shape[1], leg, 1, right)))
     found.append(rest[:, None, :, None, :])
     return found[::-1]
 
@@ -236,12 +235,11 @@ def _columns_split(core: Array, legs: Sequence[int], *, xp: Namespace) -> Cores:
 
 def _pairs_split(core: Array, legs: Sequence[tuple[int, int]], *, xp: Namespace) -> Cores:
     """(L, r, Π o·n, 1) as a core of each pair of legs, of orthonormal rows behind the first."""
-    layers, rank = core.shape[:2]
-    found, rest = [], core[:, :, :, 0]
+    found, rest, rank = [], core[:, :, :, 0], core.shape[1]
     for o, n in legs[:-1]:
         columns = rest.shape[2] // (o * n)
-        whole = xp.reshape(rest, (layers, rank * o * n, columns))
-        q, t = qr(whole.mT, xp=xp)
-        found.append(xp.reshape(t.mT, (layers, rank, o, n, t.shape[1])))
+        whole = xp.reshape(rest, (rest.shape[0], rank * o * n, columns))
+        q, t = split(whole.mT, xp=xp)
+        found.append(xp.reshape(t.mT, (t.shape[0], rank, o, n, t.shape[1])))
         rest, rank = q.mT, q.shape[2]
-    return [*found, xp.reshape(rest, (layers, rank, *legs[-1], 1))]
+    return [*found, xp.reshape(rest, (rest.shape[0], rank, *legs[-1], 1))]

@@ -67,13 +67,16 @@ class Rounding:
     floors: Array
 
     @staticmethod
-    def of(train: TensorTrain, original: Stack) -> "Rounding":
-        """Sweeps of QR to the left and to the right; layers whose terms cancel become 0."""
+    def of(train: TensorTrain, original: Stack, last: int | None = None) -> "Rounding":
+        """Sweeps of QR to the left and to the right; layers whose terms cancel become 0.
+
+        Cores behind `last` are known to have orthonormal rows.
+        """
         xp = common_namespace(train)
-        layers, last = train.shape[0], len(train.cores) - 1
+        layers = train.shape[0]
         terms = sizes_of_terms(train.cores, xp=xp)
-        rows = with_orthonormal_rows(train.cores, 1, xp=xp)
-        cores, passed = with_orthonormal_columns(rows, last, xp=xp)
+        rows = with_orthonormal_rows(train.cores, 1, last, xp=xp)
+        cores, passed = with_orthonormal_columns(rows, len(rows) - 1, xp=xp)
         norms = row_norms(cores[-1], xp=xp)
         alive = norms > ROUNDING * terms
         norms = xp.where(alive, norms, xp.zeros_like(norms))

@@ -29,15 +29,27 @@ def absorbed_left(core: Array, x: Array, *, xp: Namespace) -> Array:
     return xp.reshape(made, (made.shape[0], x.shape[1], o, n, s))
 
 
-def with_orthonormal_rows(cores: Sequence[Array], first: int, *, xp: Namespace) -> Cores:
-    """The same train, in which all cores from `first` on have orthonormal rows (r, o·n·r')."""
+def with_orthonormal_rows(
+    cores: Sequence[Array], first: int, last: int | None = None, *, xp: Namespace
+) -> Cores:
+    """The same train, in which all cores from `first` on have orthonormal rows (r, o·n·r').
+
+    Those behind `last` have them already.
+    """
     found = list(cores)
-    for k in range(len(found) - 1, first - 1, -1):
+    for k in range(len(found) - 1 if last is None else last, first - 1, -1):
         b, r, o, n, s = found[k].shape
         q, t = qr(xp.reshape(found[k], (b, r, o * n * s)).mT, xp=xp)
         found[k] = xp.reshape(q.mT, (b, q.shape[2], o, n, s))
         found[k - 1] = absorbed_right(found[k - 1], t.mT, xp=xp)
     return found
+
+
+def split(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Orthonormal columns Q, and T, with x = Q T for x (B, p, q): QR, but nothing of a wide x."""
+    if x.shape[1] > x.shape[2]:
+        return qr(x, xp=xp)
+    return xp.eye(x.shape[1], dtype=x.dtype, device=device(x))[None, :, :], x
 
 
 def with_orthonormal_columns(

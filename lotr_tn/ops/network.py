@@ -22,11 +22,11 @@ def plan_of(stack: Stack, *, rows: int | None = 1) -> ContractionPlan:
 
     Args:
         stack: any stack (L, m, n). A registered format has the network that its primitives tell,
-            `network(stack)`, or else its hub's.
+            `network(stack)`, or else its hub's; of a train rows and columns are digits.
         rows: rows of x; None for the updates themselves, as merging them into weights forms them.
 
     Returns:
-        A plan of "bn,…->lbm", or of "…->lmn".
+        A plan of "bn,…->lbm", or of "…->lmn"; of a train with letters for each of its legs.
 
     Raises:
         FormatError: layers of different ranks are no one network; take them one by one.
@@ -43,6 +43,10 @@ def plan_of(stack: Stack, *, rows: int | None = 1) -> ContractionPlan:
     """
     if rows is not None and rows < 1:
         raise OptionError(f"rows must be at least 1, or None for the updates; found {rows}")
+    if isinstance(stack, Format):
+        planned = getattr(primitives_of(type(stack)), "planned", None)
+        if planned is not None:
+            return planned(stack, rows)
     equation, shapes = _network(stack)
     if rows is None:
         return plan(f"{equation}->lmn", *shapes)

@@ -45,7 +45,8 @@ class Primitives(Protocol[Own]):
     Two attributes are for the table of operations alone, and False where left out: `closed`, that
     `join` never leaves a sum to the hub; `moves`, that `lower`, `join` and `of_lora` move entries
     and multiply none. A method `network(stack)`, where there is one, tells the format's equation
-    and the shapes of its terms to `plan_of`, such as `("mp,lpq,nq", shapes)`.
+    and the shapes of its terms to `plan_of`, such as `("mp,lpq,nq", shapes)`; where
+    rows or columns are no one axis, `planned(stack, rows)` is the plan itself.
     """
 
     @property

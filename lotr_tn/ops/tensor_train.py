@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from lotr_tn.linalg.trains import (
     transfer,
     with_orthonormal_columns,
 )
-from lotr_tn.ops.apply import layers_of_rows, taken
+from lotr_tn.ops.apply import apply, layers_of_rows, taken
 from lotr_tn.ops.arrays import common_namespace, differentiable, storage_dtype, with_arrays
 from lotr_tn.ops.batches import row_norms
 from lotr_tn.ops.chain import rows_of
@@ -37,10 +38,14 @@ from lotr_tn.ops.checks import require_layer
 from lotr_tn.ops.dense import warn_of_size
 from lotr_tn.ops.magnitude import times_power
 from lotr_tn.ops.padding import zero_blocks
-from lotr_tn.ops.primitives import Axis, rule
+from lotr_tn.ops.primitives import Axis, lowered, rule
 
 FULL_RANK_ENTRIES = 2**26
 """Above that many entries no train of full rank is made a LoRA, which would be its matrices."""
+
+
+MANY_ROWS = 8
+"""Rows for each direction of the widest bond from which on a train is applied as a LoRA."""
 
 
 class TensorTrainPrimitives:
@@ -64,6 +69,10 @@ class TensorTrainPrimitives:
         up = xp.reshape(xp.permute_dims(left, (1, 0, 2)), (m, layers * rank))
         down = xp.reshape(right.mT, (layers * rank, n))
         return LoRAStack(up, down, (rank,) * layers)
+
+    def planned(self, stack: TensorTrain, rows: int | None) -> ContractionPlan:
+        """The cores, and x by its digits."""
+        return train_plan(stack, rows)
 
     def transpose(self, stack: TensorTrain, *, xp: Namespace) -> TensorTrain:
         """The same cores with out and in legs exchanged."""
@@ -300,34 +309,53 @@ def _apply(stack: TensorTrain, x: Array, *, layer: Any = None) -> Array:
 def _through(stack: TensorTrain, x: Array, layer: int | None, *, xp: Namespace) -> Array:
     """X through one layer, or through all of them, by a plan."""
     layers, m, _ = stack.shape
-    cores = list(stack.cores)
+    cores = stack.cores
     if layer is not None:
         index = require_layer(layers, layer)
-        cores = [core[index if core.shape[0] > 1 else 0, ...][None, ...] for core in cores]
-    made = train_plan(with_arrays(stack, cores=tuple(cores)), rows_of(x))
+        cores = [core[index : index + 1, ...] if core.shape[0] > 1 else core for core in cores]
+    if rows_of(x) >= MANY_ROWS * max(stack.ranks, default=1) and stack.middle is not None:
+        # both halves take no time beside the rows, and then two products do
+        lora = lowered(with_arrays(stack, cores=tuple(cores)))
+        return apply(lora, x, layer=None if layer is None else 0)
+    sizes = tuple(tuple(core.shape) for core in cores)
+    made = _planned(sizes, stack.out_order, stack.in_order, rows_of(x))
     arrays = (xp.reshape(y, shape) for y, shape in zip((x, *cores), made.shapes, strict=True))
     lead = (layers,) if layer is None else ()
     return xp.reshape(made(*arrays), (*lead, *x.shape[:-1], m))
 
 
-def train_plan(stack: TensorTrain, rows: int = 1) -> ContractionPlan:
-    """The contraction of that many rows with all layers of a train, in the cheapest order found."""
-    layers, _, _ = stack.shape
+def train_plan(stack: TensorTrain, rows: int | None) -> ContractionPlan:
+    """The contraction of rows with all layers of a train, or of the layers alone for None."""
+    sizes = tuple(tuple(map(int, core.shape)) for core in stack.cores)
+    return _planned(sizes, stack.out_order, stack.in_order, rows)
+
+
+@lru_cache(maxsize=1024)
+def _planned(
+    sizes: tuple[tuple[int, ...], ...],
+    out_order: tuple[int, ...],
+    in_order: tuple[int, ...],
+    rows: int | None,
+) -> ContractionPlan:
+    """The same for cores of these sizes, found once: that takes as long as a small product."""
+    layers, last = max(size[0] for size in sizes), len(sizes) - 1
     letters = (letter for letter in map(chr, range(ord("a"), 0x250)) if letter.isalpha())
-    names = {name: next(letters) for name in ("layer", "rows")}
-    own = [core.shape[0] == layers for core in stack.cores]
+    layer, row = next(letters), next(letters)
     terms, shapes, left = [], [], ""
-    for k, core in enumerate(stack.cores):
-        right = next(letters) if k < len(stack.cores) - 1 else ""
-        axes = {"layer": names["layer"] if own[k] else "", "left": left}
-        for side, size in zip(("out", "in"), stack.legs[k], strict=True):
-            axes[side] = names[f"{side}{k}"] = next(letters) if size != 1 else ""
-        axes["right"] = left = right
-        terms.append("".join(axes.values()))
-        sizes = zip(axes.values(), core.shape, strict=True)
-        shapes.append(tuple(int(size) for letter, size in sizes if letter))
-    out, into = _digits(stack)
-    digits = "".join(names[f"in{k}"] for k in into)
-    result = names["layer"] + names["rows"] + "".join(names[f"out{k}"] for k in out)
-    equation = f"{','.join([names['rows'] + digits, *terms])}->{result}"
-    return plan(equation, (rows, *stack.into), *shapes)
+    out, into = {}, {}
+    for k, size in enumerate(sizes):
+        right = next(letters) if k < last else ""
+        own = layer if size[0] == layers else ""
+        out[k], into[k] = (next(letters) if size[axis] != 1 else "" for axis in (2, 3))
+        axes = (own, left, out[k], into[k], right)
+        left = right
+        terms.append("".join(axes))
+        shapes.append(tuple(s for letter, s in zip(axes, size, strict=True) if letter))
+    result, digits = (
+        "".join(x[k] for k in order) for x, order in ((out, out_order), (into, in_order))
+    )
+    if rows is None:
+        return plan(f"{','.join(terms)}->{layer}{result}{digits}", *shapes)
+    columns = tuple(sizes[k][3] for k in in_order if sizes[k][3] != 1)
+    equation = f"{','.join([row + digits, *terms])}->{layer}{row}{result}"
+    return plan(equation, (rows, *columns), *shapes)

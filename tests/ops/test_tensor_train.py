@@ -9,9 +9,8 @@ import torch
 import lotr_tn as lt
 from lotr_tn.errors import FormatError, OptionError, PerformanceWarning
 from lotr_tn.formats import TensorTrain
-from lotr_tn.ops import digit_reversal, tt_lora
+from lotr_tn.ops import digit_reversal, plan_of, tt_lora
 from lotr_tn.ops.dense import warn_of_size
-from lotr_tn.ops.tensor_train import train_plan
 from lotr_tn.testing import laws
 from tests.conftest import BACKENDS, on_backend
 from tests.tripwire import LargestTensor
@@ -180,11 +179,26 @@ def test_derivatives_flow():
             assert torch.allclose(one.grad, other.grad, rtol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 100])
+@pytest.mark.parametrize("layer", [None, 1, [1] * 100])
+def test_many_rows_go_through_both_halves(rows, layer):
+    stack = train(APART, (2, 3, 2))
+    x = RNG.standard_normal((100 if isinstance(layer, list) else rows, 10))
+    dense = laws.dense_updates(stack)
+    wanted = x @ (dense if layer is None else dense[1]).mT
+    assert np.allclose(lt.apply(stack, x, layer=layer), wanted)
+
+
 def test_its_contraction_is_planned():
-    stack = train(((8, 1), (8, 1), (1, 8), (1, 8)), (4, 4, 4), layers=1)
-    made = train_plan(stack, 32)
-    assert made.flops < 0.7 * 2 * 32 * 64 * 64  # than a product with the matrix
-    assert "contraction" in repr(made)
+    stack = train(((8, 1), (8, 1), (1, 8), (1, 8)), (4, 2, 4), layers=1)
+    made = plan_of(stack, rows=32)
+    assert made.equation == "bhi,adc,acfe,aehg,agi->abdf"  # layer a, rows b, two digits a side
+    assert made.flops < 0.1 * 2 * 32 * 64 * 64  # of a product with the matrix
+    whole = plan_of(stack, rows=None)
+    found = whole(
+        *(core.reshape(size) for core, size in zip(stack.cores, whole.shapes, strict=True))
+    )
+    assert np.allclose(found.reshape(1, 64, 64), lt.to_dense(stack))
 
 
 @pytest.mark.parametrize(
