@@ -8,6 +8,7 @@ from typing import final
 from lotr_tn._arguments import door
 from lotr_tn.catalogue.architecture import Architecture
 from lotr_tn.catalogue.grouping import group_paths, kind_of
+from lotr_tn.decompose.legs import legs_of
 from lotr_tn.errors import OptionError, RankError
 
 RANKS = (1, 2, 4, 8, 16, 32)  # the ranks of the LoTR paper's table
@@ -77,6 +78,26 @@ class GroupCount:
         kinds = {kind_of(path) for path in self.modules}
         return rank * (n + m // heads + heads + len(blocks) + len(kinds))
 
+    def tt(self, rank: int, legs: str = "balanced") -> int:
+        """Parameters of tensor trains of these bonds, one a module: L Σ r_{k-1} d_k r_k.
+
+        Args:
+            rank: of every bond.
+            legs: `balanced`, or of a publication by its name in `lotr_tn.decompose.PUBLISHED`.
+
+        Raises:
+            OptionError: no such legs, or the publication has none for such matrices.
+
+        Examples:
+            >>> GroupCount("q", (), (12, 768, 768)).tt(5, "tt-lora")
+            11880
+        """
+        layers, m, n = self.shape
+        out, into = legs_of(legs, m, n)
+        bonds = [1, *[rank] * (len(out) + len(into) - 1), 1]
+        sizes = enumerate((*out, *into))
+        return layers * sum(bonds[k] * size * bonds[k + 1] for k, size in sizes)
+
     def cores(self, r1: int, r2: int | None = None) -> int:
         """Parameters of the LoTR cores alone: L r1 r2."""
         return self.shape[0] * r1 * (r1 if r2 is None else r2)
@@ -93,6 +114,7 @@ class CountRow:
         lotr: parameters of LoTR.
         cores: parameters of LoTR with only the cores trained.
         cp: parameters of CP; with heads, as LoRTA stores it.
+        tt: parameters of tensor trains, every bond of the rank.
         equal_size_rank: the largest LoTR rank with no more parameters than this LoRA; 0 where rank
             1 has more already.
     """
@@ -102,6 +124,7 @@ class CountRow:
     lotr: int
     cores: int
     cp: int
+    tt: int
     equal_size_rank: int
 
     @property
@@ -122,6 +145,7 @@ class CountTable:
         groups: modules that share factors, in the order of the model.
         rows: one for each rank that was asked for.
         heads: into which outputs are cut for CP; None where they are not.
+        legs: of tensor trains; None for balanced ones that were not asked for.
     """
 
     architecture: str
@@ -130,6 +154,7 @@ class CountTable:
     groups: tuple[GroupCount, ...]
     rows: tuple[CountRow, ...]
     heads: int | None = None
+    legs: str | None = None
 
     def __str__(self) -> str:
         lines = [("rank", "LoRA", "LoTR", "cores only")]
@@ -163,6 +188,7 @@ def count_table(
     ranks: Iterable[int] = RANKS,
     group_by: str = "kind",
     heads: int | None = None,
+    legs: str | None = None,
 ) -> CountTable:
     """How many parameters LoRA, LoTR and LoTR's cores alone have, by rank.
 
@@ -175,6 +201,7 @@ def count_table(
             `group_modules`. The LoTR paper uses `shape`.
         heads: for the counts of CP as LoRTA stores it, into how many heads outputs are cut; None
             for CP without parts.
+        legs: for the counts of tensor trains, `balanced` or the name of a publication.
 
     Returns:
         A table, whose text is one line a rank. Biases, and heads that are trained with an adapter,
@@ -182,7 +209,7 @@ def count_table(
 
     Raises:
         OptionError: a target matches no module, `group_by` is not valid, or outputs cannot be cut
-            into so many heads.
+            into so many heads, or the publication has no legs for a matrix.
         RankError: a rank is not a whole number of at least 1, or there is none.
 
     Source: Bershatsky et al. (2024), LoTR, arXiv 2402.01376.
@@ -210,8 +237,8 @@ def count_table(
         for name, found in group_paths(named, group_by).items()
     )
     chosen = (targets,) if isinstance(targets, str) else targets
-    rows = tuple(_row(groups, rank, heads) for rank in ranks)
-    return CountTable(architecture.name, chosen, group_by, groups, rows, heads)
+    rows = tuple(_row(groups, rank, heads, legs or "balanced") for rank in ranks)
+    return CountTable(architecture.name, chosen, group_by, groups, rows, heads, legs)
 
 
 def _checked(ranks: Iterable[int]) -> tuple[int, ...]:
@@ -224,12 +251,13 @@ def _checked(ranks: Iterable[int]) -> tuple[int, ...]:
     return ranks
 
 
-def _row(groups: tuple[GroupCount, ...], rank: int, heads: int | None) -> CountRow:
+def _row(groups: tuple[GroupCount, ...], rank: int, heads: int | None, legs: str) -> CountRow:
     lora = sum(group.lora(rank) for group in groups)
     lotr = sum(group.lotr(rank) for group in groups)
     cores = sum(group.cores(rank) for group in groups)
     cp = sum(group.cp(rank, heads) for group in groups)
-    return CountRow(rank, lora, lotr, cores, cp, _largest_rank(groups, lora))
+    tt = sum(group.tt(rank, legs) for group in groups)
+    return CountRow(rank, lora, lotr, cores, cp, tt, _largest_rank(groups, lora))
 
 
 def _largest_rank(groups: tuple[GroupCount, ...], budget: int) -> int:

@@ -18,6 +18,7 @@ from lotr_tn.catalogue.counts import count_table
 from lotr_tn.catalogue.families import MODEL_TYPES
 from lotr_tn.cli.console import Output
 from lotr_tn.cli.questions import GroupByOption, is_whole
+from lotr_tn.decompose import PUBLISHED
 from lotr_tn.errors import CheckpointError
 from lotr_tn.report.counts import counts_record, counts_text, models_record, models_text
 
@@ -49,6 +50,12 @@ def count(
         int | None,
         typer.Option(metavar="H", help="Count CP too, as LoRTA: outputs in H heads, kinds apart."),
     ] = None,
+    legs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"Count tensor trains too: balanced, {', '.join(PUBLISHED)}."
+        ),
+    ] = None,
     list_models: Annotated[
         bool, typer.Option("--list", help="Show the well-known models.")
     ] = False,
@@ -71,7 +78,7 @@ def count(
         return
     ranks = _ranks(rank)
     found = _architecture(shapes, model, config)
-    record = counts_record(count_table(found, _targets(target), ranks, group_by, heads))
+    record = counts_record(count_table(found, _targets(target), ranks, group_by, heads, legs))
     out.show(record, lambda record: counts_text(record, len(found.modules)))
 
 

@@ -25,6 +25,7 @@ def counts_record(table: CountTable) -> dict[str, Any]:
         "params_dense": table.dense,
         "break_even_rank": table.break_even_rank,
         "heads": table.heads,
+        "legs": table.legs,
         "groups": [
             {
                 "name": group.name,
@@ -38,6 +39,7 @@ def counts_record(table: CountTable) -> dict[str, Any]:
                         "params_lotr": group.lotr(row.rank),
                         "params_cores": group.cores(row.rank),
                         "params_cp": group.cp(row.rank, table.heads),
+                        "params_tt": group.tt(row.rank, table.legs or "balanced"),
                     }
                     for row in table.rows
                 ],
@@ -51,6 +53,7 @@ def counts_record(table: CountTable) -> dict[str, Any]:
                 "params_lotr": row.lotr,
                 "params_cores": row.cores,
                 "params_cp": row.cp,
+                "params_tt": row.tt,
                 "ratio": row.ratio,
                 "equal_size_rank": row.equal_size_rank,
             }
@@ -67,7 +70,7 @@ def counts_text(record: dict[str, Any], total: int) -> RenderableType:
         f"{record['params_dense']:,} weights\n"
         f"Grouped   by {record['group_by']}"
     )
-    ranks = _ranks(record["ranks"], record["heads"])
+    ranks = _ranks(record["ranks"], record["heads"], record["legs"])
     ranks.show_edge = False  # the table above ends with the blank line between them
     return Group(
         head,
@@ -91,8 +94,9 @@ def _groups(groups: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _ranks(rows: list[dict[str, Any]], heads: int | None) -> Table:
+def _ranks(rows: list[dict[str, Any]], heads: int | None, legs: str | None) -> Table:
     last = () if heads is None else (f"CP, {heads} heads",)
+    last += () if legs is None else (f"TT, {legs}",)
     table = plain_table("Rank r", "LoRA", "LoTR", "Cores only", "Ratio", "Equal size", *last)
     table.columns[0].justify = "right"
     for row in rows:
@@ -104,6 +108,7 @@ def _ranks(rows: list[dict[str, Any]], heads: int | None) -> Table:
             times(row["params_lotr"], row["params_lora"]),
             str(row["equal_size_rank"]),
             *(() if heads is None else (f"{row['params_cp']:,}",)),
+            *(() if legs is None else (f"{row['params_tt']:,}",)),
         )
     return table
 

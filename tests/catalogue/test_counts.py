@@ -52,6 +52,26 @@ def test_lorta_s_published_counts(model, targets, heads, per_rank):
     assert group.cp(3) == lt.parameter_count(plain)
 
 
+@pytest.mark.parametrize(
+    ("model", "rank", "legs", "count"),
+    [
+        ("roberta-base", 5, "tt-lora", 23_760),
+        ("llama-3.1-8b", 5, "tt-lora", 58_240),
+        ("roberta-base", 4, "scalable-tt-lora", 13_824),
+    ],
+)
+def test_published_counts_of_trains(model, rank, legs, count):
+    table = lt.catalogue.count_table(lt.catalogue.architecture(model), None, (rank,), legs=legs)
+    assert table.rows[0].tt == count
+    (first, *_) = table.groups
+    layers, m, n = first.shape
+    ranks = [rank] * (sum(map(len, lt.decompose.PUBLISHED[legs][m, n])) - 1)
+    rng = np.random.default_rng(0)
+    stack = lt.LoRAStack(rng.standard_normal((m, rank)), rng.standard_normal((rank, n)), (rank,))
+    live = lt.tensor_train(stack, legs, ranks)  # which drops what no leg can reach
+    assert lt.parameter_count(live) <= first.tt(rank, legs) // layers
+
+
 def test_outputs_that_are_no_heads_are_refused():
     with pytest.raises(OptionError, match="768 outputs of group query cannot be cut into 7 heads"):
         lt.catalogue.count_table(ROBERTA, heads=7)

@@ -61,6 +61,7 @@ def test_three_sources_agree(count, tmp_path):
         "params_lora": 2_359_296,
         "params_lotr": 196_608,
         "params_cp": 99_840,
+        "params_tt": 3_569_664,
         "params_cores": 98_304,
         "ratio": 196_608 / 2_359_296,
         "equal_size_rank": 283,
@@ -79,7 +80,14 @@ def test_json_of_groups(count):
         "shape": [3, 4, 5],
         "params_dense": 60,
         "ranks": [
-            {"rank": 2, "params_lora": 54, "params_lotr": 30, "params_cores": 12, "params_cp": 24}
+            {
+                "rank": 2,
+                "params_lora": 54,
+                "params_lotr": 30,
+                "params_cores": 12,
+                "params_cp": 24,
+                "params_tt": 54,
+            }
         ],
     }
     for key in ("params_lora", "params_lotr", "params_cores"):
