@@ -33,8 +33,8 @@ def compress(
         ranks: a `RelativeError`, an `Energy` or a `Budget`; or ranks, for one format.
         format: `auto`, the best of all; or one of `truncated` (each layer's rank cut), `lotr`
             (Tucker-2 by HOOI), `shared-in` and `shared-out` (one shared side), `lotr-low-rank`
-            (Tucker-2 with low-rank cores), or of those that `auto` does not try: `cp`, `tt`, and what
-            was registered.
+            (Tucker-2 with low-rank cores), or of those that `auto` does not try: `cp`, `tt`, and
+            what was registered.
         dtype: storage dtype of the result; the stack's own where left out.
         limits: the ranks that may be chosen.
 
