@@ -54,7 +54,7 @@ def _look_at(path: Path, size: int) -> None:
             return
         with zipfile.ZipFile(path) as archive:
             whole = sum(entry.file_size for entry in archive.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise _broken(path, reason(error)) from None
     if whole > size:
         raise CheckpointError(

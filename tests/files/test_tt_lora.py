@@ -141,6 +141,7 @@ def small(tmp_path, change=None, config=None, legs=(4, 3, 3, 4)):
     [
         (None, None, 'no configuration that says alpha, .* put {"alpha": 8'),
         (None, {"alpha": "much"}, "says alpha 'much'; needed a number"),
+        (None, {"alpha": 10**400}, "says alpha 1000.*; needed a number"),
         (None, {"alpha": 0}, "says alpha 0; needed a number other than 0"),
         (None, {"alpha": 1, "variant": "other"}, "says the variant 'other'; needed one of recon"),
         (lambda m: {k: m[k] for k in (0, 1, 3)}, {"alpha": 1}, "h.0.q has the cores 0, 1, 3; need"),
@@ -162,3 +163,17 @@ def test_other_tensors_are_carried_along(tmp_path):
     adapter = lt.load_adapter(saved(tmp_path / "a.pth", found))
     assert list(adapter.extras) == ["base_model.model.classifier.out_proj.bias"]
     assert json.loads(adapter.config_text)["modules_to_save"] == ["classifier"]
+
+
+def test_a_damaged_torch_file_is_refused_in_a_sentence(tmp_path):
+    path = saved(tmp_path / "a.pth", tensors(layers=1))
+    whole = path.read_bytes()
+    entry = whole.rindex(b"PK\x01\x02")  # the last one of the archive's directory
+    later = bytearray(whole)
+    later[entry + 6] = 200  # a version of zip that is not known
+    path.write_bytes(bytes(later))
+    with pytest.raises(CheckpointError, match="is not a complete torch file"):
+        lt.load_adapter(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="is not a complete torch file"):
+        lt.load_adapter(path)

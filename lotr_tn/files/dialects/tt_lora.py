@@ -62,8 +62,8 @@ def is_tt_lora(contents: Contents) -> bool:
         if weights.suffix in PICKLES:
             return MARK.encode() in _names_in(weights)
         return any(MARK in key for key in read_header(weights, only=True)[0])
-    except (CheckpointError, OSError, ValueError, zipfile.BadZipFile):
-        return False  # the reader of another dialect says what is wrong with it
+    except Exception:  # a foreign parser may raise anything on foreign bytes
+        return False  # the reader of another dialect says what is wrong with them
 
 
 def _names_in(weights: Path) -> bytes:
@@ -194,7 +194,7 @@ class _Reader:
         if said is not None:
             try:
                 number = float(said)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not 0 < abs(number) <= LARGEST["float32"]:
                 raise CheckpointError(
