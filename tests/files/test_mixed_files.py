@@ -527,8 +527,8 @@ def test_budgets_that_are_too_small(llama):
         lt.convert_adapter(adapter, lt.Budget(10), format="auto")
     with pytest.raises(OptionError, match="has no ranks to be told"):
         lt.convert_adapter(adapter, 4, format="auto")
-    with pytest.raises(OptionError, match=r"format must be one of auto, lora, .*; found 'tt'"):
-        lt.convert_adapter(adapter, 4, format="tt")
+    with pytest.raises(OptionError, match=r"format must be one of auto, lora, .*; found 'cur'"):
+        lt.convert_adapter(adapter, 4, format="cur")
 
 
 @pytest.mark.parametrize("form", [*SINGLE, "lora"])
