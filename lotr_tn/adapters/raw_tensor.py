@@ -94,3 +94,8 @@ class RawTensor:
         """A NumPy array of floats as it would be stored."""
         flat = np.ascontiguousarray(array).reshape(-1)
         return RawTensor(CODES[flat.dtype.name], tuple(array.shape), flat.view(np.uint8))
+
+    @staticmethod
+    def of_bytes(data: bytes) -> "RawTensor":
+        """Bytes as they would be stored."""
+        return RawTensor.of(np.frombuffer(data, np.uint8))

@@ -109,6 +109,11 @@ class Bank(Shown, Mapping[str, LoTRAdapter]):
         held = f"{len(self.adapters)} adapters in {len(self.groups)} stacks, {self.nbytes:,} bytes"
         return lines_of(f"Bank({held}{source})", map(printable, self.names))
 
+    @property
+    def in_bits(self) -> bool:
+        """Whether what it holds is in bits where that takes less."""
+        return self.asked.get("coding") == "auto"
+
     @cached_property
     def _places(self) -> dict[str, int]:
         return {adapter.name: place for place, adapter in enumerate(self.adapters)}
@@ -178,14 +183,14 @@ class Bank(Shown, Mapping[str, LoTRAdapter]):
                 continue
             targets = tuple(group.target(part, row) for row in range(rows.start, rows.stop))
             groups[label] = LoTRGroup(label, targets, stack)
-        extras = {key: self.contents[at].raw() for key, at in adapter.extras.items()}
+        extras = {key: self.contents[at].whole() for key, at in adapter.extras.items()}
         origin = {"format": "bank", "dtype": adapter.dtype, "group_by": self.stacking}
         source = None if self.source is None else self.source / name
         return LoTRAdapter(groups, extras, self.config_text(name), origin, source, digests=True)
 
     def config_text(self, name: str) -> str:
         """An adapter's configuration, byte for byte."""
-        raw: RawTensor = self.contents[self.adapters[self.place(name)].config].raw()
+        raw: RawTensor = self.contents[self.adapters[self.place(name)].config].whole()
         text = raw.data.tobytes()
         try:
             fits = isinstance(json.loads(text), dict)

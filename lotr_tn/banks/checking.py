@@ -42,7 +42,7 @@ def _require_adapters(bank: Bank) -> None:
         require(bool(adapter.name), "an adapter has no name")
         require(adapter.dtype in UNIT_ROUNDOFF, f"the dtype of {adapter.name} is {adapter.dtype}")
         config = bank.contents[adapter.config]
-        fits = config.entry.code == "U8" and len(config.shape) == 1
+        fits = config.dtype == "uint8" and len(config.shape) == 1
         require(fits, f"the configuration of {adapter.name} is no text")
 
 

@@ -1,19 +1,19 @@
 """Banks as files: what the header says, and which tensors hold what."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lotr_tn._arguments import door
-from lotr_tn.analysis.forms import known_form
 from lotr_tn.banks.bank import Bank, BankAdapter
 from lotr_tn.banks.checking import require_sense
 from lotr_tn.banks.coded import CODED, CodedBasis
-from lotr_tn.banks.group import DRIFT, LENGTH, SCALE, BankGroup, Part
+from lotr_tn.banks.contents import PackedContent
+from lotr_tn.banks.group import DRIFT, LENGTH, BankGroup
+from lotr_tn.banks.reader import FIGURES, FRESH, INDEX, HeaderReader
 from lotr_tn.errors import CheckpointError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.container import (
@@ -26,33 +26,25 @@ from lotr_tn.files.container import (
     verify_container,
     write_digested,
 )
-from lotr_tn.files.dialects.native import room_for_figures, tool_version
+from lotr_tn.files.dialects.native import tool_version
 from lotr_tn.files.header import (
     CODING,
     SCHEMA,
     SenseError,
     described_layout,
-    layout_of,
-    modules_of,
     read_header_of,
     require,
-    require_known_coding,
     table,
     text,
     told_apart,
     told_once,
     whole_number,
-    whole_numbers,
 )
+from lotr_tn.files.packed_tensors import PACKING
+from lotr_tn.files.packing import packed
 
-INDEX, FIGURES = "index", "figures"
-"""The tensors with a row for each layer, of all parts one after another."""
-
-COLUMNS = {"I32": LENGTH + 1, "F64": SCALE + 1}
-"""Columns of index and figures."""
-
-FRESH = (0, 1)
-"""Drift and scale of what nothing was added to, and which is no LoRA that is kept."""
+FIGURE = 24
+"""Bytes of the longest float64, written in full."""
 
 
 def is_bank(path: Path) -> bool:
@@ -106,9 +98,19 @@ def bank_size(bank: Bank) -> int:
 
 
 def _written(bank: Bank) -> tuple[dict[str, Entry], str]:
-    """The tensors of a bank's file, and its text."""
+    """The tensors of a bank's file, and its text, which is packed where all else is in bits."""
     entries, header = _described(bank)
-    return entries, json.dumps(header, separators=(",", ":")) + room_for_figures(bank.explanation)
+    text = json.dumps(header, separators=(",", ":"))
+    if bank.in_bits:
+        return entries, packed(text)
+    return entries, text + _room_for_figures(bank.explanation)
+
+
+def _room_for_figures(value: Any) -> str:
+    """Blanks for what a JSON value's floats could be longer, so that last bits change no size."""
+    short: list[int] = []
+    json.loads(json.dumps(value), parse_float=lambda figure: short.append(FIGURE - len(figure)))
+    return " " * sum(short)
 
 
 def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
@@ -129,10 +131,21 @@ def _described(bank: Bank) -> tuple[dict[str, Entry], dict[str, Any]]:
         "adapters": adapters,
         "keys": [list(names) for names in keys],
         "contents": len(bank.contents),
+        **_described_packed(bank.contents),
         "each": each,
         "groups": dict(zip(bank.groups, groups, strict=True)),
     }
     return {name: tensor.entry for name, tensor in tensors.items()}, header
+
+
+def _described_packed(contents: Sequence[BankTensor]) -> dict[str, Any]:
+    """What those contents are that are packed, by their places; nothing where none is."""
+    found = {
+        str(at): one.description()
+        for at, one in enumerate(contents)
+        if isinstance(one, PackedContent)
+    }
+    return {"packing": PACKING, "packed": found} if found else {}
 
 
 def _rows(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
@@ -207,11 +220,13 @@ def _describe_adapter(adapter: BankAdapter, keys: dict[tuple[str, ...], int]) ->
 
 
 def _bank(container: Container, header: Mapping[str, Any]) -> Bank:
-    reader = _HeaderReader(container)
+    reader = HeaderReader(container)
     each = table("what is alike in all groups", header.get("each", {}))
     count = whole_number("the number of contents", header["contents"])
     adapters = tuple(_adapter(entry, header["keys"], count) for entry in header["adapters"])
-    contents = tuple(reader.tensor(f"contents.{at}") for at in range(count))
+    known = table("the packed contents", header.get("packed", {}))
+    require(header.get("packing", PACKING) == PACKING, "contents are packed in an unknown way")
+    contents = tuple(reader.content(at, known.get(str(at))) for at in range(count))
     groups = {
         name: reader.group(name, {**each, **entry}) for name, entry in header["groups"].items()
     }
@@ -247,137 +262,3 @@ def bank_overhead(
     numbers = layers * (4 * 4 + 2 * 8)
     held = sum(content.entry.nbytes + TENSOR_ENTRY for content in contents)
     return text + numbers + held
-
-
-def _next(bits: Iterator[BankTensor]) -> BankTensor:
-    """What comes next of a group in bits."""
-    found = next(bits, None)
-    if found is None:
-        raise SenseError("more is in bits than bytes are told of")
-    return found
-
-
-class _HeaderReader:
-    """The tensors of a container as a bank's."""
-
-    def __init__(self, container: Container) -> None:
-        self.container = container
-        self.layers = 0  # of parts that were read
-
-    def tensor(self, key: str) -> BankTensor:
-        """One tensor."""
-        if key not in self.container.tensors:
-            raise CheckpointError(f"{self.container.path} lacks the tensor {key}")
-        return BankTensor.of_file(self.container, key)
-
-    def group(self, name: str, entry: Mapping[str, Any]) -> BankGroup:
-        """One group."""
-        prefix = f"groups.{name}"
-        count = whole_number("the number of segments", entry["segments"])
-        modules = tuple(
-            (text("the name of a module", one["name"]), layout_of(one))
-            for one in modules_of(name, entry)
-        )
-        m, n = (whole_number("a size", size) for size in entry["shape"])
-        bits = self.bits(f"{prefix}.{CODED}", entry)
-        widths = entry["columns"] if "coding" in entry else [[None] * count] * 2
-        outputs, inputs = (
-            tuple(
-                self.basis(f"{prefix}.{side}.{at}", size, width, bits)
-                for at, width in zip(range(count), each, strict=True)
-            )
-            for side, size, each in zip(("outputs", "inputs"), (m, n), widths, strict=True)
-        )
-        parts = tuple(
-            self.part(f"{prefix}.parts.{at}", part, bits) for at, part in enumerate(entry["parts"])
-        )
-        require(next(bits, None) is None, f"{name} has more in bits than bases and layers")
-        cluster = whole_number("a cluster", entry["cluster"])
-        return BankGroup(name, (m, n), modules, outputs, inputs, parts, cluster)
-
-    def bits(self, key: str, entry: Mapping[str, Any]) -> Iterator[BankTensor]:
-        """All of a group that is in bits, one after another."""
-        if "coding" not in entry:
-            return iter(())
-        require_known_coding(entry["coding"], str(self.container.path))
-        whole, sizes = self.tensor(key), whole_numbers("the bytes of bits", entry["bytes"])
-        fits = whole.entry.code == "U8" and whole.shape == (sum(sizes),)
-        require(fits, f"{key} has the shape {list(whole.shape)} for {sum(sizes)} bytes")
-        return iter(whole.parted(sizes))
-
-    def basis(self, key: str, size: int, width: Any, bits: Iterator[BankTensor]) -> BankTensor:
-        """One basis; in bits where its columns are told."""
-        if width is None:
-            return self.tensor(key)
-        return CodedBasis.of_tensor(_next(bits), (size, whole_number("a number of columns", width)))
-
-    def part(self, prefix: str, entry: Mapping[str, Any], bits: Iterator[BankTensor]) -> Part:
-        """One part."""
-        form = known_form(entry["format"])
-        if form is None:
-            raise CheckpointError(
-                f"{self.container.path} has layers in the unknown format {entry['format']!r}; "
-                "upgrade lotr-tn, or install the package that the format is of"
-            )
-        index, figures = self.rows(prefix, entry)
-        if "coding" in entry:
-            require_known_coding(entry["coding"], str(self.container.path))
-            tensors = {CODED: _next(bits)}
-        else:
-            tensors = {name: self.tensor(f"{prefix}.{name}") for name in form.own}
-        return Part(
-            form.name,
-            whole_number("the number of segments", entry["segments"]),
-            text("a method", entry["method"]),
-            tensors,
-            index,
-            figures,
-        )
-
-    def rows(self, prefix: str, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The index and figures of a part; earlier files have them by themselves."""
-        if "layers" not in entry:
-            index, figures = self.index(f"{prefix}.{INDEX}"), self.figures(f"{prefix}.{FIGURES}")
-            return index, figures
-        first = self.layers
-        self.layers += whole_number("a number of layers", entry["layers"])
-        rows = slice(first, self.layers)
-        return self.all_index[rows], self.all_figures[rows]
-
-    @cached_property
-    def all_index(self) -> np.ndarray:
-        """Of all parts."""
-        return self.index(INDEX)
-
-    @cached_property
-    def all_figures(self) -> np.ndarray:
-        """Of all parts."""
-        return self.figures(FIGURES)
-
-    def require_all_rows(self) -> None:
-        """Refuse rows that no part has."""
-        if self.layers:
-            for what, rows in ((INDEX, self.all_index), (FIGURES, self.all_figures)):
-                fits = len(rows) == self.layers
-                require(fits, f"{what} has the shape {list(rows.shape)} for {self.layers} layers")
-
-    def index(self, key: str) -> np.ndarray:
-        """Rows of whole numbers."""
-        return self.numbers(key, "I32", np.int32, (0,)).astype(np.int64)
-
-    def figures(self, key: str) -> np.ndarray:
-        """Rows of figures."""
-        return self.numbers(key, "F64", np.float64, FRESH)
-
-    def numbers(self, key: str, code: str, dtype: type, last: tuple[int, ...]) -> np.ndarray:
-        """Rows that everything else hangs on; `last` stands where the last columns are left out."""
-        raw = self.tensor(key).raw()
-        if raw.code != code:
-            raise SenseError(f"{key} is of {raw.dtype}")
-        columns = COLUMNS[code]
-        fits = len(raw.shape) == 2 and raw.shape[1] in (columns, columns - len(last))
-        require(fits, f"{key} has the shape {list(raw.shape)}")
-        found = raw.data.view(dtype).reshape(raw.shape)
-        if found.shape[1] == columns:
-            return found
-        return np.column_stack([found, np.tile(np.array(last, dtype), (len(found), 1))])

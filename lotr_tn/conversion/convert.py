@@ -28,6 +28,7 @@ from lotr_tn.conversion.dividing import as_they_are, divided_together, finished,
 from lotr_tn.conversion.made import Made, certificate_of, chosen_group, stored_group
 from lotr_tn.conversion.outcome import Conversion
 from lotr_tn.errors import CheckpointError, FormatError, OptionError, PrecisionWarning
+from lotr_tn.files.packed_tensors import PackedTensors
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.ranks import (
     Budget,
@@ -123,6 +124,8 @@ class Converting:
                 "anew"
             )
         require_codable(asked)
+        others = PackedTensors.of if asked.coding == "auto" else dict
+        adapter = replace(adapter, extras=others(adapter.extras))
         options = asked.options(adapter.dtype)
         several = len(options.formats) > 1
         if isinstance(asked.rule, FixedRank) and (several or FORMS[asked.form].kept):
@@ -192,12 +195,8 @@ class Converting:
         self, rule: RankRule, group: LoRAGroup, stack: LoRAStack, options: Options
     ) -> LoTRGroup | LoRAGroup:
         form, free = FORMS[options.formats[0]], options.limits == RankLimits()
-        if (
-            len(options.formats) == 1
-            and form.within is not None
-            and free
-            and not options.each_layer
-        ):
+        only = len(options.formats) == 1 and form.within is not None
+        if only and free and not options.each_layer:
             return self._alone(group, stack, form, rule)
         if isinstance(rule, FixedRank):
             return stored_group(group, form.at_ranks(stack, rule, self.options))

@@ -83,8 +83,7 @@ class _Shared:
         assert isinstance(rule, Budget | TotalError)
         bound = min(one.division.bound for one in self.question.divided)
         if isinstance(rule, TotalError):
-            beside = sum(tensor.data.nbytes for tensor in best.adapter.extras.values())
-            return bound < native_size(best.adapter) - beside
+            return bound < native_size(replace(best.adapter, extras={}))
         return _is_over(rule, best) or bound <= best.relative_error**2 * self.energy
 
     def size_of(self, choices: Sequence[Choice]) -> int:

@@ -35,6 +35,10 @@ class BankTensor:
         """Its entries; a view of the file where it lies in one."""
         return self.raw().array()
 
+    def whole(self) -> RawTensor:
+        """It with its bytes, as it was before it was packed."""
+        return self.raw()
+
     @staticmethod
     def of(array: np.ndarray) -> "BankTensor":
         """One in memory."""

@@ -51,9 +51,8 @@ def read_header_of(container: Container, kind: str, meaning: Callable[[Mapping[s
     """What the text of a container means; a CheckpointError where it makes no sense."""
     path = container.path
     try:
-        header = json.loads(
-            container.text, parse_constant=_not_finite, object_pairs_hook=_each_name_once
-        )
+        text = unpacked(container.text) if is_packed(container.text) else container.text
+        header = json.loads(text, parse_constant=_not_finite, object_pairs_hook=_each_name_once)
         schema = whole_number("the schema", table("the header", header)["schema"])
         if not 1 <= schema <= SCHEMA:
             raise CheckpointError(

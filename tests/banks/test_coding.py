@@ -18,6 +18,7 @@ from lotr_tn.banks import (
 from lotr_tn.banks import coded as coded_tensors
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.container import read_container, write_container
+from lotr_tn.files.packing import unpacked
 from tests.banks import fleets
 
 SHAPES = {"q": ((90, 72), fleets.Layout()), "v": ((60, 72), fleets.Layout())}
@@ -167,7 +168,7 @@ def test_damage_is_told(what, at, copy):
 def changed(path, change):
     """The file with another header, which is then the one written."""
     container = read_container(path)
-    header = fleets.told_whole(json.loads(container.text))
+    header = fleets.told_whole(json.loads(unpacked(container.text)))
     change(header)
     entries = {name: container.entry(name) for name in container.tensors}
     made = path.with_name("changed.lotr.safetensors")

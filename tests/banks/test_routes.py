@@ -142,7 +142,7 @@ def test_blocks_pass_with_their_scales(scale, tmp_path):
         "plain": fleets.adapter(1, modules=modules, scale=2.0),
     }
     with Spool(tmp_path) as spool:
-        survey = survey_of(fleet, spool)
+        survey = survey_of(fleet, spool, packs=False)
         for one in stacks.stacks_of(survey, "adapters"):
             for _, block, scales in one.blocks():
                 assert scales.tolist() == [scale, 2.0]

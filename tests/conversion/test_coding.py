@@ -9,15 +9,18 @@ from lotr_tn.adapters.asked import Asked, Where
 from lotr_tn.conversion.convert import Converting
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.container import read_container, write_container
+from lotr_tn.files.packed_tensors import PackedTensors
+from lotr_tn.files.packing import unpacked
 from tests.banks import fleets
 
 SHAPES = {"q": ((120, 96), fleets.Layout()), "v": ((80, 96), fleets.Layout())}
 MODULES = fleets.paths(SHAPES, 6)
+BIAS, NORM = "base_model.model.score.bias", "base_model.model.norm.weight"
 
 
 @pytest.fixture(scope="module")
 def lora():
-    extras = {fleets.HEAD: fleets.head(0)}
+    extras = {fleets.HEAD: fleets.head(0), BIAS: fleets.head(0), NORM: fleets.head(1)}
     return fleets.adapter(
         0, planted=fleets.spaces(0, MODULES, 8), modules=MODULES, extras=extras, rank=8
     )
@@ -36,6 +39,17 @@ def both(lora, rule, path, **options):
     size = path.stat().st_size
     lt.save_adapter(coded.adapter, path, force=True)
     return plain, size, coded, lt.load_adapter(path)
+
+
+def test_other_tensors_are_packed_without_a_loss(lora, path):
+    *_, found = both(lora, lt.RelativeError(0.1), path)
+    assert isinstance(found.extras, PackedTensors)
+    for key, tensor in lora.extras.items():
+        assert found.extras[key].data.tobytes() == tensor.data.tobytes()
+        assert (found.extras[key].code, found.extras[key].shape) == (tensor.code, tensor.shape)
+    assert found.extras.stream.nbytes < sum(tensor.nbytes for tensor in lora.extras.values())
+    plain = lt.convert_adapter(lt.to_lora(found).adapter, 4)
+    assert not isinstance(plain.adapter.extras, PackedTensors)
 
 
 @pytest.mark.parametrize("rule", [lt.RelativeError(0.05), lt.Energy(0.9), lt.TotalError(0.2)])
@@ -121,7 +135,7 @@ def test_what_bits_know_nothing_of_is_refused(lora, options, words):
 def changed(path, change):
     """The file with another header, and digests that fit it."""
     container = read_container(path, "lotr")
-    header = json.loads(container.text)
+    header = json.loads(unpacked(container.text))
     entries = {name: container.entry(name) for name in container.tensors}
     change(header, entries)
     made = path.with_name("changed.lotr.safetensors")
@@ -146,7 +160,43 @@ def _no_end_of_layers(header, entries):
 
 
 def _no_bytes(header, entries):
-    del entries["groups.q.coded"]
+    del entries["coded"]
+
+
+def _fewer_bytes(header, entries):
+    header["groups"]["v"]["bytes"] -= 1
+
+
+def _more_bytes(header, entries):
+    header["groups"]["v"]["bytes"] += 1
+
+
+def _negative_bytes(header, entries):
+    header["groups"]["v"]["bytes"] = -3
+
+
+def _no_others(header, entries):
+    del entries["others"]
+
+
+def _another_packing(header, entries):
+    header["others"]["packing"] = 2
+
+
+def _a_dtype_of_nothing(header, entries):
+    header["others"]["tensors"][0][1] = "F7"
+
+
+def _twice(header, entries):
+    header["others"]["tensors"] *= 2
+
+
+def _a_terabyte(header, entries):
+    header["others"]["tensors"][-1][2] = [1 << 40]
+
+
+def _a_copy_of_nothing(header, entries):
+    header["others"]["tensors"][0].append("x")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +206,16 @@ def _no_bytes(header, entries):
         (_another_form, "is coded, which a lotr cannot be"),
         (_a_larger_rank, "the stream of coded numbers is damaged"),
         (_no_end_of_layers, "the stream of coded numbers is damaged"),
-        (_no_bytes, r"has no bytes groups\.q\.coded"),
+        (_no_bytes, "has no bytes coded"),
+        (_fewer_bytes, "damaged|there are bits of no group"),
+        (_more_bytes, "v has no bits"),
+        (_negative_bytes, "the bytes of v is -3, not a whole number"),
+        (_no_others, "there are no bytes others"),
+        (_another_packing, "packed in an unknown way"),
+        (_a_dtype_of_nothing, "has the unknown dtype 'F7'"),
+        (_twice, "is there twice"),
+        (_a_terabyte, "the stream of other tensors is too short"),
+        (_a_copy_of_nothing, "is no copy of 'x'"),
     ],
 )
 def test_headers_that_make_no_sense_are_refused(lora, path, change, words):

@@ -336,7 +336,10 @@ def in_module(format, **changed):
 
 
 def certified(**changed):
-    return lambda header: group_with(header, "lotr")["certificate"].update(changed)
+    """A certificate as earlier files tell it, with something changed."""
+    told = {"relative_error": 0.1, "lower": 0.1, "upper": 0.2}
+    each = {"layer_norms": [1.0] * 3, "layer_distances": [0.1] * 3}
+    return lambda header: group_with(header, "lotr")["certificate"].update(told | each | changed)
 
 
 NONSENSE = "has a header that makes no sense"
@@ -387,6 +390,7 @@ DAMAGES = {
     "a scalar for norms": (certified(layer_norms=1.0), "is 1.0, not a list"),
     "a bound that is none": (certified(lower=None), "lower of .* is None"),
     "a negative error": (certified(relative_error=-0.5), "the error of .* is -0.5"),
+    "figures of no group": (certified(), r"there are figures of \d+ layers"),
     "a method that is none": (certified(method=7), "the method of .* is 7, not a text"),
     "half a sweep": (certified(sweeps=0.5), "is 0.5, not a whole number"),
     "groups that are a list": (lambda h: h.update(groups=[]), r"the groups is \[\], not a table"),
@@ -405,6 +409,30 @@ DAMAGES = {
     "a later schema": (lambda h: h.update(schema=9), "schema 9; this version reads those up to 2"),
     "a schema that is none": (lambda h: h.update(schema=[1]), r"the schema is \[1\]"),
 }
+
+
+FIGURES = {
+    "none": (lambda rows: rows[:0], "has no figures"),
+    "one too few": (lambda rows: rows[:-1], "has no figures"),
+    "one too many": (lambda rows: np.vstack([rows, rows[:1]]), "there are figures of"),
+    "narrow": (lambda rows: rows.astype(np.float32), r"figures is of float32"),
+    "flat": (lambda rows: rows.ravel(), r"figures is of float64 \["),
+    "negative": (lambda rows: rows - 1e9, "no finite number of at least 0"),
+    "not finite": (lambda rows: rows + np.inf, "no finite number of at least 0"),
+}
+
+
+@pytest.mark.parametrize("damage", FIGURES)
+def test_figures_that_make_no_sense_are_refused(mixed_bytes, tmp_path, damage):
+    change, message = FIGURES[damage]
+    file = tmp_path / "a.lotr.safetensors"
+    file.write_bytes(mixed_bytes)
+    with safe_open(file, "np") as found:
+        metadata = {METADATA_KEY: found.metadata()[METADATA_KEY]}
+    tensors = load_file(file)
+    save_file(tensors | {"figures": change(tensors["figures"])}, file, metadata=metadata)
+    with pytest.raises(CheckpointError, match=message):
+        lt.load_adapter(file)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

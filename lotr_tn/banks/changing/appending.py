@@ -16,10 +16,10 @@ from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.banks.bank import Bank
 from lotr_tn.banks.changing.ways import Way, cheapest, ways_of
+from lotr_tn.banks.contents import Contents
 from lotr_tn.banks.file import load_bank, save_bank
 from lotr_tn.banks.group import ADAPTER, BankGroup, Part, exact_stack
 from lotr_tn.banks.making.survey import (
-    SpooledContents,
     bank_adapter,
     require_modules,
     require_same_module,
@@ -254,7 +254,7 @@ class _Addition:
         self, tasks: Sequence[_Task], picks: Sequence[Way], stored: Sequence[StoredLayers]
     ) -> Bank:
         place = len(self.bank.adapters)
-        contents = SpooledContents.of(self.bank.contents)
+        contents = Contents.of(self.bank.contents, packs=self.bank.in_bits)
         adapter = bank_adapter(self.name, self.lora, contents, None, self.cluster)
         groups = dict(self.bank.groups)
         for task, way, one in zip(tasks, picks, stored, strict=True):

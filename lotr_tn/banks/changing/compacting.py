@@ -112,7 +112,7 @@ def _made_anew(
 ) -> Bank:
     if not rule.epsilon:
         raise OptionError("compacting at an error of 0 changes nothing; ask for a larger one")
-    survey = survey_of(_Expanded(bank), spool, any_base=True, progress=progress)
+    survey = survey_of(_Expanded(bank), spool, packs=bank.in_bits, any_base=True, progress=progress)
     allowed = _allowed_drift(bank, rule.epsilon)
     energies = (allowed / rule.epsilon) ** 2
     # not as they are: expanded, they are large
@@ -135,7 +135,7 @@ def _made_anew(
         clusters,
         bank.asked,
         progress,
-        "auto" if bank.asked.get("coding") == "auto" else "none",
+        "auto" if bank.in_bits else "none",
     )
     # the way of the first adapters need not be the best of all that came since
     ways: tuple[Stacking, ...] = (

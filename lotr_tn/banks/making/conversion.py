@@ -166,7 +166,9 @@ def make_bank(
         exclusive(path) if path.exists() else nullcontext(path) as target,
         Spool(path.resolve().parent) as spool,
     ):
-        survey = survey_of(adapters, spool, any_base=any_base, progress=progress)
+        survey = survey_of(
+            adapters, spool, packs=coding != "none", any_base=any_base, progress=progress
+        )
         chosen, others = dtype, ()
         if dtype == "auto":
             chosen = storage_dtype_for(survey.dtype, rule)

@@ -1,8 +1,7 @@
 """Adapters of one base, read once and one at a time: what they hold, with their factors spooled."""
 
-import hashlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,47 +13,9 @@ from lotr_tn.adapters.base_models import base_model_of, require_same_base
 from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.banks.bank import BankAdapter
+from lotr_tn.banks.contents import Contents
 from lotr_tn.errors import CheckpointError
-from lotr_tn.files.bank_tensor import BankTensor
-from lotr_tn.files.container import Entry
 from lotr_tn.files.spool import Slot, Spool
-
-
-@dataclass(eq=False)
-class SpooledContents:
-    """Tensors that are no updates, each once, by what they hold."""
-
-    tensors: list[BankTensor] = field(default_factory=list)
-    known: dict[str, int] = field(default_factory=dict)
-
-    def add(self, raw: RawTensor, spool: Spool | None) -> int:
-        """Where a tensor stands; it is added, and spooled where there is a spool, if it is new."""
-        digest = hashlib.sha256(np.ascontiguousarray(raw.data).data).hexdigest()
-        key = _content_key(raw.code, raw.shape, digest)
-        if key not in self.known:
-            self.known[key] = len(self.tensors)
-            self.tensors.append(BankTensor.of_raw(raw) if spool is None else _spooled(raw, spool))
-        return self.known[key]
-
-    @staticmethod
-    def of(tensors: Sequence[BankTensor]) -> "SpooledContents":
-        """Those of a file, known by their checksums."""
-        known = {}
-        for place, tensor in enumerate(tensors):
-            entry = tensor.entry
-            digest = entry.checksum or hashlib.sha256(tensor.raw().data.data).hexdigest()
-            known[_content_key(entry.code, entry.shape, digest)] = place
-        return SpooledContents(list(tensors), known)
-
-
-def _content_key(code: str, shape: tuple[int, ...], digest: str) -> str:
-    return f"{code} {list(shape)} {digest}"
-
-
-def _spooled(raw: RawTensor, spool: Spool) -> BankTensor:
-    slot = spool.put(raw.data)
-    entry = Entry(raw.code, raw.shape, lambda: spool.chunks(slot))
-    return BankTensor(entry, lambda: RawTensor(raw.code, raw.shape, spool.get(slot)))
 
 
 @dataclass(eq=False)
@@ -115,12 +76,10 @@ class Survey:
     """All adapters, with the factors in the spool."""
 
     spool: Spool  # where the factors are
+    contents: Contents  # configurations and other tensors
     # in order; their clusters are not known yet
     adapters: list[BankAdapter] = field(default_factory=list)
     modules: dict[str, ModuleLayers] = field(default_factory=dict)  # by path
-    contents: SpooledContents = field(
-        default_factory=SpooledContents
-    )  # configurations and other tensors
     bytes: int = 0  # of all tensors read
     update_bytes: int = 0  # of those of updates
     base: tuple[str, str] | None = None  # the base model that they name
@@ -201,13 +160,17 @@ def survey_of(
     adapters: Mapping[str, Adapter],
     spool: Spool,
     *,
+    packs: bool,
     any_base: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Survey:
-    """Read all adapters once, one at a time, and refuse those of different bases."""
+    """Read all adapters once, one at a time, and refuse those of different bases.
+
+    `packs` says whether configurations and other tensors are packed.
+    """
     if not adapters:
         raise CheckpointError("a bank needs at least one adapter; found none")
-    survey = Survey(spool)
+    survey = Survey(spool, Contents(packs))
     for name in adapters:
         if progress is not None:
             progress(name)
@@ -216,7 +179,7 @@ def survey_of(
 
 
 def bank_adapter(
-    name: str, lora: LoRAAdapter, contents: SpooledContents, spool: Spool | None, cluster: int = 0
+    name: str, lora: LoRAAdapter, contents: Contents, spool: Spool | None, cluster: int = 0
 ) -> BankAdapter:
     """An adapter's entry, its configuration and other tensors being added to the contents."""
     text = np.frombuffer(lora.config_text.encode(), dtype=np.uint8)

@@ -18,13 +18,13 @@ from lotr_tn.adapters.adapter import (
     LoTRAdapter,
     LoTRGroup,
     Target,
-    is_coded,
 )
 from lotr_tn.adapters.raw_tensor import RawTensor
 from lotr_tn.adapters.storage import format_of, group_form, stored_ranks
 from lotr_tn.analysis.forms import LOTR, Form, known_form
 from lotr_tn.coding.directions import decode_directions
 from lotr_tn.errors import CheckpointError, OptionError
+from lotr_tn.files.certificates import FIGURES, CertificateReader, described, rows_of
 from lotr_tn.files.container import (
     Container,
     Entry,
@@ -48,20 +48,25 @@ from lotr_tn.files.header import (
     require_known_coding,
     require_layout,
     require_shape,
-    sequence,
     table,
     text,
     told_once,
     whole_number,
     whole_numbers,
 )
+from lotr_tn.files.packed_tensors import PackedTensors
 from lotr_tn.files.packing import packed
 from lotr_tn.formats import Certificate
 
 METADATA_KEY = "lotr"
 
-FIGURE = 24
-"""Bytes of the longest float64, written in full."""
+CODED, OTHERS = "coded", "others"
+"""The tensors of all groups in bits, one after another, and of packed tensors that are no updates.
+
+In earlier files each group's bits are a tensor by themselves."""
+
+EXTRAS = "extras."
+"""What keys of tensors that are no updates, and are not packed, begin with."""
 
 
 def is_native(contents: Contents) -> bool:
@@ -85,13 +90,26 @@ def native_size(adapter: LoTRAdapter) -> int:
 
 
 def _written(adapter: LoTRAdapter) -> tuple[dict[str, Entry], str]:
-    """The tensors of a native file, and its text."""
-    tensors = {f"extras.{key}": tensor for key, tensor in adapter.extras.items()}
+    """The tensors of a native file, and its text: packed, where anything else is in bits."""
+    tensors, bits = _other_tensors(adapter.extras), []
     for name, group in adapter.groups.items():
         for field, array in _arrays(group).items():
             tensors[f"groups.{name}.{field}"] = RawTensor.of_finite(array, f"groups.{name}.{field}")
+        bits += [group.coded] if isinstance(group, LoTRGroup) and group.coded is not None else []
+    if bits:
+        tensors[CODED] = RawTensor.of_bytes(b"".join(bits))
+    figures = rows_of([group.certificate for group in adapter.groups.values()])
+    if figures.size:
+        tensors[FIGURES] = figures
     entries = {key: Entry.of_raw(tensor) for key, tensor in sorted(tensors.items())}
-    return entries, _text(_header(adapter))
+    text = json.dumps(_header(adapter), allow_nan=False, separators=(",", ":"))
+    return entries, packed(text) if {CODED, OTHERS} & tensors.keys() else text
+
+
+def _other_tensors(extras: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    if isinstance(extras, PackedTensors):
+        return {OTHERS: extras.stream}
+    return {f"{EXTRAS}{key}": tensor for key, tensor in extras.items()}
 
 
 def tool_version() -> str:
@@ -113,37 +131,21 @@ def native_least(adapter: LoRAAdapter, groups: Mapping[str, LoRAGroup], group_by
 
 
 def _header(adapter: LoTRAdapter) -> dict[str, Any]:
+    extras = adapter.extras
     return {
         "schema": SCHEMA,
         "tool": tool_version(),
         "groups": {name: _describe(group) for name, group in adapter.groups.items()},
         "source": dict(adapter.origin) | {"config": packed(adapter.config_text)},
+        **({OTHERS: extras.description()} if isinstance(extras, PackedTensors) else {}),
     }
-
-
-def room_for_figures(value: Any) -> str:
-    """Blanks for what a JSON value's floats could be longer, so that last bits change no size."""
-    short: list[int] = []
-    json.loads(json.dumps(value), parse_float=lambda figure: short.append(FIGURE - len(figure)))
-    return " " * sum(short)
-
-
-def _text(header: Mapping[str, Any]) -> str:
-    certificates = [group["certificate"] for group in header["groups"].values()]
-    text = json.dumps(header, allow_nan=False, separators=(",", ":"))
-    return text + room_for_figures(certificates)
-
-
-def _fields(group: LoTRGroup | LoRAGroup) -> tuple[str, ...]:
-    """The names of a group's tensors."""
-    return ("coded",) if is_coded(group) else group_form(group).fields
 
 
 def _arrays(group: LoTRGroup | LoRAGroup) -> dict[str, np.ndarray]:
     """The tensors of a group by field; a group kept as it is has its modules' side by side."""
     if isinstance(group, LoTRGroup):
         if group.coded is not None:
-            return {"coded": np.frombuffer(group.coded, np.uint8)}
+            return {}
         return dict(group_form(group).arrays_of(group.stack))
     return {
         "up": np.concatenate([module.up for module in group.modules], axis=1),
@@ -166,29 +168,16 @@ def _describe(group: LoTRGroup | LoRAGroup) -> dict[str, Any]:
         "ranks": stored_ranks(group),
         **({"geometry": geometry} if geometry else {}),
         "dtype": group.dtype,
-        **({"coding": CODING} if is_coded(group) else {}),
+        **_described_bits(group),
         **told_once(modules),
-        "certificate": _describe_certificate(group.certificate),
+        "certificate": described(group.certificate),
     }
 
 
-def _describe_certificate(certificate: Certificate | None) -> dict[str, Any] | None:
-    if certificate is None:
-        return None
-    said = {
-        "layer_norms": list(certificate.layer_norms),
-        "method": certificate.method,
-        "sweeps": certificate.sweeps,
-    }
-    if not certificate.relative_error and not certificate.upper:
-        return said  # nothing was lost
-    return {
-        **said,
-        "relative_error": certificate.relative_error,
-        "layer_distances": [float(d) for d in np.asarray(certificate.distances)],
-        "lower": float(certificate.lower),
-        "upper": float(certificate.upper),
-    }
+def _described_bits(group: LoTRGroup | LoRAGroup) -> dict[str, int]:
+    if isinstance(group, LoRAGroup) or group.coded is None:
+        return {}
+    return {"coding": CODING, "bytes": len(group.coded)}
 
 
 def load_native(path: Path) -> LoTRAdapter:
@@ -203,20 +192,13 @@ def _adapter(container: Container, header: Mapping[str, Any]) -> LoTRAdapter:
     if "dtype" in origin:
         dtype_name("the dtype of the source", origin["dtype"])
     config = config_text("the configuration", source["config"])
-    described = table("the groups", header["groups"])
-    require(bool(described), "there is no group")
-    groups = {
-        name: _group(name, table(f"group {name}", group), container)
-        for name, group in described.items()
-    }
+    said = table("the groups", header["groups"])
+    require(bool(said), "there is no group")
+    reader = _Reader(container)
+    groups = {name: reader.group(name, table(f"group {name}", one)) for name, one in said.items()}
     _require_each_once(groups)
-    known = {f"groups.{name}.{field}" for name, group in groups.items() for field in _fields(group)}
-    extras = {}
-    for key, tensor in container.tensors.items():
-        if key.startswith("extras."):
-            extras[key.removeprefix("extras.")] = tensor
-        elif key not in known:
-            raise CheckpointError(f"{path}: unknown key {key!r}; needed groups.* or extras.*")
+    extras = reader.others(header.get(OTHERS))
+    reader.require_all_used()
     return LoTRAdapter(groups, extras, config, origin, path, bool(container.checksums))
 
 
@@ -226,34 +208,105 @@ def _require_each_once(groups: Mapping[str, LoTRGroup | LoRAGroup]) -> None:
     require(not twice, f"it names the module {twice and twice[0]} twice")
 
 
-def _group(name: str, described: Mapping[str, Any], container: Container) -> LoTRGroup | LoRAGroup:
-    form = _form(name, described, container.path)
-    shape = tuple(whole_numbers(f"the shape of {name}", described["shape"]))
-    require(len(shape) == 3, f"the shape of {name} is {list(shape)}, not that of a stack")
-    require_shape(name, shape)
-    modules = modules_of(name, described)
-    require(len(modules) == shape[0], f"{name} names {len(modules)} modules for {shape[0]} layers")
-    ranks = whole_numbers(f"a rank of {name}", described["ranks"])
-    geometry = whole_numbers(f"the geometry of {name}", described.get("geometry", []))
-    targets = tuple(_target(one, (shape[1], shape[2])) for one in modules)
-    certificate = _certificate(name, described["certificate"], len(targets))
-    coded = _coded(name, described["coding"], form, container) if "coding" in described else None
-    if coded is None:
-        arrays = {f: _finite(f"groups.{name}.{f}", container) for f in form.fields}
-    else:
-        arrays = _decoded(name, coded, shape, ranks)
-    if form.kept:
-        scales = [finite_number("a scale", one["scale"], negative=True) for one in modules]
-        group = LoRAGroup(name, _modules(targets, scales, arrays), certificate)
-    else:
-        group = LoTRGroup(
-            name, targets, form.stack_of(arrays, [*ranks, *geometry], certificate), coded
-        )
-    said = shape, ranks, dtype_name(f"the dtype of {name}", described["dtype"])
+class _Reader:
+    """The tensors of a native file, each of which must be used."""
+
+    def __init__(self, container: Container) -> None:
+        self.container, self.used = container, set[str]()
+        self.certificates = CertificateReader(self.maybe(FIGURES))
+        self.bits_read = 0
+
+    def maybe(self, key: str) -> RawTensor | None:
+        """A tensor, if there is one."""
+        self.used.add(key)
+        return self.container.tensors.get(key)
+
+    def finite(self, key: str) -> np.ndarray:
+        """The entries of a tensor of floats."""
+        tensor, path = self.maybe(key), self.container.path
+        if tensor is None or not tensor.is_float:
+            raise CheckpointError(f"{path} has no tensor {key} of floats; copy it again")
+        array = tensor.array()
+        if not is_finite(array):
+            raise CheckpointError(
+                f"{path}: {key} holds NaN or infinite entries; the file is broken"
+            )
+        return array
+
+    def group(self, name: str, said: Mapping[str, Any]) -> LoTRGroup | LoRAGroup:
+        """One group."""
+        form = _form(name, said, self.container.path)
+        shape = tuple(whole_numbers(f"the shape of {name}", said["shape"]))
+        require(len(shape) == 3, f"the shape of {name} is {list(shape)}, not that of a stack")
+        require_shape(name, shape)
+        modules = modules_of(name, said)
+        fits = len(modules) == shape[0]
+        require(fits, f"{name} names {len(modules)} modules for {shape[0]} layers")
+        ranks = whole_numbers(f"a rank of {name}", said["ranks"])
+        geometry = whole_numbers(f"the geometry of {name}", said.get("geometry", []))
+        targets = tuple(_target(one, (shape[1], shape[2])) for one in modules)
+        certificate = self.certificates.next(name, said["certificate"], len(targets))
+        coded = self.bits(name, said, form) if "coding" in said else None
+        if coded is None:
+            arrays = {field: self.finite(f"groups.{name}.{field}") for field in form.fields}
+        else:
+            arrays = _decoded(name, coded, shape, ranks)
+        if form.kept:
+            scales = [finite_number("a scale", one["scale"], negative=True) for one in modules]
+            group = LoRAGroup(name, _modules(targets, scales, arrays), certificate)
+        else:
+            stack = form.stack_of(arrays, [*ranks, *geometry], certificate)
+            group = LoTRGroup(name, targets, stack, coded)
+        _require_as_said(group, shape, ranks, said["dtype"])
+        return group
+
+    def bits(self, name: str, said: Mapping[str, Any], form: Form) -> bytes:
+        """The bits of a group."""
+        require_known_coding(said["coding"], f"{self.container.path}: group {name}")
+        require(form.in_bits, f"{name} is coded, which a {form.name} cannot be")
+        together = "bytes" in said
+        key = CODED if together else f"groups.{name}.{CODED}"
+        tensor = self.maybe(key)
+        if tensor is None or tensor.code != "U8" or len(tensor.shape) != 1:
+            raise CheckpointError(f"{self.container.path} has no bytes {key}; copy the file again")
+        if not together:
+            return tensor.data.tobytes()
+        size = whole_number(f"the bytes of {name}", said["bytes"])
+        first, self.bits_read = self.bits_read, self.bits_read + size
+        require(self.bits_read <= tensor.nbytes, f"{name} has no bits")
+        return tensor.data[first : self.bits_read].tobytes()
+
+    def others(self, said: Any) -> Mapping[str, RawTensor]:
+        """The tensors that are no updates."""
+        if said is not None:
+            stream = self.maybe(OTHERS)
+            require(stream is not None and stream.code == "U8", f"there are no bytes {OTHERS}")
+            assert stream is not None
+            return PackedTensors.of_description(table("the other tensors", said), stream)
+        known = [key for key in self.container.tensors if key.startswith(EXTRAS)]
+        self.used.update(known)
+        return {key.removeprefix(EXTRAS): self.container.tensors[key] for key in known}
+
+    def require_all_used(self) -> None:
+        """Refuse what is not spoken of."""
+        for key in self.container.tensors:
+            if key not in self.used:
+                raise CheckpointError(
+                    f"{self.container.path}: unknown key {key!r}; needed groups.* or extras.*"
+                )
+        bits = self.container.tensors.get(CODED)
+        require(bits is None or bits.nbytes == self.bits_read, "there are bits of no group")
+        self.certificates.require_all_used()
+
+
+def _require_as_said(
+    group: LoTRGroup | LoRAGroup, shape: tuple[int, ...], ranks: list[int], dtype: Any
+) -> None:
+    name = group.name
+    said = shape, ranks, dtype_name(f"the dtype of {name}", dtype)
     found = tuple(group.shape), stored_ranks(group), group.dtype
     for what, one, other in zip(("shape", "ranks", "dtype"), said, found, strict=True):
         require(one == other, f"the {what} of {name} is said to be {one} and is {other}")
-    return group
 
 
 def _form(name: str, described: Mapping[str, Any], path: Path) -> Form:
@@ -277,28 +330,6 @@ def _target(module: Mapping[str, Any], shape: tuple[int, int]) -> Target:
     rank = whole_number(f"the rank of {path}", module["rank"])
     require(rank % layout.groups == 0, f"{path} has rank {rank} in {layout.groups} groups")
     return Target(path, layout, rank)
-
-
-def _finite(key: str, container: Container) -> np.ndarray:
-    tensors, path = container.tensors, container.path
-    if key not in tensors or not tensors[key].is_float:
-        raise CheckpointError(f"{path} has no tensor {key} of floats; copy it again")
-    array = tensors[key].array()
-    if not is_finite(array):
-        raise CheckpointError(f"{path}: {key} holds NaN or infinite entries; the file is broken")
-    return array
-
-
-def _coded(name: str, version: Any, form: Form, container: Container) -> bytes:
-    """The bits of a group."""
-    require_known_coding(version, f"{container.path}: group {name}")
-    require(form.in_bits, f"{name} is coded, which a {form.name} cannot be")
-    tensor = container.tensors.get(f"groups.{name}.coded")
-    if tensor is None or tensor.code != "U8" or len(tensor.shape) != 1:
-        raise CheckpointError(
-            f"{container.path} has no bytes groups.{name}.coded; copy the file again"
-        )
-    return tensor.data.tobytes()
 
 
 def _decoded(
@@ -325,29 +356,3 @@ def _modules(
         modules.append(LoRAModule(target, up, down, scale))
         column, row = column + width, row + target.rank
     return tuple(modules)
-
-
-def _certificate(name: str, described: Any, layers: int) -> Certificate | None:
-    if described is None:
-        return None
-    said = table(f"the certificate of {name}", described)
-    lost = {"relative_error", "layer_distances", "lower", "upper"}
-    exact = not lost & said.keys()  # nothing was lost
-
-    def each(what: str) -> np.ndarray:
-        values = sequence(f"{what} of {name}", said.get(what, [0.0] * layers if exact else None))
-        require(len(values) == layers, f"{name} has {len(values)} {what} for {layers} layers")
-        return np.array([finite_number(f"{what} of {name}", value) for value in values])
-
-    def bound(what: str) -> np.float64:
-        return np.float64(finite_number(f"{what} of {name}", 0.0 if exact else said[what]))
-
-    finite_number(f"the error of {name}", 0.0 if exact else said["relative_error"])
-    return Certificate(
-        each("layer_distances"),
-        each("layer_norms"),
-        bound("lower"),
-        bound("upper"),
-        text(f"the method of {name}", said["method"]),
-        whole_number(f"the sweeps of {name}", said["sweeps"]),
-    )
