@@ -52,7 +52,7 @@ def test_what_heads_and_configurations_take_is_refused_at_once(tmp_path):
 def test_bits_fit_where_numbers_do_not(tmp_path):
     fleet, path = fleets.strangers(2), tmp_path / "bank.lotr.safetensors"
     told = floor(fleet, path, "bytes", 1800)
-    least = floor(fleet, path, "bytes", 1800, coding="auto")
+    least = floor(fleet, path, "bytes", 1200, coding="auto")
     assert least < told
     for size in (told - 20, least):
         made = make_bank(fleet, path, lt.Budget(bytes=size), coding="auto")

@@ -23,7 +23,6 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 TENSOR_ENTRY = 140  # bytes of a header that a tensor takes, about
 RANK_ENTRY = 4  # bytes of a header that a rank takes, about
-FIGURE_ENTRY = 25  # bytes of a header that a figure takes, in full
 SIDES: tuple[Literal["out", "in"], ...] = ("out", "in")
 
 
@@ -129,6 +128,7 @@ class Form:
             names where left out.
         geometry: whole numbers that the file's header holds beside the ranks; `built` is given
             them behind these.
+        geometry_numbers: how many these are, about.
         holds: whether a stack of the type is in this form, where several forms have one type.
         kept: whether it is the LoRA as it is, in its modules' own factors.
         pairs: whether it is a Tucker2, whose setting is a pair (r1, r2) of the error surface.
@@ -159,6 +159,7 @@ class Form:
     built: Callable[[Mapping[str, Any], Sequence[int], Certificate | None], Any] | None = None
     arrays: Callable[[Any], Mapping[str, Any]] | None = None
     geometry: Callable[[Any], Sequence[int]] = lambda stack: ()
+    geometry_numbers: int = 0
     holds: Callable[[Any], bool] = lambda stack: True
     kept: bool = False
     pairs: bool = False
@@ -235,8 +236,8 @@ class Form:
     def header(self, layers: int) -> int:
         """Bytes, about, by which a file's header grows with a stack of this form."""
         ranks = 2 if self.shared_ranks is None else self.shared_ranks + layers
-        lost = 0 if self.kept else layers + 5  # figures of what each layer lost, and the whole
-        return TENSOR_ENTRY * len(self.axes) + RANK_ENTRY * ranks + FIGURE_ENTRY * lost
+        numbers = ranks + self.geometry_numbers
+        return TENSOR_ENTRY * len(self.axes) + RANK_ENTRY * numbers
 
     def width(self, stack: Any, layer: int) -> int:
         """The rank of one layer, at most."""

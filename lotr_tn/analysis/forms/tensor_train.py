@@ -68,6 +68,7 @@ FORM = Form(
     at_ranks=_at_ranks,
     arrays=_entries,
     geometry=_geometry,
+    geometry_numbers=8 * PER_CORE,
     built=_built,
     holds=lambda stack: len(stack.cores) > 1,
     phrase="a tensor train of each layer",
