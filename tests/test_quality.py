@@ -1,6 +1,7 @@
 """What an error costs a model: a little of the script behind the figure, and its stored results."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ peft = pytest.importorskip("peft", reason="the extra peft is not installed")
 pytest.importorskip("matplotlib", reason="the extra plot is not installed")
 quality = pytest.importorskip("docs.figures.quality", reason="it needs the extra peft")
 
+DOCS = Path(__file__).parents[1] / "docs"
 PLAN = quality.Plan(rank=4, steps=6, rate=1e-2, seeds=(0,), errors=(0.1, 0.5))
 
 
@@ -81,3 +83,9 @@ def test_what_was_found_is_stored_and_drawn(found):
     drawn = (folder / "quality.svg").read_text()
     assert drawn.startswith("<?xml")
     assert len(quality.table(record).splitlines()) == 5 + len(quality.FORMS)
+
+
+def test_the_page_has_the_stored_results():
+    record = json.loads((DOCS / "figures" / "quality.json").read_text())
+    assert quality.table(record) in (DOCS / "bits.md").read_text()
+    assert len(record["runs"]) == 2

@@ -244,6 +244,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
             ax.plot(*zip(*means, strict=True), color=colour, label=form)
             ax.plot([p["share"] for p in own], [p[key] for p in own], ".", color=colour)
         ax.set_xscale("log")
+        ax.set_xticks([0.01, 0.03, 0.1, 0.3, 1])
         ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
         ax.xaxis.set_minor_formatter(NullFormatter())
         if key == "kl":
