@@ -27,6 +27,7 @@ import typer
 import lotr_tn as lt
 from benchmarks.measure import report
 from lotr_tn.coding.bound import gaussian_bits
+from lotr_tn.files.packed_tensors import PackedTensors
 
 ERRORS = (0.02, 0.05, 0.1, 0.2, 0.3)
 GROUP = 64
@@ -163,9 +164,17 @@ def file_at(
         done = lt.convert_adapter(adapter, rule, format="auto", coding=coding)
         lt.save_adapter(done.adapter, path)
         back = lt.load_adapter(path)
-        size = path.stat().st_size - sum(raw.data.nbytes for raw in adapter.extras.values())
+        size = path.stat().st_size - _others(done.adapter)
     assert isinstance(back, lt.LoTRAdapter)
     return size, done.relative_error, dense_error(adapter, back)
+
+
+def _others(adapter: lt.LoTRAdapter) -> int:
+    """Bytes that tensors that are no updates have in a file."""
+    extras = adapter.extras
+    if isinstance(extras, PackedTensors):
+        return extras.stream.nbytes
+    return sum(tensor.nbytes for tensor in extras.values())
 
 
 def dense_error(adapter: lt.LoRAAdapter, back: lt.LoTRAdapter) -> float:
