@@ -1,14 +1,20 @@
 """Groups in bits: smaller files within what was asked, measured on the numbers that come back."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import lotr_tn as lt
+from lotr_tn.adapters.adapter import LoRAGroup
 from lotr_tn.adapters.asked import Asked, Where
+from lotr_tn.conversion.coding import coded_at
 from lotr_tn.conversion.convert import Converting
+from lotr_tn.decompose.coded import codable
 from lotr_tn.errors import CheckpointError, OptionError
 from lotr_tn.files.container import read_container, write_container
+from lotr_tn.files.dialects.native import native_size
 from lotr_tn.files.packed_tensors import PackedTensors
 from lotr_tn.files.packing import unpacked
 from tests.banks import fleets
@@ -79,6 +85,22 @@ def test_a_budget_is_filled(lora, size, path):
     plain, _, coded, _ = both(lora, lt.Budget(bytes=size + head), path)
     assert 0.99 * (size + head) <= path.stat().st_size <= size + head
     assert coded.relative_error < 0.5 * plain.relative_error
+
+
+def test_no_other_step_within_a_budget_loses_less(lora):
+    budget = 18_000
+    made = lt.convert_adapter(lora, lt.Budget(bytes=budget), format="auto", coding="auto")
+    groups = [LoRAGroup(name, group.modules) for name, group in lt.group_modules(lora).items()]
+    codables = [codable(group.stack) for group in groups]
+    largest = max(one.largest for one in codables)
+    squares = [np.inf]
+    for step in largest / np.geomspace(4, 400, 150):
+        done = [coded_at(*pair, step) for pair in zip(groups, codables, strict=True)]
+        file = replace(made.adapter, groups={group.name: group for group in done})
+        if native_size(file) <= budget:
+            squares.append(sum(one.lost(step).sum() for one in codables))
+    energy = sum(one.energies.sum() for one in codables)
+    assert made.relative_error <= 1.02 * (min(squares) / energy) ** 0.5
 
 
 def test_a_budget_too_small_for_numbers(lora, path):
