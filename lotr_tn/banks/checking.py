@@ -118,8 +118,8 @@ def _require_bits(group: BankGroup, part: Part) -> None:
     able = form.own == ("core",) if form.shares else form.in_bits
     require(able, f"{group.name} is coded, which a {form.name} cannot be")
     if form.shares:
-        bases = (*group.outputs[:1], *group.inputs[:1])
-        fits = part.segments == 1 and all(isinstance(one, CodedBasis) for one in bases)
+        bases = (*group.outputs[: part.segments], *group.inputs[: part.segments])
+        fits = all(isinstance(one, CodedBasis) for one in bases)
         require(fits, f"cores of {group.name} are in bits, and its bases are not")
 
 

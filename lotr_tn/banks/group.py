@@ -161,11 +161,16 @@ class BankGroup:
         """The tensors of some layers that are in bits; no other layer is decoded."""
         with self._named():
             if FORMS[part.format].shares:
-                left, right = self.outputs[0], self.inputs[0]
-                assert isinstance(left, CodedBasis)
-                assert isinstance(right, CodedBasis)
-                return decoded_cores(part.layers, rows, levels_of(left.columns, right.columns))
+                return decoded_cores(part.layers, rows, self.levels(part.segments))
             return decoded_pairs(part.layers, rows, self.shape, part.index[rows, TERMS])
+
+    def levels(self, segments: int) -> np.ndarray:
+        """(k1, k2) levels of cores between the first segments of both bases, which are in bits."""
+        sides = (
+            [one.columns for one in side[:segments] if isinstance(one, CodedBasis)]
+            for side in (self.outputs, self.inputs)
+        )
+        return levels_of(*sides)
 
     @contextmanager
     def _named(self) -> Iterator[None]:

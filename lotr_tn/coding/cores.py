@@ -7,6 +7,7 @@ are stored as whole columns, which stand for columns of norm 1; cores are solved
 by least squares, and are rounded last.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,34 +75,116 @@ class SharedDirections:
             rounded(basis * size, step)
             for basis, size in zip((self.u, self.v), self.sizes, strict=True)
         )
-        kept = self._worth(left, right, step)
+        kept = _worth(self.cores, (left, right), step)
         left, right = left[:, kept[0]], right[:, kept[1]]
         un, vn = (x / np.linalg.norm(x, axis=0) for x in (left, right))
+        turns = un.T @ self.u, vn.T @ self.v
         grams = un.T @ un, vn.T @ vn
-        target = (self.u.T @ un).T @ self.cores @ (self.v.T @ vn)
-        exact = pinv(grams[0], xp=xp) @ target @ pinv(grams[1], xp=xp)
-        whole, squares = _rounded_cores(exact / step, left, right)
-        made = whole * step
-        saved = 2 * (target * made).sum((1, 2)) - ((grams[0] @ made @ grams[1]) * made).sum((1, 2))
-        lost = np.maximum((self.cores**2).sum((1, 2)) - saved, 0.0)
-        size = sum(float(bits(x).sum()) + SIDE * x.shape[1] for x in (left, right))
-        size += float(bits_of_squares(squares).sum()) + BESIDE * len(whole)
-        return RoundedCores(left, right, whole, step, lost, size)
+        squares = (left**2).sum(0), (right**2).sum(0)
+        return _solved(self.cores, (left, right), turns, grams, squares, step)
 
-    def _worth(
-        self, left: np.ndarray, right: np.ndarray, step: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which directions of both sides save more than their bits cost."""
-        squares, layers = (self.cores**2).sum(0), len(self.cores)
-        kept = [(x != 0).any(0) for x in (left, right)]
-        cost = [bits(x) + SIDE for x in (left, right)]
-        for side in (0, 1, 0):
-            gain = np.tensordot(squares, kept[1 - side].astype(float), axes=([1 - side], [0]))
-            entries = bits_of_squares(gain / (layers * max(kept[1 - side].sum(), 1) * step**2))
-            paid = cost[side] + layers * kept[1 - side].sum() * entries
-            kept[side] = kept[side] & (gain > SLOPE * step**2 * paid)
-        empty = not (kept[0].any() and kept[1].any())
-        return kept[0] & (not empty), kept[1] & (not empty)
+
+@dataclass(frozen=True, eq=False)
+class GrownDirections:
+    """Layers in bases that are there already, and in the directions that these lack.
+
+    Attributes:
+        bases: (m, p) and (n, q), which stay as they are.
+        own: (m, p) and (n, q) orthonormal, of what the bases span.
+        beyond: (m, K1) and (n, K2) orthonormal, and orthogonal to that.
+        cores: (L, p + K1, q + K2), the layers between own and beyond of both sides.
+    """
+
+    bases: tuple[np.ndarray, np.ndarray]
+    own: tuple[np.ndarray, np.ndarray]
+    beyond: tuple[np.ndarray, np.ndarray]
+    cores: np.ndarray
+
+    @cached_property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(p + K1,) and (q + K2,), the norms of rows and of columns of all cores together."""
+        squares = (self.cores**2).sum(0)
+        return squares.sum(1) ** 0.5, squares.sum(0) ** 0.5
+
+    @property
+    def _new(self) -> list[np.ndarray]:
+        """(m, K1) and (n, K2), the directions beyond as large as the layers are along them."""
+        return [
+            beyond * size[own.shape[1] :]
+            for beyond, size, own in zip(self.beyond, self.sizes, self.own, strict=True)
+        ]
+
+    @property
+    def largest(self) -> float:
+        """The largest number that is to be coded."""
+        found = [np.abs(self.cores).max(initial=0.0)]
+        found += [np.abs(columns).max(initial=0.0) for columns in self._new]
+        return float(max(found))
+
+    def at(self, step: float) -> "RoundedCores":
+        """All layers at one step; its columns are new ones alone, its cores between all.
+
+        Cost: O((m + n) k² + L k³) flops for bases of k columns with all new ones.
+        """
+        fixed = [x.shape[1] for x in self.own]
+        new = [rounded(columns, step) for columns in self._new]
+        kept = _worth(self.cores, new, step, fixed)
+        left, right = (x[:, keep[p:]] for x, keep, p in zip(new, kept, fixed, strict=True))
+        turns, grams, squares = [], [], []
+        for at, whole in enumerate((left, right)):
+            columns = np.hstack([self.bases[at], Columns(whole.T).basis])
+            turns.append(columns.T @ np.hstack([self.own[at], self.beyond[at]]))
+            grams.append(columns.T @ columns)
+            there = (self.sizes[at][: fixed[at]] / step) ** 2
+            squares.append(np.concatenate([there, (whole**2).sum(0)]))
+        return _solved(self.cores, (left, right), turns, grams, squares, step)
+
+
+def _worth(
+    cores: np.ndarray, columns: Sequence[np.ndarray], step: float, fixed: Sequence[int] = (0, 0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which directions of both sides save more than their bits cost.
+
+    The first, so many as are `fixed`, are there anyway, and the columns are those of all others.
+    """
+    squares, layers = (cores**2).sum(0), len(cores)
+    there, kept, cost = [], [], []
+    for p, whole in zip(fixed, columns, strict=True):
+        there.append(np.arange(p + whole.shape[1]) < p)
+        kept.append(np.concatenate([np.ones(p, bool), (whole != 0).any(0)]))
+        cost.append(np.concatenate([np.zeros(p), bits(whole) + SIDE]))
+    for side in (0, 1, 0):
+        others = kept[1 - side]
+        gain = np.tensordot(squares, others.astype(float), axes=([1 - side], [0]))
+        entries = bits_of_squares(gain / (layers * max(others.sum(), 1) * step**2))
+        paid = cost[side] + layers * others.sum() * entries
+        kept[side] = there[side] | (kept[side] & (gain > SLOPE * step**2 * paid))
+    empty = not (kept[0].any() and kept[1].any())
+    return kept[0] & (there[0] | (not empty)), kept[1] & (there[1] | (not empty))
+
+
+def _solved(
+    cores: np.ndarray,
+    columns: tuple[np.ndarray, np.ndarray],
+    turns: Sequence[np.ndarray],
+    grams: Sequence[np.ndarray],
+    squares: Sequence[np.ndarray],
+    step: float,
+) -> "RoundedCores":
+    """Cores solved for anew between columns as they are stored, and rounded.
+
+    `turns` take the coordinates of the cores to products with these columns, which have the Gram
+    matrices `grams`, and `squares` as whole columns; `columns` are those that take bits.
+    """
+    target = turns[0] @ cores @ turns[1].T
+    exact = pinv(grams[0], xp=xp) @ target @ pinv(grams[1], xp=xp)
+    whole, expected = _rounded_cores(exact / step, *squares)
+    made = whole * step
+    saved = 2 * (target * made).sum((1, 2)) - ((grams[0] @ made @ grams[1]) * made).sum((1, 2))
+    lost = np.maximum((cores**2).sum((1, 2)) - saved, 0.0)
+    size = sum(float(bits(x).sum()) + SIDE * x.shape[1] for x in columns)
+    size += float(bits_of_squares(expected).sum()) + BESIDE * len(whole)
+    return RoundedCores(*columns, whole, step, lost, size)
 
 
 def _rounded_cores(
@@ -109,10 +192,10 @@ def _rounded_cores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cores in whole steps, and the squares that are expected of their entries.
 
-    An entry is expected to be as large as the norms of its row's and column's directions say; as in
-    `rounded`, it is drawn towards zero where it is small.
+    An entry is expected to be as large as the squared norms of its row's and column's directions,
+    `left` and `right`, say; as in `rounded`, it is drawn towards zero where it is small.
     """
-    expected = np.outer((left**2).sum(0), (right**2).sum(0))
+    expected = np.outer(left, right)
     total = max(float(expected.sum()), 1.0)
     energy = (scaled**2).sum((1, 2))[:, None, None]
     squares = np.maximum(expected / total * energy, 1e-12)
@@ -238,9 +321,10 @@ def decode_core(data: bytes, levels: np.ndarray) -> np.ndarray:
     return core * np.float32(step)
 
 
-def levels_of(left: Columns, right: Columns) -> np.ndarray:
-    """(k1, k2) what the levels of both bases add up to."""
-    return left.levels[:, None] + right.levels[None, :]
+def levels_of(left: Sequence[Columns], right: Sequence[Columns]) -> np.ndarray:
+    """(k1, k2) what the levels of both bases add up to, each of some columns after others."""
+    rows, columns = (np.concatenate([one.levels for one in side]) for side in (left, right))
+    return rows[:, None] + columns[None, :]
 
 
 def _mean_level(levels: np.ndarray) -> float:

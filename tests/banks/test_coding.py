@@ -132,7 +132,7 @@ def test_others_stay_bit_for_bit_when_a_bank_is_changed(copy, alike):
 
 
 def test_compacting_codes_anew_within_the_error(copy, alike):
-    add_adapters(copy, {"four": alike["one"]})
+    add_adapters(copy, {"four": alike["one"]}, rule=lt.RelativeError(1e-6))  # in numbers
     done = compact_bank(copy, rule=lt.RelativeError(0.1))
     assert done.bytes_after < done.bytes_before
     assert all(part.is_coded for _, part in done.bank.parts)

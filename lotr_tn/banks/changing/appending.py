@@ -15,10 +15,11 @@ from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_s
 from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.banks.bank import Bank
+from lotr_tn.banks.changing.coding import Newcomer, in_bits
 from lotr_tn.banks.changing.ways import Way, cheapest, ways_of
 from lotr_tn.banks.contents import Contents
-from lotr_tn.banks.file import load_bank, save_bank
-from lotr_tn.banks.group import ADAPTER, BankGroup, Part, exact_stack
+from lotr_tn.banks.file import bank_size, load_bank, save_bank
+from lotr_tn.banks.group import ADAPTER, DISTANCE, BankGroup, Part, exact_stack
 from lotr_tn.banks.making.survey import (
     bank_adapter,
     require_modules,
@@ -148,6 +149,11 @@ class _Task:
     dtype: str  # of the group's bases
     ways: tuple[Way, ...]
 
+    def where(self, place: int) -> np.ndarray:
+        """(L, 3) adapter, module of the group, and rank of each layer of the adapter there."""
+        pairs = zip(self.places, self.modules, strict=True)
+        return np.array([(place, at, module.target.rank) for at, module in pairs])
+
 
 @dataclass(frozen=True, eq=False)
 class _Addition:
@@ -174,11 +180,36 @@ class _Addition:
             allowed = max(allowed - 1.5 * excess, 0.0)
         assert best is not None
         stored, picks, lost = best
-        bank = self._joined(tasks, picks, stored)
+        bank, new = self._joined(tasks, picks, stored), sum(sum(way.new) for way in picks)
+        if (coded := self._in_bits(tasks, energy)) is not None:
+            in_numbers = lost <= self.epsilon**2 * energy and bank_size(bank) < bank_size(coded[0])
+            bank, lost, new = (bank, lost, new) if in_numbers else coded
         error = (lost / energy) ** 0.5 if energy else 0.0
         outside = sum(_outside(task) for task in tasks)
         share = max(0.0, 1 - outside / energy) if energy else 1.0
-        return bank, error, sum(sum(way.new) for way in picks), share
+        return bank, error, new, share
+
+    def _in_bits(self, tasks: Sequence[_Task], energy: float) -> tuple[Bank, float, int] | None:
+        """The bank with the adapter in bits, its squared error, and how many directions were added.
+
+        None where the bank has numbers, or where no step is fine enough.
+        """
+        if not self.bank.in_bits:
+            return None
+        place = len(self.bank.adapters)
+        newcomers = [
+            Newcomer(task.group, task.where(place), task.stack, task.extension) for task in tasks
+        ]
+        found = in_bits(newcomers, self.epsilon**2 * energy)
+        if found is None:
+            return None
+        groups, lost, new = dict(self.bank.groups), 0.0, 0
+        for task, (group, part) in zip(tasks, found, strict=True):
+            groups[group.name] = replace(group, parts=_with_part(task.group.parts, part))
+            lost += float((part.figures[:, DISTANCE] ** 2).sum())
+            before = len(task.group.outputs)
+            new += sum(x.shape[1] for x in (*group.outputs[before:], *group.inputs[before:]))
+        return self._with_groups(groups), lost, new
 
     def _tasks(self) -> Iterator[_Task]:
         """The adapter's modules by the groups that they go into."""
@@ -254,12 +285,16 @@ class _Addition:
         self, tasks: Sequence[_Task], picks: Sequence[Way], stored: Sequence[StoredLayers]
     ) -> Bank:
         place = len(self.bank.adapters)
-        contents = Contents.of(self.bank.contents, packs=self.bank.in_bits)
-        adapter = bank_adapter(self.name, self.lora, contents, None, self.cluster)
         groups = dict(self.bank.groups)
         for task, way, one in zip(tasks, picks, stored, strict=True):
             group = groups.get(task.group.name, task.group)
             groups[group.name] = _with_layers(group, task, way, one, place)
+        return self._with_groups(groups)
+
+    def _with_groups(self, groups: Mapping[str, BankGroup]) -> Bank:
+        """The bank with the adapter, whose layers are in its groups."""
+        contents = Contents.of(self.bank.contents, packs=self.bank.in_bits)
+        adapter = bank_adapter(self.name, self.lora, contents, None, self.cluster)
         adapters, kept = (*self.bank.adapters, adapter), tuple(contents.tensors)
         return replace(self.bank, adapters=adapters, groups=groups, contents=kept)
 
@@ -316,8 +351,7 @@ def _with_layers(
     if task.extension is not None and any(way.new):
         outputs, inputs = map(BankTensor.of, task.extension.directions(*way.new, task.dtype))
         group = replace(group, outputs=(*group.outputs, outputs), inputs=(*group.inputs, inputs))
-    where = [(place, at, m.target.rank) for at, m in zip(task.places, task.modules, strict=True)]
-    part = stored.part(np.array(where), len(group.outputs), BankTensor.of)
+    part = stored.part(task.where(place), len(group.outputs), BankTensor.of)
     return replace(group, parts=_with_part(group.parts, part))
 
 

@@ -124,7 +124,7 @@ class _Weighed:
         found = self.shared.at(step)
         left, right = Columns(found.left.T), Columns(found.right.T)
         bases = [CodedBasis.of_columns(left), CodedBasis.of_columns(right)]
-        levels = levels_of(left, right)
+        levels = levels_of([left], [right])
         cores = [
             encode_core(core, levels, step / factor)
             for core, factor in zip(found.cores, self.factors, strict=True)
