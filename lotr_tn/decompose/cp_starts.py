@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 
 import array_api_compat
+import array_api_compat.numpy as host
 import numpy as np
 
 from lotr_tn._arrays import Array, to_numpy
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.cp_sweeps import CoreProblem, Terms
+from lotr_tn.errors import FormatError
+from lotr_tn.linalg.factor import eig, pinv
 from lotr_tn.linalg.product import svds_of_products
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.batches import in_batches, side_by_side
@@ -106,11 +109,11 @@ def _diagonalised(
     mixes = rng.standard_normal((2, problem.layers)) @ to_numpy(problem.members)
     one, two = ((x * mix) @ y.T for mix in mixes)
     try:
-        values, vectors = np.linalg.eig(one @ np.linalg.pinv(two))
+        values, vectors = eig(one @ pinv(two, xp=host), xp=host)
         # a pair of complex vectors spans as much as its real and imaginary parts
         a = np.where(np.imag(values) >= 0, np.real(vectors), np.imag(vectors))
-        b = np.linalg.pinv(a) @ two
-    except np.linalg.LinAlgError:
+        b = pinv(a, xp=host) @ two
+    except FormatError:
         return None
     sides = (to_numpy(side) for side in (problem.x, problem.y))
     full = tuple(np.zeros((len(side), rank)) for side in sides)

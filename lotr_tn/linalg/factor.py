@@ -65,6 +65,11 @@ def eigh_descending(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
     return xp.where(values < 0, xp.zeros_like(values), values), vectors
 
 
+def eig(x: Array, *, xp: Namespace) -> tuple[Array, Array]:
+    """Values and vectors of a square matrix that need not be symmetric; complex ones in pairs."""
+    return _guarded(xp.linalg.eig, x)
+
+
 def pinv(x: Array, *, xp: Namespace) -> Array:
     """The Moore-Penrose inverse (n, m) of (m, n)."""
     with np.errstate(all="ignore"):  # of products; what NumPy leaves to LAPACK warns of nothing

@@ -18,6 +18,7 @@ from lotr_tn.decompose.gauges import first_step_gain, random_factors, regauge
 from lotr_tn.decompose.initialise import initial_factors
 from lotr_tn.decompose.initialise_weights import WeightInitialisation, initial_factors_of_weights
 from lotr_tn.errors import BackendError, DerivativeError, FormatError, OptionError, RankError
+from lotr_tn.testing.laws.truth import dense_updates
 from lotr_tn.testing.strategies import lora_stacks, stacks, tucker2s
 from tests.conftest import BACKENDS, on_backend, stack_on
 
@@ -49,7 +50,9 @@ def updates(stack):
         own, shared = wide(stack.own), wide(stack.shared)
         formula = "lmr,nr->lmn" if stack.side == "in" else "lnr,mr->lmn"
         return np.einsum(formula, own, shared)
-    return wide(stack.w)
+    if isinstance(stack, lt.Dense):
+        return wide(stack.w)
+    return dense_updates(stack)
 
 
 def off(found, wanted):

@@ -72,6 +72,6 @@ FORM = Form(
     built=_built,
     holds=lambda stack: len(stack.cores) > 1,
     phrase="a tensor train of each layer",
-    look=Look("#7B5EA7", "#6a4a9c", "#b79be6", "P", (3, 1, 1, 1, 1, 1)),
+    look=Look("#7B5EA7", "#6a4a9c", "#b79be6", "h", (3, 1, 1, 1, 1, 1)),
     within=_within,
 )
