@@ -41,7 +41,7 @@ class Look:
     colour: str = "#8a8a8a"
     light: str = "#00588f"
     dark: str = "#7cc4f4"
-    marker: Literal["o", "s", "^", "v", "D", "P", "X"] = "X"
+    marker: Literal["o", "s", "^", "v", "D", "P", "X", "h"] = "X"
     dashes: tuple[float, ...] = (3, 3)
 
     def __post_init__(self) -> None:
