@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from lotr_tn.adapters.raw_tensor import DTYPES, RawTensor
-from lotr_tn.coding.lossless import may_hold, pack, unpack
+from lotr_tn.coding.lossless import pack, unpack
 from lotr_tn.errors import CheckpointError, FormatError
 from lotr_tn.files.bank_tensor import BankTensor
 from lotr_tn.files.container import Entry
-from lotr_tn.files.header import require, sequence, text, whole_numbers
-from lotr_tn.files.packed_tensors import bytes_of
+from lotr_tn.files.header import sequence
+from lotr_tn.files.packed_tensors import bytes_of, described_of, require_room
 from lotr_tn.files.spool import Spool
 
 LEAST = 256
@@ -53,11 +53,9 @@ class PackedContent(BankTensor):
     def of_description(tensor: BankTensor, said: Any) -> "PackedContent":
         """The one that a header tells of, by its bytes."""
         code, shape = sequence("a packed tensor", said)
-        require(text("a dtype", code) in DTYPES, f"a packed tensor has the unknown dtype {code!r}")
-        full = tuple(whole_numbers("the shape of a packed tensor", shape))
-        size = bytes_of(code, full)[1]
-        require(may_hold(tensor.entry.nbytes, size), "a packed tensor is too short")
-        return PackedContent(tensor.entry, tensor.raw, code, full)
+        full = described_of("a packed tensor", code, shape)
+        require_room("a packed tensor", tensor.entry.nbytes, [full])
+        return PackedContent(tensor.entry, tensor.raw, *full)
 
 
 @dataclass(eq=False)

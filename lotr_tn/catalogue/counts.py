@@ -9,6 +9,7 @@ from lotr_tn._arguments import door
 from lotr_tn.catalogue.architecture import Architecture
 from lotr_tn.catalogue.grouping import group_paths, kind_of
 from lotr_tn.decompose.legs import legs_of
+from lotr_tn.decompose.train_rounding import numbers
 from lotr_tn.errors import OptionError, RankError
 
 RANKS = (1, 2, 4, 8, 16, 32)  # the ranks of the LoTR paper's table
@@ -94,9 +95,8 @@ class GroupCount:
         """
         layers, m, n = self.shape
         out, into = legs_of(legs, m, n)
-        bonds = [1, *[rank] * (len(out) + len(into) - 1), 1]
-        sizes = enumerate((*out, *into))
-        return layers * sum(bonds[k] * size * bonds[k + 1] for k, size in sizes)
+        sizes = (*out, *into)
+        return layers * numbers([rank] * (len(sizes) - 1), sizes)
 
     def cores(self, r1: int, r2: int | None = None) -> int:
         """Parameters of the LoTR cores alone: L r1 r2."""

@@ -55,26 +55,24 @@ class SharedDirections:
     @cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(k1,) and (k2,), the norms of rows and of columns of all cores together."""
-        squares = (self.cores**2).sum(0)
-        return squares.sum(1) ** 0.5, squares.sum(0) ** 0.5
+        return _sizes(self.cores)
+
+    @property
+    def _columns(self) -> list[np.ndarray]:
+        """(m, k1) and (n, k2), directions as large as the layers are along them."""
+        return [basis * size for basis, size in zip((self.u, self.v), self.sizes, strict=True)]
 
     @property
     def largest(self) -> float:
         """The largest number that is to be coded."""
-        found = [np.abs(self.cores).max(initial=0.0)]
-        for basis, size in zip((self.u, self.v), self.sizes, strict=True):
-            found.append((np.abs(basis).max(axis=0, initial=0.0) * size).max(initial=0.0))
-        return float(max(found))
+        return _largest(self.cores, *self._columns)
 
     def at(self, step: float) -> "RoundedCores":
         """All layers at one step; directions that are not worth their bits are dropped.
 
         Cost: O((m + n) k² + L k³) flops.
         """
-        left, right = (
-            rounded(basis * size, step)
-            for basis, size in zip((self.u, self.v), self.sizes, strict=True)
-        )
+        left, right = (rounded(columns, step) for columns in self._columns)
         kept = _worth(self.cores, (left, right), step)
         left, right = left[:, kept[0]], right[:, kept[1]]
         un, vn = (x / np.linalg.norm(x, axis=0) for x in (left, right))
@@ -103,11 +101,10 @@ class GrownDirections:
     @cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(p + K1,) and (q + K2,), the norms of rows and of columns of all cores together."""
-        squares = (self.cores**2).sum(0)
-        return squares.sum(1) ** 0.5, squares.sum(0) ** 0.5
+        return _sizes(self.cores)
 
     @property
-    def _new(self) -> list[np.ndarray]:
+    def _columns(self) -> list[np.ndarray]:
         """(m, K1) and (n, K2), the directions beyond as large as the layers are along them."""
         return [
             beyond * size[own.shape[1] :]
@@ -117,9 +114,7 @@ class GrownDirections:
     @property
     def largest(self) -> float:
         """The largest number that is to be coded."""
-        found = [np.abs(self.cores).max(initial=0.0)]
-        found += [np.abs(columns).max(initial=0.0) for columns in self._new]
-        return float(max(found))
+        return _largest(self.cores, *self._columns)
 
     def at(self, step: float) -> "RoundedCores":
         """All layers at one step; its columns are new ones alone, its cores between all.
@@ -127,7 +122,7 @@ class GrownDirections:
         Cost: O((m + n) k² + L k³) flops for bases of k columns with all new ones.
         """
         fixed = [x.shape[1] for x in self.own]
-        new = [rounded(columns, step) for columns in self._new]
+        new = [rounded(columns, step) for columns in self._columns]
         kept = _worth(self.cores, new, step, fixed)
         left, right = (x[:, keep[p:]] for x, keep, p in zip(new, kept, fixed, strict=True))
         turns, grams, squares = [], [], []
@@ -138,6 +133,16 @@ class GrownDirections:
             there = (self.sizes[at][: fixed[at]] / step) ** 2
             squares.append(np.concatenate([there, (whole**2).sum(0)]))
         return _solved(self.cores, (left, right), turns, grams, squares, step)
+
+
+def _sizes(cores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The norms of rows and of columns of all cores together."""
+    squares = (cores**2).sum(0)
+    return squares.sum(1) ** 0.5, squares.sum(0) ** 0.5
+
+
+def _largest(*numbers: np.ndarray) -> float:
+    return float(max(np.abs(x).max(initial=0.0) for x in numbers))
 
 
 def _worth(

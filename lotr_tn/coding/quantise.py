@@ -39,6 +39,11 @@ def bits_of_squares(squares: np.ndarray) -> np.ndarray:
     return np.interp(squares, *_entropies())
 
 
+def cost(bits: float, lost: np.ndarray, step: float) -> float:
+    """Squared errors with bits at what they are worth: of ways at one step the best has least."""
+    return float(lost.sum()) + SLOPE * step**2 * bits
+
+
 @cache
 def _entropies() -> tuple[np.ndarray, np.ndarray]:
     """Mean squares of discrete Gaussians of all levels, from 0, and bits for each entry."""

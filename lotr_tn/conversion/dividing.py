@@ -14,7 +14,7 @@ from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.division import bounded, require_room
 from lotr_tn.analysis.truncation import cut_tails
 from lotr_tn.conversion.coding import coded_together
-from lotr_tn.conversion.made import Made, chosen_group, energy_of, kept_as_is, rank_of
+from lotr_tn.conversion.made import Made, chosen_group, chosen_size, energy_of, kept_as_is, rank_of
 from lotr_tn.conversion.outcome import Conversion
 from lotr_tn.decompose.coded import codable
 from lotr_tn.files.budget import spent_beside
@@ -84,14 +84,12 @@ class _Shared:
         bound = min(one.division.bound for one in self.question.divided)
         if isinstance(rule, TotalError):
             return bound < native_size(replace(best.adapter, extras={}))
-        return _is_over(rule, best) or bound <= best.relative_error**2 * self.energy
+        return _taken(rule, best) > rule.size or bound <= best.relative_error**2 * self.energy
 
     def size_of(self, choices: Sequence[Choice]) -> int:
         """Bytes of the file of the groups as they were chosen."""
-        pairs = zip(self.way.groups.items(), choices, strict=True)
-        made = {name: chosen_group(group, choice) for (name, group), choice in pairs}
-        made |= {one.made.name: one.made for one in self.kept}
-        return native_size(LoTRAdapter.of_lora(self.adapter, made, self.way.name))
+        kept = [one.made for one in self.kept]
+        return chosen_size(self.adapter, self.way.groups.values(), choices, self.way.name, kept)
 
     def divided(self, rule: Budget | TotalError, tell: Tell) -> Conversion:
         """In numbers: every group at its part of the error or the size."""
@@ -162,18 +160,16 @@ def finished(adapter: LoRAAdapter, way: Grouped, made: Sequence[Made]) -> Conver
 def worth_of(rule: AdapterRule, one: Conversion) -> tuple[float, ...]:
     """Smaller is better."""
     size = native_size(one.adapter)
-    if isinstance(rule, Budget) and _is_over(rule, one):
+    if isinstance(rule, Budget) and _taken(rule, one, size) > rule.size:
         return (2, size)
     return rank_of(rule, size, one.relative_error, one.met)
 
 
-def _taken(rule: Budget, one: Conversion) -> int:
-    """What a conversion takes of a budget."""
-    return native_size(one.adapter) if rule.params is None else one.total("parameters_after")
-
-
-def _is_over(rule: Budget, one: Conversion) -> bool:
-    return _taken(rule, one) > rule.size
+def _taken(rule: Budget, one: Conversion, size: int | None = None) -> int:
+    """What a conversion takes of a budget; `size` is that of its file, where it is known."""
+    if rule.params is not None:
+        return one.total("parameters_after")
+    return native_size(one.adapter) if size is None else size
 
 
 def _require_room(

@@ -1,16 +1,25 @@
 """Groups that a conversion has made, and which of two conversions is better."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lotr_tn._arrays import to_numpy
-from lotr_tn.adapters.adapter import Compressed, LoRAGroup, LoTRGroup, is_coded
+from lotr_tn.adapters.adapter import (
+    Compressed,
+    LoRAAdapter,
+    LoRAGroup,
+    LoTRAdapter,
+    LoTRGroup,
+    is_coded,
+)
 from lotr_tn.adapters.storage import AdapterRule, format_of, stored_ranks
 from lotr_tn.analysis.choice import Choice
 from lotr_tn.analysis.forms import FORMS
 from lotr_tn.analysis.truncation import cut_parameters
 from lotr_tn.conversion.outcome import GroupConversion
+from lotr_tn.files.dialects.native import native_size
 from lotr_tn.formats import Certificate
 from lotr_tn.linalg.ranks import ITEM_SIZES, Budget
 from lotr_tn.ops.arrays import arrays_of, with_arrays
@@ -70,6 +79,19 @@ def chosen_group(group: LoRAGroup, choice: Choice) -> LoTRGroup | LoRAGroup:
     if FORMS[choice.candidate.format].kept:
         return kept_as_is(group, choice.stack)
     return stored_group(group, choice.stack)
+
+
+def chosen_size(
+    adapter: LoRAAdapter,
+    groups: Iterable[LoRAGroup],
+    choices: Sequence[Choice],
+    group_by: str,
+    kept: Iterable[LoTRGroup | LoRAGroup] = (),
+) -> int:
+    """The bytes of the file of an adapter's groups, in the forms that were chosen for them."""
+    made = [chosen_group(*pair) for pair in zip(groups, choices, strict=True)]
+    found = {one.name: one for one in (*made, *kept)}
+    return native_size(LoTRAdapter.of_lora(adapter, found, group_by))
 
 
 def kept_as_is(group: LoRAGroup, stack: Compressed) -> LoRAGroup:

@@ -17,7 +17,7 @@ from lotr_tn._arrays import (
 from lotr_tn.decompose.core_space import CoreSpace
 from lotr_tn.decompose.sweeps import Subspaces
 from lotr_tn.formats import Certificate, LoRAStack, Stack, Tucker2
-from lotr_tn.linalg.bases import GRAM_RESOLUTION
+from lotr_tn.linalg.bases import GRAM_RESOLUTION, signs
 from lotr_tn.linalg.factor import pinv
 from lotr_tn.ops.arrays import common_namespace
 from lotr_tn.ops.conversion import as_tucker2
@@ -124,14 +124,6 @@ def underflow_of_terms(dtype: str, sizes: tuple[int, int], terms: int, size: Arr
 def fix_signs(u: Array, *, xp: Namespace) -> Array:
     """Flip columns so that the entry of largest size is positive: equal spaces, equal factors."""
     return u * signs(u, xp=xp)[None, :]
-
-
-def signs(u: Array, *, xp: Namespace) -> Array:
-    """For each column of (…, m, k) 1, or -1 where its entry of largest size is negative."""
-    if 0 in u.shape:
-        return xp.sum(u, axis=-2) + 1
-    one = xp.ones_like(u[..., 0, :])
-    return xp.where(-xp.min(u, axis=-2) > xp.max(u, axis=-2), -one, one)
 
 
 def bounds_of(space: CoreSpace, subspaces: Subspaces, dtype: str) -> tuple[Array, Array]:

@@ -6,10 +6,11 @@ import array_api_compat
 import numpy as np
 
 from lotr_tn._arrays import Array, Namespace, to_numpy, zeros
-from lotr_tn.decompose.assemble import fix_signs, signs
+from lotr_tn.decompose.assemble import fix_signs
 from lotr_tn.decompose.core_space import Side, core_space
 from lotr_tn.decompose.search import resolution
 from lotr_tn.formats import Stack, Tucker2
+from lotr_tn.linalg.bases import signs
 from lotr_tn.ops.arithmetic import scale
 from lotr_tn.ops.moving import astype
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, dtype_name, float64, narrow, to_numpy
-from lotr_tn.decompose.assemble import signs
 from lotr_tn.errors import FormatError, RankError
 from lotr_tn.formats import CP, Certificate, Stack
+from lotr_tn.linalg.bases import signs
 from lotr_tn.linalg.factor import pinv
 from lotr_tn.ops.apply import taken
 from lotr_tn.ops.arrays import common_namespace

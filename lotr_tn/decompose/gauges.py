@@ -21,10 +21,11 @@ from lotr_tn._arrays import (
     narrow,
     require_dtype,
 )
-from lotr_tn.decompose.assemble import fix_signs, signs
+from lotr_tn.decompose.assemble import fix_signs
 from lotr_tn.errors import FormatError, OptionError, RankError
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import svd_of_product
+from lotr_tn.linalg.bases import signs
 from lotr_tn.linalg.factor import qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankRule
 from lotr_tn.ops.arrays import common_namespace

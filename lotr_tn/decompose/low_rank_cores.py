@@ -15,7 +15,7 @@ from lotr_tn._arrays import (
     narrow,
     to_numpy,
 )
-from lotr_tn.decompose.assemble import bounds_of, lifted, signs, underflow_of_terms
+from lotr_tn.decompose.assemble import bounds_of, lifted, underflow_of_terms
 from lotr_tn.decompose.core_space import core_space
 from lotr_tn.decompose.guarded import guarded
 from lotr_tn.decompose.search import PairSearch, asked_dtype
@@ -24,6 +24,7 @@ from lotr_tn.decompose.truncation import limited_order
 from lotr_tn.decompose.tucker import hosvd
 from lotr_tn.errors import RankError
 from lotr_tn.formats import Certificate, LoRAStack, LowRankTucker2, Stack
+from lotr_tn.linalg.bases import signs
 from lotr_tn.linalg.factor import pinv, qr, svd
 from lotr_tn.linalg.ranks import FixedRank, RankLimits, fixed_pair
 from lotr_tn.ops.arrays import common_namespace

@@ -7,7 +7,7 @@ LoRA is, and carried back in the singular directions of its own unfoldings.
 from dataclasses import dataclass, replace
 
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, float64, narrow, to_numpy, zeros
-from lotr_tn.decompose.assemble import beyond, fix_signs, signs, underflow_of_terms
+from lotr_tn.decompose.assemble import beyond, fix_signs, underflow_of_terms
 from lotr_tn.decompose.reduction import reduced
 from lotr_tn.decompose.search import resolution
 from lotr_tn.decompose.truncation import (
@@ -18,6 +18,7 @@ from lotr_tn.decompose.truncation import (
 )
 from lotr_tn.formats import Certificate, LowRankTucker2
 from lotr_tn.linalg import cross_gram, svd_of_product
+from lotr_tn.linalg.bases import signs
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.linalg.factor import pinv, svd
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankRule

@@ -8,7 +8,6 @@ import numpy as np
 
 from lotr_tn._arguments import door
 from lotr_tn._arrays import UNIT_ROUNDOFF, Array, Namespace, cast, float64, narrow, to_numpy
-from lotr_tn.decompose.assemble import signs
 from lotr_tn.decompose.core_merging import in_common_basis, merge_cores
 from lotr_tn.decompose.gauges import require_count
 from lotr_tn.decompose.guarded import guarded_in_its_format
@@ -16,6 +15,7 @@ from lotr_tn.decompose.search import asked_dtype
 from lotr_tn.errors import FormatError, OptionError, not_among
 from lotr_tn.formats import Dense, Format, LoRAStack, LowRankTucker2, Stack, Tucker1, Tucker2
 from lotr_tn.linalg import smallest_rank, svd_of_product
+from lotr_tn.linalg.bases import signs
 from lotr_tn.linalg.ranks import tail_energies
 from lotr_tn.ops.arrays import arrays_of, common_namespace, storage_dtype, with_arrays
 from lotr_tn.ops.checks import refuse_gradient

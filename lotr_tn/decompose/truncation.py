@@ -17,10 +17,11 @@ from lotr_tn._arrays import (
     wants_gradient,
     zeros,
 )
-from lotr_tn.decompose.assemble import beyond, signs, underflow_of_terms
+from lotr_tn.decompose.assemble import beyond, underflow_of_terms
 from lotr_tn.decompose.search import Result, meet_error, resolution
 from lotr_tn.errors import DerivativeError
 from lotr_tn.formats import Certificate, LoRAStack
+from lotr_tn.linalg.bases import signs
 from lotr_tn.linalg.derivatives import truncated_svd_with_gradient
 from lotr_tn.linalg.product import svds_of_products
 from lotr_tn.linalg.ranks import Budget, FixedRank, RankLimits, RankRule, rank_for, tail_energies

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,8 +89,7 @@ class PackedTensors(Mapping[str, RawTensor]):
         for entry in sequence("the other tensors", said["tensors"]):
             key, code, shape, *same = sequence("another tensor", entry)
             require(text("a key", key) not in described, f"the tensor {key} is there twice")
-            require(text("a dtype", code) in DTYPES, f"{key} has the unknown dtype {code!r}")
-            described[key] = code, tuple(whole_numbers(f"the shape of {key}", shape))
+            described[key] = described_of(key, code, shape)
             for other in same:
                 first = text("a key", other)
                 known = first in described and first not in copies and first != key
@@ -98,9 +97,21 @@ class PackedTensors(Mapping[str, RawTensor]):
                     known and described[first] == described[key], f"{key} is no copy of {first!r}"
                 )
                 copies[key] = first
-        size = sum(bytes_of(*one)[1] for key, one in described.items() if key not in copies)
-        require(may_hold(stream.nbytes, size), "the stream of other tensors is too short")
+        own = [one for key, one in described.items() if key not in copies]
+        require_room("the stream of other tensors", stream.nbytes, own)
         return PackedTensors(described, copies, stream)
+
+
+def described_of(what: str, code: Any, shape: Any) -> Described:
+    """A dtype and a shape as a header tells them; refused where they make no sense."""
+    require(text("a dtype", code) in DTYPES, f"{what} has the unknown dtype {code!r}")
+    return code, tuple(whole_numbers(f"the shape of {what}", shape))
+
+
+def require_room(what: str, packed: int, tensors: Iterable[Described]) -> None:
+    """Refuse tensors that so many packed bytes cannot hold."""
+    size = sum(bytes_of(*one)[1] for one in tensors)
+    require(may_hold(packed, size), f"{what} is too short")
 
 
 def bytes_of(code: str, shape: tuple[int, ...]) -> tuple[int, int]:

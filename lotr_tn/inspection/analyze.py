@@ -26,7 +26,7 @@ from lotr_tn.analysis.subspaces import overlaps_of
 from lotr_tn.banks.making.conversion import make_bank
 from lotr_tn.conversion.coding import require_codable
 from lotr_tn.conversion.convert import Converting
-from lotr_tn.conversion.made import chosen_group, rank_of
+from lotr_tn.conversion.made import chosen_size, rank_of
 from lotr_tn.errors import CheckpointError, OptionError, listed, meant
 from lotr_tn.files.budget import heads_of, spent_beside
 from lotr_tn.files.dialects.native import native_size
@@ -252,13 +252,9 @@ class Analysing:
 
     def _size(self, way: Stacking, choices: Sequence[Choice]) -> int:
         """Bytes of the file of one way, as it was chosen."""
-        groups = [stacked.group for stacked in way.groups]
-        made = {
-            group.name: chosen_group(group, choice)
-            for group, choice in zip(groups, choices, strict=True)
-        }
         first = next(iter(self.adapters.values()))
-        return native_size(LoTRAdapter.of_lora(first, made, way.name))
+        groups = [stacked.group for stacked in way.groups]
+        return chosen_size(first, groups, choices, way.name)
 
     @property
     def _error(self) -> float:

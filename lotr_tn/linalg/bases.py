@@ -71,3 +71,11 @@ def polar_factor(x: Array, *, xp: Namespace) -> Array:
     values, vectors = eigh_descending(x.mT @ x, xp=xp)
     inverse = inverse_or_zero(xp.sqrt(values), xp=xp)
     return x @ (vectors * inverse[None, :] @ vectors.mT)
+
+
+def signs(u: Array, *, xp: Namespace) -> Array:
+    """For each column of (…, m, k) 1, or -1 where its entry of largest size is negative."""
+    if 0 in u.shape:
+        return xp.sum(u, axis=-2) + 1
+    one = xp.ones_like(u[..., 0, :])
+    return xp.where(-xp.min(u, axis=-2) > xp.max(u, axis=-2), -one, one)

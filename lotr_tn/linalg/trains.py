@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import device
 
 from lotr_tn._arrays import Array, Namespace, on_host, to_numpy
+from lotr_tn.linalg.bases import signs
 from lotr_tn.linalg.factor import qr, singular_values, svd
 
 Cores = list[Array]
@@ -92,9 +93,8 @@ def cut(cores: Sequence[Array], ranks: Sequence[int], floors: Array, *, xp: Name
             left, right = (xp.zeros_like(found[k])[:, :, 0, 0, :0], found[k][:, :0, ...])
         else:
             u, values, vt = svd(xp.reshape(found[k], (b, r, o * n * s)), xp=xp)
-            one = xp.ones_like(values)
-            sign = xp.where(-xp.min(vt, axis=-1) > xp.max(vt, axis=-1), -one, one)
-            sign = xp.where(values > floors[:, None], sign, xp.zeros_like(one))
+            sign = signs(vt.mT, xp=xp)
+            sign = xp.where(values > floors[:, None], sign, xp.zeros_like(sign))
             left = (u * (values * sign)[:, None, :])[:, :, :rank]
             right = xp.reshape((vt * sign[:, :, None])[:, :rank, :], (b, rank, o, n, s))
         found[k], found[k - 1] = right, absorbed_right(found[k - 1], left, xp=xp)

@@ -37,7 +37,7 @@ from lotr_tn.ops.chain import rows_of
 from lotr_tn.ops.checks import require_layer
 from lotr_tn.ops.dense import warn_of_size
 from lotr_tn.ops.magnitude import times_power
-from lotr_tn.ops.padding import zero_blocks
+from lotr_tn.ops.padding import placed, zero_blocks
 from lotr_tn.ops.primitives import Axis, lowered, rule
 
 FULL_RANK_ENTRIES = 2**26
@@ -207,8 +207,7 @@ def _diagonal(parts: Sequence[Array], k: int, last: int, *, xp: Namespace) -> Ar
         return xp.concat(wide, axis=1)
     total, before, rows = sum(int(part.shape[4]) for part in wide), 0, []
     for part in wide:
-        after = total - before - int(part.shape[4])
-        rows.append(zero_blocks(part, 4, before, after, xp=xp))
+        rows.append(placed(part, 4, before, total, xp=xp))
         before += int(part.shape[4])
     return xp.concat(rows, axis=1)
 

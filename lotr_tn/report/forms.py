@@ -3,6 +3,7 @@
 from typing import Any
 
 from lotr_tn.analysis.forms import FORMS, LOTR, Look
+from lotr_tn.linalg.ranks import ITEM_SIZES
 
 IN_BITS, RATE = "in-bits", "gaussian-rate"
 BESIDE = {
@@ -10,9 +11,6 @@ BESIDE = {
     RATE: ("rate of a Gaussian model", Look("#5e35a5", "#5e35a5", "#b99cff", "X", (1, 1.5))),
 }
 """What is drawn beside forms: its label, and how it looks."""
-
-
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # of one stored number
 
 
 def label_of(name: str) -> str:
@@ -60,7 +58,7 @@ def candidate_of(group: dict[str, Any], form: str | None = None) -> dict[str, An
 
 def number_bytes(record: dict[str, Any]) -> int | None:
     """Bytes of one number of what is not kept as it is; None for a dtype that is not known."""
-    return BYTES.get(record["dtype"])
+    return ITEM_SIZES.get(record["dtype"])
 
 
 def form_record(name: str) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from lotr_tn.adapters.base_models import base_model_in, base_model_of, require_s
 from lotr_tn.adapters.paths import require_common, shapes_of
 from lotr_tn.adapters.storage import storage_dtype_for
 from lotr_tn.banks.bank import Bank
-from lotr_tn.banks.changing.coding import Newcomer, in_bits
+from lotr_tn.banks.changing.coding import Newcomer, in_bits, lost_by
 from lotr_tn.banks.changing.ways import Way, cheapest, ways_of
 from lotr_tn.banks.contents import Contents
 from lotr_tn.banks.file import bank_size, load_bank, save_bank
-from lotr_tn.banks.group import ADAPTER, DISTANCE, BankGroup, Part, exact_stack
+from lotr_tn.banks.group import ADAPTER, BankGroup, Part, exact_stack
 from lotr_tn.banks.making.survey import (
     bank_adapter,
     require_modules,
@@ -203,13 +203,13 @@ class _Addition:
         found = in_bits(newcomers, self.epsilon**2 * energy)
         if found is None:
             return None
-        groups, lost, new = dict(self.bank.groups), 0.0, 0
+        groups, new = dict(self.bank.groups), 0
         for task, (group, part) in zip(tasks, found, strict=True):
             groups[group.name] = replace(group, parts=_with_part(task.group.parts, part))
-            lost += float((part.figures[:, DISTANCE] ** 2).sum())
             before = len(task.group.outputs)
             new += sum(x.shape[1] for x in (*group.outputs[before:], *group.inputs[before:]))
-        return self._with_groups(groups), lost, new
+        lost = lost_by(part for _, part in found)
+        return replace(self._entered, groups=groups), lost, new
 
     def _tasks(self) -> Iterator[_Task]:
         """The adapter's modules by the groups that they go into."""
@@ -289,14 +289,15 @@ class _Addition:
         for task, way, one in zip(tasks, picks, stored, strict=True):
             group = groups.get(task.group.name, task.group)
             groups[group.name] = _with_layers(group, task, way, one, place)
-        return self._with_groups(groups)
+        return replace(self._entered, groups=groups)
 
-    def _with_groups(self, groups: Mapping[str, BankGroup]) -> Bank:
-        """The bank with the adapter, whose layers are in its groups."""
+    @cached_property
+    def _entered(self) -> Bank:
+        """The bank with all of the adapter but its layers; other tensors are packed but once."""
         contents = Contents.of(self.bank.contents, packs=self.bank.in_bits)
         adapter = bank_adapter(self.name, self.lora, contents, None, self.cluster)
-        adapters, kept = (*self.bank.adapters, adapter), tuple(contents.tensors)
-        return replace(self.bank, adapters=adapters, groups=groups, contents=kept)
+        adapters = (*self.bank.adapters, adapter)
+        return replace(self.bank, adapters=adapters, contents=tuple(contents.tensors))
 
 
 def _outside(task: _Task) -> float:

@@ -1,25 +1,22 @@
 """New adapters of a bank in bits: in its bases and new directions, or each layer by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from lotr_tn.analysis.forms import LOTR
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
-from lotr_tn.banks.coded import CODED, CodedBasis, CodedLayers
+from lotr_tn.banks.coded import CodedBasis
 from lotr_tn.banks.group import DISTANCE, BankGroup, Part
-from lotr_tn.banks.making.coding import FINER, FINER_TRIES
+from lotr_tn.banks.making.coded_parts import made_within, measured_part
 from lotr_tn.coding.cores import Columns, GrownDirections, encode_core
 from lotr_tn.coding.directions import encode_directions
-from lotr_tn.coding.quantise import SLOPE
-from lotr_tn.decompose.coded import METHOD, Codable, codable, largest_step
+from lotr_tn.coding.quantise import cost
+from lotr_tn.decompose.coded import Codable, codable, largest_step
 from lotr_tn.decompose.extension import Extension
 from lotr_tn.formats import LoRAStack
-from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.moving import astype
 from lotr_tn.ops.norms import layer_norms
 
 
@@ -69,8 +66,7 @@ class Newcomer:
 
     def cost(self, step: float, *, shares: bool) -> float:
         """Squared error with bits at what they are worth: what is least at a step."""
-        bits, lost = self.told(step, shares=shares)
-        return float(lost.sum()) + SLOPE * step**2 * bits
+        return cost(*self.told(step, shares=shares), step)
 
     def made(self, step: float, *, shares: bool) -> tuple[BankGroup, Part] | None:
         """The group with new directions, and the part of the layers, measured.
@@ -113,15 +109,8 @@ class Newcomer:
         known = [one for one in layers if one is not None]
         if len(known) < len(layers):
             return None
-        coded = CodedLayers.of(known)
-        index = np.column_stack([self.where, terms, coded.lengths]).astype(np.int64)
-        norms = np.asarray(layer_norms(self.stack))
-        none = np.zeros(len(norms))
-        figures = np.stack([none, norms, none, np.ones(len(norms))], axis=1)
-        part = Part(form, segments, METHOD, {CODED: coded.tensor}, index, figures)
-        back: Any = group.stack(part, slice(0, len(index)))
-        distances = layer_distances(self.stack, astype(back, "float64"))
-        figures[:, DISTANCE] = np.asarray(distances)  # of the part, now that they are known
+        norms, stack = np.asarray(layer_norms(self.stack)), self.stack
+        part = measured_part(group, form, segments, self.where, known, terms, stack, norms)
         return group, part
 
 
@@ -139,17 +128,21 @@ def in_bits(newcomers: Sequence[Newcomer], allowed: float) -> list[tuple[BankGro
     )
     if cheaper != shares:
         shares, step = cheaper, _step(newcomers, cheaper, allowed)
-    for _ in range(FINER_TRIES if step is not None else 0):
-        assert step is not None
+    if step is None:
+        return None
+
+    def make(at: float) -> list[tuple[BankGroup, Part]] | None:
         pairs = zip(newcomers, shares, strict=True)
-        made = [one.made(step, shares=both) for one, both in pairs]
+        made = [one.made(at, shares=both) for one, both in pairs]
         found = [one for one in made if one is not None]
-        if len(found) < len(made):
-            return None
-        if sum(float((part.figures[:, DISTANCE] ** 2).sum()) for _, part in found) <= allowed:
-            return found
-        step *= 1 - FINER
-    return None
+        return found if len(found) == len(made) else None
+
+    return made_within(step, make, lambda found: lost_by(part for _, part in found) <= allowed)
+
+
+def lost_by(parts: Iterable[Part]) -> float:
+    """The squared error of all their layers, as measured."""
+    return sum(float((part.figures[:, DISTANCE] ** 2).sum()) for part in parts)
 
 
 def _step(newcomers: Sequence[Newcomer], shares: Sequence[bool], allowed: float) -> float | None:

@@ -11,36 +11,29 @@ import numpy as np
 
 from lotr_tn.analysis.forms import LOTR
 from lotr_tn.analysis.forms.truncated import FORM as ALONE
-from lotr_tn.banks.coded import CODED, CodedBasis, CodedLayers
-from lotr_tn.banks.group import DISTANCE, TERMS, BankGroup, Part, exact_stack
+from lotr_tn.banks.coded import CodedBasis
+from lotr_tn.banks.group import DISTANCE, TERMS, BankGroup, exact_stack
 from lotr_tn.banks.making.choosing import DAMPING
+from lotr_tn.banks.making.coded_parts import made_within, measured_part
 from lotr_tn.banks.making.parts import Made
 from lotr_tn.banks.making.settling import above_of, errors_of, relative_errors
 from lotr_tn.banks.making.stacks import FleetStack
 from lotr_tn.coding.cores import Columns, SharedDirections, encode_core, levels_of
 from lotr_tn.coding.directions import encode_directions
-from lotr_tn.coding.quantise import SLOPE
+from lotr_tn.coding.quantise import cost
 from lotr_tn.coding.tables import LARGEST
 from lotr_tn.conversion.coding import NOTHING_LEFT, coarsest, finest_within
-from lotr_tn.decompose.coded import METHOD, Codable, codable, largest_step
+from lotr_tn.decompose.coded import Codable, codable, largest_step
 from lotr_tn.formats import LoRAStack
 from lotr_tn.linalg.factor import eigh, qr
 from lotr_tn.linalg.ranks import Budget, TotalError
 from lotr_tn.ops.arithmetic import scale
-from lotr_tn.ops.distance import layer_distances
-from lotr_tn.ops.moving import astype
 
 ROUNDS = 4
 """Times that weights of adapters are refined."""
 
 EVEN = 1.02
 """The worst error over their mean, at which weights are even enough."""
-
-FINER_TRIES = 6
-"""Times that it is made finer: what float32 rounds away is far below any error that is coded."""
-
-FINER = 1e-3
-"""By how much the step is made finer where what is measured is above what was asked."""
 
 MAY_GAIN = 1.1
 """What refined weights may bring, as a ratio of bytes."""
@@ -105,8 +98,7 @@ class _Weighed:
 
     def cost(self, step: float, *, shares: bool) -> float:
         """Squared error with bits at what they are worth: what is least at a step."""
-        bits, lost = self.told(step, shares=shares)
-        return float(lost.sum()) + SLOPE * step**2 * bits
+        return cost(*self.told(step, shares=shares), step)
 
     def told(self, step: float, *, shares: bool) -> tuple[float, np.ndarray]:
         """About its bits, and (L,) the squared error of each layer, weighed."""
@@ -147,20 +139,14 @@ class _Weighed:
         self, form: str, segments: int, terms: np.ndarray, layers: Sequence[Any], bases: Any
     ) -> Made:
         """The group of coded layers, and what comes back out of it compared with the original."""
-        fleet = self.fleet
+        fleet, original = self.fleet, self.stack.original
         norms = np.sqrt(fleet.energies)
-        coded = CodedLayers.of(layers)
-        columns = [fleet.layers[:, :2], fleet.ranks, terms, coded.lengths]
-        index = np.column_stack(columns).astype(np.int64)
-        none = np.zeros(len(norms))
-        figures = np.stack([none, norms, none, np.ones(len(norms))], axis=1)
-        part = Part(form, segments, METHOD, {CODED: coded.tensor}, index, figures)
+        where = np.column_stack([fleet.layers[:, :2], fleet.ranks])
         outputs, inputs = tuple(bases[:1]), tuple(bases[1:])
-        group = BankGroup(fleet.name, fleet.shape, fleet.places, outputs, inputs, (part,))
-        back: Any = group.stack(part, slice(0, len(index)))
-        distances = np.asarray(layer_distances(self.stack.original, astype(back, "float64")))
-        figures[:, DISTANCE] = distances  # of the part, now that they are known
-        return Made(group, distances, norms, fleet.adapters)
+        group = BankGroup(fleet.name, fleet.shape, fleet.places, outputs, inputs, ())
+        part = measured_part(group, form, segments, where, layers, terms, original, norms)
+        distances = part.figures[:, DISTANCE]
+        return Made(replace(group, parts=(part,)), distances, norms, fleet.adapters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,12 +282,7 @@ class _Together:
                 return found
             least = coarsest(lambda step: self._leaves(self.errors(step)), self.largest)
             return None if least is None else self._at(least)
-        for _ in range(FINER_TRIES):
-            made = self._at(step)
-            if made is None or not self._above(made, rule.epsilon):
-                return made
-            step *= 1 - FINER
-        return None
+        return made_within(step, self._at, lambda made: not self._above(made, rule.epsilon))
 
     def _leaves(self, errors: np.ndarray) -> bool:
         """Whether these errors leave something of an adapter; none is left of one that is zero."""

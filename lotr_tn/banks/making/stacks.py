@@ -7,6 +7,7 @@ result is the stack in the coordinates of its own HOSVD, from which everything i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -101,7 +102,7 @@ class FleetStack:
         """Numbers that the LoRAs store."""
         return int(self._stored.sum())
 
-    @property
+    @cached_property
     def bytes(self) -> np.ndarray:
         """(L,) bytes of the LoRAs."""
         found = self._stored
