@@ -28,6 +28,9 @@ WARM_UP = 5
 ATTEMPTS = 6
 """Ranks that are tried for an error, between what none may be below and what surely meets it."""
 
+NOISY = 4
+"""Resolutions of the core space within which distances of sums of terms are rounding."""
+
 CANCELLING = 3.0
 """Root of the sum of squared norms of the terms, over ‖T‖, from which they are said to cancel."""
 
@@ -67,8 +70,12 @@ class CPSearch:
                 asked.r1 if isinstance(asked, FixedRank) else asked.count // sum(self.stack.shape)
             )
             return self._stored(self._swept(min(rank, self.most)))
-        floor = (resolution(self.space.wide) * self.norm) ** 2
+        floor = self._noise(self.space.wide) ** 2
         return meet_error(self._smallest, asked, self.norm**2, floor, self.how.dtype)
+
+    def _noise(self, wide: bool) -> float:
+        """What rounding alone may make of a distance: of sums of terms more than of one product."""
+        return NOISY * resolution(wide) * self.norm
 
     def _smallest(self, budget: float) -> CP:
         """The smallest rank found that loses at most so much squared energy."""
@@ -90,8 +97,9 @@ class CPSearch:
 
     def _meets(self, tried: Sweeps, budget: float) -> bool:
         """Whether terms lose at most so much, measured where sweeps cannot tell."""
-        if tried.terms.squared_error > budget or budget > 10 * RESOLVED * self.norm**2:
-            return tried.terms.squared_error <= budget
+        unseen, found = 10 * RESOLVED * self.norm**2, tried.terms.squared_error
+        if max(budget, found) > unseen:
+            return found <= budget
         known = self._stored(tried, "float64").certificate
         return known is not None and known.distance**2 <= budget
 
@@ -125,11 +133,13 @@ class CPSearch:
             )
             arrays = canonical_terms(a, terms.w * terms.sizes, b, xp=xp)
         made = CP(*(narrow(x, dtype, xp=xp) for x in arrays))
-        distances = layer_distances(*(astype(s, "float64") for s in (self.stack, made)))
+        norms = self.space.layer_norms
+        distances = norms  # of nothing: no processor rounds these another way
+        if made.rank:
+            distances = layer_distances(*(astype(s, "float64") for s in (self.stack, made)))
         lower, upper = self._bounds(made.rank, terms)
         sizes = float(np.linalg.norm(to_numpy(terms.sizes)))
         method = "cp-als, terms cancel" if sizes > CANCELLING * self.norm else "cp-als"
-        norms = self.space.layer_norms
         return replace(
             made, certificate=Certificate(distances, norms, lower, upper, method, sweeps.count)
         )
@@ -137,7 +147,7 @@ class CPSearch:
     def _bounds(self, rank: int, terms: Terms) -> tuple[Array, Array]:
         """Below, for any CP of the rank; above, for one that never loses more than a cut LoRA."""
         xp, space = self.problem.xp, self.space
-        noise, coarse = (4 * resolution(wide) * self.norm for wide in (space.wide, False))
+        noise, coarse = self._noise(space.wide), self._noise(wide=False)
         sigmas = (
             *((to_numpy(s.sigma), noise) for s in (space.left, space.right)),
             (_layer_sigma(self.problem), coarse),

@@ -175,7 +175,7 @@ def alternate(
         if not np.isfinite(swept.squared_error) or _squares(swept.sizes) > most:
             return Sweeps(now, count, "terms cancel")
         if swept.squared_error > now.squared_error:  # rounding is all that is left
-            return Sweeps(now, count, "converged")
+            return _converged(problem, now, count)
         ahead = problem.beyond(now, swept, step)
         closer = ahead.squared_error < swept.squared_error and _squares(ahead.sizes) <= most
         step = min(1.5 * step, LONGEST_STEP) if closer else max(step / 2, 0.5)
@@ -184,9 +184,7 @@ def alternate(
             return Sweeps(now, count, "met")
         gain = before.squared_error**0.5 - now.squared_error**0.5
         if now.squared_error <= floor:
-            for _ in range(POLISH):
-                now = problem.swept(now)
-            return Sweeps(now, count + POLISH, "converged")
+            return _converged(problem, now, count)
         if gain <= tolerance * before.squared_error**0.5:
             return Sweeps(now, count, "converged")
         if wanted is not None and now.squared_error**0.5 - gain * (max_sweeps - count) > (
@@ -194,6 +192,14 @@ def alternate(
         ):
             return Sweeps(now, count, "out of reach")
     return Sweeps(now, max_sweeps, "all sweeps")
+
+
+def _converged(problem: CoreProblem, terms: Terms, count: int) -> Sweeps:
+    """The end of the sweeps; below what these can see, a few more that still help."""
+    more = POLISH if terms.squared_error <= RESOLVED * problem.square else 0
+    for _ in range(more):
+        terms = problem.swept(terms)
+    return Sweeps(terms, count + more, "converged")
 
 
 def _squares(x: Array) -> float:
