@@ -8,9 +8,9 @@ from typing import final
 from lotr_tn._arguments import door
 from lotr_tn.catalogue.architecture import Architecture
 from lotr_tn.catalogue.grouping import group_paths, kind_of
-from lotr_tn.decompose.legs import legs_of
+from lotr_tn.decompose.legs import PUBLISHED, legs_of
 from lotr_tn.decompose.train_rounding import numbers
-from lotr_tn.errors import OptionError, RankError
+from lotr_tn.errors import OptionError, RankError, not_among
 
 RANKS = (1, 2, 4, 8, 16, 32)  # the ranks of the LoTR paper's table
 
@@ -236,6 +236,8 @@ def count_table(
         GroupCount(name, tuple(named[i][0] for i in found), (len(found), *named[found[0]][1]))
         for name, found in group_paths(named, group_by).items()
     )
+    if legs is not None and legs not in ("balanced", *PUBLISHED):
+        raise OptionError(not_among("legs", legs, ("balanced", *PUBLISHED)))
     chosen = (targets,) if isinstance(targets, str) else targets
     rows = tuple(_row(groups, rank, heads, legs or "balanced") for rank in ranks)
     return CountTable(architecture.name, chosen, group_by, groups, rows, heads, legs)

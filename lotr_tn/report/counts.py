@@ -70,14 +70,11 @@ def counts_text(record: dict[str, Any], total: int) -> RenderableType:
         f"{record['params_dense']:,} weights\n"
         f"Grouped   by {record['group_by']}"
     )
-    ranks = _ranks(record["ranks"], record["heads"], record["legs"])
-    ranks.show_edge = False  # the table above ends with the blank line between them
-    return Group(
-        head,
-        _groups(record["groups"]),
-        Padding(ranks, (0, 0, 0, 1), expand=False),
-        Text("\n" + _closing(record)),
-    )
+    tables = [_ranks(record["ranks"]), *_others(record)]
+    for table in tables:
+        table.show_edge = False  # the table above ends with the blank line between them
+    below = [Padding(table, (0, 0, 1, 1), expand=False) for table in tables]
+    return Group(head, _groups(record["groups"]), *below, Text(_closing(record)))
 
 
 def _groups(groups: list[dict[str, Any]]) -> Table:
@@ -94,10 +91,25 @@ def _groups(groups: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _ranks(rows: list[dict[str, Any]], heads: int | None, legs: str | None) -> Table:
-    last = () if heads is None else (f"CP, {heads} heads",)
-    last += () if legs is None else (f"TT, {legs}",)
-    table = plain_table("Rank r", "LoRA", "LoTR", "Cores only", "Ratio", "Equal size", *last)
+def _others(record: dict[str, Any]) -> list[Table]:
+    """A table of the forms that were asked for beside LoTR, if any was."""
+    asked = {
+        f"CP, {record['heads']} heads": None if record["heads"] is None else "params_cp",
+        f"TT, {record['legs']}": None if record["legs"] is None else "params_tt",
+    }
+    shown = {label: key for label, key in asked.items() if key is not None}
+    if not shown:
+        return []
+    table = plain_table("Rank r", "LoRA", *shown)
+    table.columns[0].justify = "right"
+    for row in record["ranks"]:
+        counts = (f"{row[key]:,}" for key in ("params_lora", *shown.values()))
+        table.add_row(str(row["rank"]), *counts)
+    return [table]
+
+
+def _ranks(rows: list[dict[str, Any]]) -> Table:
+    table = plain_table("Rank r", "LoRA", "LoTR", "Cores only", "Ratio", "Equal size")
     table.columns[0].justify = "right"
     for row in rows:
         table.add_row(
@@ -107,8 +119,6 @@ def _ranks(rows: list[dict[str, Any]], heads: int | None, legs: str | None) -> T
             f"{row['params_cores']:,}",
             times(row["params_lotr"], row["params_lora"]),
             str(row["equal_size_rank"]),
-            *(() if heads is None else (f"{row['params_cp']:,}",)),
-            *(() if legs is None else (f"{row['params_tt']:,}",)),
         )
     return table
 
